@@ -1,0 +1,3 @@
+"""Speech enhancement with HiFi-GAN, HiFi++ and FINALLY: networks, losses, data, training, measurement."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,29 @@
+"""The `finallyse` command. Each sub-command imports what it needs when it is called, so that --help is instant."""
+
+from __future__ import annotations
+
+import typer
+
+from finallyse.errors import one_line_errors
+
+app = typer.Typer(
+    help="Enhance speech, convert checkpoints, look at networks, corpora and runs.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+@app.callback()
+def finallyse() -> None:
+    """Enhance speech, convert checkpoints, look at networks, corpora and runs."""
+
+
+def main() -> None:
+    """Entry point of the `finallyse` command."""
+    with one_line_errors():
+        app()
+
+
+if __name__ == "__main__":
+    main()

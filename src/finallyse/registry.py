@@ -1,0 +1,81 @@
+"""Registries: the published name of a part -> the class that is it.
+
+    models_registry = Registry("network")
+
+    @models_registry.register("mpd")
+    class MultiPeriodDiscriminator(nn.Module): ...
+
+    models_registry["mpd"](**args)
+
+Constructors of registered classes take plain YAML values only, each with a type annotation: the schema of the
+configuration is generated from their signatures.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
+
+from finallyse.errors import UserError, nearest
+
+T = TypeVar("T", bound=type)
+
+
+class Registry(Mapping[str, type]):
+    """Maps published names to classes; unknown names and wrong arguments fail with what would have been right."""
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self._classes: dict[str, type] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Class decorator that files the class under `name`."""
+
+        def decorate(cls: T) -> T:
+            if name in self._classes:
+                raise ValueError(f"{self.kind} {name!r} is registered twice")
+            self._classes[name] = cls
+            _check_arguments(cls, f"{self.kind} {name!r}")
+            return cls
+
+        return decorate
+
+    def __getitem__(self, name: str) -> type:
+        if name not in self._classes:
+            raise UserError(f"unknown {self.kind} {name!r}; {nearest(name, self._classes)}")
+        return self._classes[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._classes)
+
+    def __len__(self) -> int:
+        return len(self._classes)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._classes
+
+
+def _check_arguments(cls: type, label: str) -> None:
+    """Make a wrong argument of `cls(...)` a UserError that lists the accepted ones."""
+    init = cls.__init__
+    signature = inspect.signature(init)
+    accepted = [n for n in signature.parameters if n != "self"]
+
+    @functools.wraps(init)
+    def checked(self, *args, **kwargs):
+        if type(self) is cls:  # a subclass has arguments of its own
+            unknown = [k for k in kwargs if k not in accepted]
+            if unknown:
+                raise UserError(
+                    f"{label} has no argument {unknown[0]!r}; {nearest(unknown[0], accepted)} "
+                    f"(accepted: {', '.join(accepted)})"
+                )
+            try:
+                signature.bind(self, *args, **kwargs)
+            except TypeError as error:
+                raise UserError(f"{label}: {error} (accepted: {', '.join(accepted)})") from None
+        init(self, *args, **kwargs)
+
+    cls.__init__ = checked
