@@ -1,0 +1,76 @@
+"""Short-time Fourier transforms of waveforms, in float32 whatever autocast says, with windows built once.
+
+All functions are differentiable. Lengths are in samples, spectra are [B, bins, frames] complex64.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_windows: dict[tuple, Tensor] = {}
+
+
+@torch.compiler.assume_constant_result
+def hann_window(length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Periodic Hann window [length], built once per (length, device, dtype)."""
+    key = (length, device, dtype)
+    if key not in _windows:
+        with torch.inference_mode(False):  # an inference tensor could not serve a training step later
+            _windows[key] = torch.hann_window(length, dtype=torch.float64).to(device, dtype)
+    return _windows[key]
+
+
+def reflect_pad(wav: Tensor, left: int, right: int) -> Tensor:
+    """Reflect the last axis by `left` and `right` samples without repeating the edge sample.
+
+    Clips shorter than the padding are reflected to and fro, as numpy.pad(mode="reflect") does, so that any length of
+    at least one sample is accepted; a single sample is repeated.
+    """
+    length = wav.shape[-1]
+    if max(left, right) < length:
+        if wav.dim() == 1:
+            return F.pad(wav[None], (left, right), mode="reflect")[0]
+        return F.pad(wav, (left, right), mode="reflect")
+    period = max(2 * (length - 1), 1)
+    index = torch.arange(-left, length + right, device=wav.device).remainder(period)
+    return wav[..., torch.where(index < length, index, period - index)]
+
+
+def stft(
+    wav: Tensor, n_fft: int, hop: int, win: int | None = None, *, center: bool, normalized: bool = False
+) -> Tensor:
+    """Spectrum of wav [B, T]: complex64 [B, n_fft // 2 + 1, frames] with a Hann window of `win` samples.
+
+    center: the clip is reflected by n_fft / 2 on both sides, so that frame k is centred on sample k * hop and there are
+    T // hop + 1 frames. Without it frame k starts at sample k * hop; a clip shorter than one frame is padded with zeros.
+    normalized: divided by the root of the window's energy.
+    """
+    win = n_fft if win is None else win
+    with torch.autocast(wav.device.type, enabled=False):
+        wav = wav.float()
+        if center:
+            wav = reflect_pad(wav, n_fft // 2, n_fft // 2)
+        elif wav.shape[-1] < n_fft:
+            wav = F.pad(wav, (0, n_fft - wav.shape[-1]))
+        window = hann_window(win, wav.device, wav.dtype)
+        spectrum = torch.stft(wav, n_fft, hop, win, window, center=False, return_complex=True)
+        if normalized:
+            # the window's energy is sum(hann^2) = 3/8 win
+            spectrum = spectrum * (0.375 * win) ** -0.5
+        return spectrum
+
+
+def istft(spectrum: Tensor, n_fft: int, hop: int, length: int, win: int | None = None) -> Tensor:
+    """Waveform [B, length] of a centred spectrum [B, n_fft // 2 + 1, frames] (the inverse of `stft(center=True)`)."""
+    win = n_fft if win is None else win
+    with torch.autocast(spectrum.device.type, enabled=False):
+        window = hann_window(win, spectrum.device, torch.float32)
+        return torch.istft(spectrum, n_fft, hop, win, window, center=True, length=length)
+
+
+def magnitude(spectrum: Tensor, floor: float = 1e-9) -> Tensor:
+    """sqrt(re^2 + im^2 + floor) of a complex spectrum; `floor` keeps the gradient finite on silence."""
+    parts = torch.view_as_real(spectrum)
+    return (parts.square().sum(-1) + floor).sqrt()
