@@ -1,0 +1,349 @@
+"""The configuration's JSON schema: generated from the code, and used to check what people write.
+
+    python -m finallyse.schema          writes config/schema.json and the tables of config/README.md
+
+The schema holds every option of :mod:`finallyse.config` and every argument of every registered part. The workflow
+reads the generated file (so that a dry run need not import PyTorch); scripts/train.py builds it from the code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import sys
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonschema import Draft202012Validator, ValidationError
+
+from finallyse import config as options
+from finallyse.errors import UserError, nearest
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+SCALARS = {
+    int: "integer",
+    float: "number",
+    str: "string",
+    bool: "boolean",
+    list: "array",
+    tuple: "array",
+    dict: "object",
+}
+NULLABLE = {"type": "null"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Building it
+
+
+def build_schema() -> dict:
+    """The schema of both kinds of file, under `$defs`: `pipeline` and `experiment`."""
+    from finallyse.augmentations import augmentations_registry
+    from finallyse.datasets import datasets_registry
+    from finallyse.losses import losses_registry
+    from finallyse.metrics import metrics_registry
+    from finallyse.models import models_registry
+    from finallyse.training import trainers_registry
+
+    defs = {
+        "augmentations": {
+            "type": "array",
+            "items": {
+                **_object(
+                    name={"enum": sorted(augmentations_registry)},
+                    probability={"type": "number", "minimum": 0, "maximum": 1, "default": 1.0},
+                    args={"type": "object", "default": {}},
+                ),
+                "allOf": _arguments_by_name(augmentations_registry),
+            },
+        }
+    }
+
+    experiment = _dataclass_schema(options.Experiment)
+    of = experiment["properties"]
+    of["trainer"] = {"enum": [*sorted(trainers_registry), None], "description": of["trainer"]["description"]}
+    _choose_from(of["generator"], models_registry)
+    _choose_from(of["data"]["properties"]["train"], datasets_registry)
+    _choose_from(of["data"]["properties"]["validation"], datasets_registry)
+    of["discriminators"]["properties"]["parts"].update(_parts(models_registry))
+    weight = {"weight": {"type": "number", "default": 1.0}}
+    for kind in ("generator", "discriminator"):
+        of["losses"]["properties"][kind].update(_parts(losses_registry, **weight))
+    of["metrics"]["items"] = {"enum": sorted(metrics_registry)}
+
+    pipeline = _dataclass_schema(options.Pipeline)
+    of = pipeline["properties"]
+    network = _dataclass_schema(options.Network)
+    network["properties"]["override"] = {"$ref": "#/$defs/experiment"}
+    of["networks"]["additionalProperties"] = {"anyOf": [NULLABLE, network]}
+    of["corpora"]["additionalProperties"] = _dataclass_schema(options.Corpus)
+    of["common"] = {"$ref": "#/$defs/experiment"}
+    of["metrics"]["items"] = {"enum": sorted(metrics_registry)}
+
+    return {
+        "$schema": DIALECT,
+        "$ref": "#/$defs/pipeline",
+        "$defs": {**defs, "experiment": experiment, "pipeline": pipeline},
+    }
+
+
+def _object(**properties: dict) -> dict:
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def _dataclass_schema(cls: type) -> dict:
+    hints = typing.get_type_hints(cls)
+    properties = {}
+    for field in dataclasses.fields(cls):
+        schema = _type_schema(hints[field.name])
+        schema.update(field.metadata.get("constraints", {}))
+        schema["description"] = field.metadata["help"]
+        if not dataclasses.is_dataclass(hints[field.name]):
+            factory = field.default_factory
+            schema["default"] = field.default if factory is dataclasses.MISSING else factory()
+        properties[field.name] = schema
+    return _object(**properties)
+
+
+def _type_schema(hint: Any) -> dict:
+    """JSON schema of a type annotation; an annotation that YAML cannot express is a defect of the code."""
+    if dataclasses.is_dataclass(hint):
+        return _dataclass_schema(hint)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return {"enum": list(arguments)}
+    if origin in (typing.Union, types.UnionType):
+        simple = [SCALARS[a] for a in arguments if a in SCALARS]
+        if len(simple) + (type(None) in arguments) == len(arguments):
+            return {"type": [*simple, *(["null"] if type(None) in arguments else [])]}
+        return {"anyOf": [NULLABLE if a is type(None) else _type_schema(a) for a in arguments]}
+    if origin in (list, tuple, dict) or hint in SCALARS:
+        schema: dict = {"type": SCALARS[origin or hint]}
+        element = [a for a in arguments if a is not Ellipsis]
+        if origin is list and element and element[0] is not Any:
+            schema["items"] = _type_schema(element[0])
+        if origin is dict and len(element) == 2 and element[1] is not Any:
+            schema["additionalProperties"] = _type_schema(element[1])
+        return schema
+    if origin in (typing.get_origin(typing.Sequence[int]),):
+        return {"type": "array", "items": _type_schema(arguments[0])}
+    raise TypeError(f"{hint!r} cannot be written in YAML: annotate registered constructors with plain types")
+
+
+def _argument_schema(cls: type) -> dict:
+    """JSON schema of the arguments of a constructor."""
+    hints = typing.get_type_hints(inspect.unwrap(cls.__init__))
+    properties, required = {}, []
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if name == "augmentations":
+            schema: dict = {"$ref": "#/$defs/augmentations"}
+        else:
+            schema = _type_schema(hints[name])
+        if parameter.default is inspect.Parameter.empty:
+            required.append(name)
+        else:
+            default = parameter.default
+            schema["default"] = list(default) if isinstance(default, tuple) else default
+        properties[name] = schema
+    schema = _object(**properties)
+    if required:
+        schema["x-required"] = (
+            required  # JSON schema's `required` would refuse overlays, which say only what they change
+        )
+    return schema
+
+
+def _arguments_by_name(registry: Mapping[str, type]) -> list[dict]:
+    return [
+        {
+            "if": {"properties": {"name": {"const": name}}, "required": ["name"]},
+            "then": {"properties": {"args": _argument_schema(registry[name])}},
+        }
+        for name in sorted(registry)
+    ]
+
+
+def _choose_from(part: dict, registry: Mapping[str, type]) -> None:
+    part["properties"]["name"] = {"enum": [*sorted(registry), None], "description": "name in the registry"}
+    part["allOf"] = _arguments_by_name(registry)
+
+
+def _parts(registry: Mapping[str, type], **extra: dict) -> dict:
+    def schema(cls: type) -> dict:
+        part = _object(**extra, args={**_argument_schema(cls), "default": {}})
+        return {**part, "type": ["object", "null"]}
+
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {name: schema(registry[name]) for name in sorted(registry)},
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Using it
+
+
+def read_schema(path: str | Path) -> dict:
+    """The generated schema file."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not readable ({error}); write it anew with `make schema`") from error
+
+
+def validate(config: dict, schema: dict, root: dict, source: str) -> None:
+    """Raise a UserError for the first thing in `config` that `schema` (a part of `root`) does not allow."""
+    validator = Draft202012Validator({**schema, "$defs": root["$defs"]})
+    errors = sorted(validator.iter_errors(config), key=lambda e: [str(p) for p in e.absolute_path])
+    for error in errors:
+        for leaf in _leaves(error):
+            if not _is_interpolation(leaf.instance):
+                raise UserError(_message(leaf, source))
+
+
+def _leaves(error: ValidationError) -> Iterator[ValidationError]:
+    """The errors inside an `anyOf` that concern the non-null alternative, or the error itself."""
+    if error.validator == "anyOf" and error.context:
+        deepest = max(error.context, key=lambda e: len(e.absolute_path))
+        if len(deepest.absolute_path) > len(error.absolute_path) or deepest.validator == "additionalProperties":
+            yield from _leaves(deepest)
+            return
+    yield error
+
+
+def _is_interpolation(value: Any) -> bool:
+    return isinstance(value, str) and "${" in value
+
+
+def _message(error: ValidationError, source: str) -> str:
+    key = ".".join(map(str, error.absolute_path))
+    if error.validator == "additionalProperties":
+        known = error.schema.get("properties", {})
+        unknown = next(k for k in error.instance if k not in known)
+        dotted = f"{key}.{unknown}" if key else str(unknown)
+        return f"{source}: {dotted}: unknown key; {nearest(unknown, known)}"
+    if error.validator == "enum":
+        known = [v for v in error.validator_value if v is not None]
+        return f"{source}: {key}: unknown value {error.instance!r}; {nearest(error.instance, known)}"
+    if error.validator == "type":
+        wanted = error.validator_value
+        wanted = wanted if isinstance(wanted, str) else " or ".join(wanted)
+        return f"{source}: {key}: must be {wanted}, got {error.instance!r}"
+    return f"{source}: {key}: {error.message}"
+
+
+def fill_arguments(value: Any, schema: dict, root: dict) -> None:
+    """Fill in, in place, the defaults of the arguments of every part that `value` names."""
+    for args, arguments in _arguments(value, schema, root):
+        for name, argument in arguments["properties"].items():
+            if "default" in argument and name not in args:
+                args[name] = json.loads(json.dumps(argument["default"]))
+
+
+def check_required(value: Any, schema: dict, root: dict, source: str) -> None:
+    """Raise a UserError for the first argument without a default that a part was not given."""
+    for args, arguments in _arguments(value, schema, root):
+        for name in arguments.get("x-required", ()):
+            if name not in args:
+                raise UserError(
+                    f"{source}: argument {name!r} is required beside {', '.join(map(repr, args)) or 'none'}"
+                )
+
+
+def _arguments(value: Any, schema: dict, root: dict) -> Iterator[tuple[dict, dict]]:
+    """Every `args` in `value` with the schema of its arguments, outermost first."""
+    if "$ref" in schema:
+        schema = root["$defs"][schema["$ref"].rsplit("/", 1)[1]]
+    if isinstance(value, list) and "items" in schema:
+        for item in value:
+            yield from _arguments(item, schema["items"], root)
+    if not isinstance(value, dict):
+        return
+    properties = dict(schema.get("properties", {}))
+    for choice in schema.get("allOf", ()):
+        if choice["if"]["properties"]["name"]["const"] == value.get("name"):
+            value.setdefault("args", {})
+            properties["args"] = choice["then"]["properties"]["args"]
+            yield value["args"], properties["args"]
+    if properties.get("args", {}).get("properties") is not None and "name" not in properties:
+        value.setdefault("args", {})
+        yield value["args"], properties["args"]
+        if "weight" in properties:
+            value.setdefault("weight", properties["weight"]["default"])
+    for key, inner in value.items():
+        if key in properties:
+            yield from _arguments(inner, properties[key], root)
+
+
+def check_keys(config: dict, dotted: str, source: str) -> None:
+    """Raise a UserError if no key `dotted` exists in `config`."""
+    inside: Any = config
+    for depth, key in enumerate(dotted.split(".")):
+        if not isinstance(inside, dict) or key not in inside:
+            known = inside if isinstance(inside, dict) else {}
+            at = ".".join(dotted.split(".")[: depth + 1])
+            raise UserError(f"{source}: {at}: unknown key; {nearest(key, known)}")
+        inside = inside[key]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing it
+
+
+def schema_text() -> str:
+    """The text of config/schema.json."""
+    return json.dumps(build_schema(), indent=1, sort_keys=False) + "\n"
+
+
+def option_tables() -> str:
+    """Markdown tables of every option: key, type, default, meaning."""
+    lines = []
+    for title, cls, prefix in (
+        ("Pipeline", options.Pipeline, ""),
+        ("Pipeline: `networks.<name>`", options.Network, "networks.<name>."),
+        ("Pipeline: `corpora.<name>`", options.Corpus, "corpora.<name>."),
+        ("Experiment", options.Experiment, ""),
+    ):
+        lines += [f"### {title}", "", "| option | values | default | meaning |", "|---|---|---|---|"]
+        lines += [f"| `{prefix}{key}` | {kind} | {default} | {help} |" for key, kind, default, help in _rows(cls)]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _rows(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from _rows(hints[field.name], f"{prefix}{field.name}.")
+            continue
+        schema = _type_schema(hints[field.name])
+        if "enum" in schema:
+            kind = ", ".join(map(str, schema["enum"]))
+        elif "anyOf" in schema:
+            kind = ", ".join(s.get("type") or ", ".join(s["enum"]) for s in schema["anyOf"])
+        else:
+            kind = schema["type"] if isinstance(schema["type"], str) else ", ".join(schema["type"])
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        yield f"{prefix}{field.name}", kind, f"`{json.dumps(default)}`", field.metadata["help"]
+
+
+BEGIN, END = "<!-- generated by `make schema` -->\n", "<!-- end of the generated part -->\n"
+
+
+def main(folder: str = "config") -> None:
+    """Write config/schema.json and the generated part of config/README.md."""
+    Path(folder, "schema.json").write_text(schema_text())
+    readme = Path(folder, "README.md")
+    before, rest = readme.read_text().split(BEGIN)
+    after = rest.split(END)[1]
+    readme.write_text(before + BEGIN + "\n" + option_tables() + "\n" + END + after)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
