@@ -193,14 +193,10 @@ class Network:
 
     experiment: str | None = option(None, "its experiment file")
     override: dict = option({}, "options of the experiment to change, as in the file")
-    gpus: int = option(
-        1, "GPUs of the training job (more than one: torchrun); the result does not depend on it", minimum=1
-    )
+    gpus: int = option(1, "GPUs of the training job; the result does not depend on it", minimum=1)
     threads: int = option(8, "CPU cores of the training job", minimum=1)
     mem_gb: float = option(32, "memory of the training job in GB", exclusiveMinimum=0)
-    hours: float = option(
-        48, "time limit of one training job; it saves before and is then continued", exclusiveMinimum=0
-    )
+    hours: float = option(48, "time limit of one training job, which saves before and is continued", exclusiveMinimum=0)
 
 
 @dataclasses.dataclass
@@ -220,9 +216,7 @@ class Pipeline:
 
     results: str = option("results", "folder of results")
     resources: str = option("resources", "folder of downloads and prepared data")
-    demo_speech: str | None = option(
-        None, "folder of recordings to build the demo's corpora from; null: the embedded ones"
-    )
+    demo_speech: str | None = option(None, "recordings to build the demo's corpora from; null: the embedded ones")
     allow_cpu: bool = option(False, "train although no GPU is visible")
     seed: int = option(1234, "seed of splits and experiments", minimum=0)
     networks: dict = option({}, "network name -> experiment; null removes one that an overlaid file has")
@@ -269,7 +263,7 @@ def _resolve(config: dict, source: str) -> dict:
 
 
 def complete_experiment(config: dict, source: str, schema: dict) -> dict:
-    """Merge `config` over the defaults, resolve it, drop parts set to null, fill in the arguments' defaults, check it."""
+    """`config` over the defaults: resolved, without the parts set to null, with every argument's default, checked."""
     from finallyse.schema import check_required, fill_arguments, validate
 
     full = _resolve(merge(defaults(Experiment), config), source)
