@@ -1,0 +1,59 @@
+# make demo      set up .venv, run the whole workflow on the embedded corpus (CPU, minutes)
+# make test      set up .venv, run the tests
+# make install   set up .venv only
+# make bench     run the benchmarks
+# make schema    write config/schema.json and config/README.md's tables anew after changing options or parts
+# make format    format and lint
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help install demo test bench schema format clean-demo
+
+VENV := .venv
+BIN := $(VENV)/bin
+CORES ?= $(shell nproc 2>/dev/null || echo 2)
+# The first of these that is there and is Python 3.11 or 3.12; or say make PYTHON=/path/to/python3.11
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3 python,$(shell command -v $(p) >/dev/null 2>&1 && \
+	$(p) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1 && echo $(p))))
+
+help:
+	@sed -n '/^# make/s/^# //p' Makefile
+
+install: $(BIN)/.installed-dev
+
+$(BIN)/.python:
+	@if [ -z "$(PYTHON)" ]; then echo "error: Python 3.11 or 3.12 is needed and neither is on the PATH; install one, or say: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; fi
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || { echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1), not Python 3.11 or 3.12; say: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { echo "error: $(PYTHON) -m venv failed; on Debian or Ubuntu install the package python3-venv" >&2; exit 1; }
+	@touch $@
+
+# torch goes first: asked for on its own, pip may take a CPU build that lies in a local folder.
+$(BIN)/.installed: requirements.txt pyproject.toml $(BIN)/.python
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$$(grep -E '^torch==' requirements.txt)"
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@touch $@
+
+$(BIN)/.installed-dev: requirements-dev.txt $(BIN)/.installed
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	@touch $@
+
+demo: $(BIN)/.installed
+	$(BIN)/snakemake --cores $(CORES) --configfile config/demo.yaml
+	@echo "The report: results/demo/report.html"
+
+test: $(BIN)/.installed-dev
+	$(BIN)/python -m pytest
+
+bench: $(BIN)/.installed-dev
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+schema: $(BIN)/.installed
+	$(BIN)/python -m finallyse.schema
+
+format: $(BIN)/.installed-dev
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/snakefmt Snakefile workflow
+
+clean-demo:
+	rm -rf results/demo

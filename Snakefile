@@ -1,0 +1,53 @@
+"""Trains HiFi-GAN, HiFi++ and FINALLY, measures them and writes a report.
+
+    snakemake --cores 8 results/finally_stage3.ckpt        # the paper
+    snakemake --cores 8 finally_stage3                     # the same, by the network's name
+    snakemake --cores 2 --configfile config/demo.yaml      # everything on the embedded corpus, small networks
+    snakemake --cores 8 data                               # only fetch and prepare the corpora
+"""
+
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+configfile: "config/config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/download.smk"
+include: "workflow/rules/prepare.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+
+
+localrules:
+    all,
+    data,
+    *NETWORKS,
+
+
+rule all:
+    default_target: True
+    input:
+        checkpoints=expand("{results}/{network}.ckpt", results=RESULTS, network=NETWORKS),
+        report=f"{RESULTS}/report.html",
+
+
+rule data:
+    input:
+        all_training_data(),
+
+
+for network in NETWORKS:
+
+    rule:
+        name:
+            network
+        input:
+            ckpt=f"{RESULTS}/{network}.ckpt",
+
+
+onstart:
+    require_gpu()

@@ -1,0 +1,19 @@
+"""Write a complete experiment, given as JSON, to a YAML file that scripts/train.py reads."""
+
+import argparse
+import json
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("experiment", help="the experiment's options as JSON")
+parser.add_argument("output", type=Path, help="YAML file to write")
+arguments = parser.parse_args()
+
+part = arguments.output.with_suffix(".part")
+part.write_text(
+    "# Complete and resolved: what this network was trained with. Written by the workflow.\n"
+    + OmegaConf.to_yaml(OmegaConf.create(json.loads(arguments.experiment)))
+)
+part.rename(arguments.output)

@@ -1,0 +1,107 @@
+"""The checked configuration, and the functions that the rules' inputs come from."""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+from finallyse.config import load_pipeline
+from finallyse.errors import UserError
+from finallyse.hardware import visible_gpus
+from finallyse.schema import read_schema
+
+# Jobs run `python scripts/...`: that must be the Python that runs Snakemake, also where its environment is not
+# activated. Conda environments and containers put their own in front of it, and find the package by PYTHONPATH.
+for variable, folder in (("PATH", Path(sys.executable).parent), ("PYTHONPATH", Path(workflow.basedir) / "src")):
+    os.environ[variable] = os.pathsep.join(filter(None, [str(folder), os.environ.get(variable)]))
+
+if Path.cwd() != Path(workflow.basedir):
+    sys.exit(f"error: run snakemake in the project's folder ({workflow.basedir}), not in {Path.cwd()}")
+
+try:
+    config = load_pipeline(
+        ["config/config.yaml", *workflow.overwrite_configfiles],
+        workflow.config_settings.config,
+        read_schema("config/schema.json"),
+    )
+except UserError as error:
+    sys.exit(f"error: {error}")
+
+RESULTS = config["results"]
+RESOURCES = config["resources"]
+EXPERIMENTS = config["experiments"]
+NETWORKS = list(EXPERIMENTS)
+
+# One GPU job at a time on a workstation: `gpu` itself is left unlimited there, since a limit would also scale down a
+# training job that asks for several GPUs. On a cluster the scheduler hands out the GPUs.
+if workflow.is_main_process and workflow.local_exec and "gpu_jobs" not in workflow.global_resources:
+    workflow.register_resource("gpu_jobs", 1)
+
+
+wildcard_constraints:
+    network="|".join(map(re.escape, NETWORKS)),
+
+
+def experiment_files(network, prefix):
+    """Every path in an experiment that lies under `prefix`, in order of appearance, once."""
+
+    def walk(value):
+        if isinstance(value, dict):
+            for inner in value.values():
+                yield from walk(inner)
+        elif isinstance(value, list):
+            for inner in value:
+                yield from walk(inner)
+        elif isinstance(value, str) and value.startswith(prefix):
+            yield value
+
+    return list(dict.fromkeys(walk(EXPERIMENTS[network])))
+
+
+def training_manifests(wildcards):
+    """The manifests of speech, noises and impulse responses that a network is trained and validated on."""
+    return experiment_files(wildcards.network, f"{RESOURCES}/prepared/")
+
+
+def training_weights(wildcards):
+    """The pretrained weights that a network is trained with."""
+    return weight_files(experiment_files(wildcards.network, f"{RESOURCES}/weights/"))
+
+
+def initial_checkpoint(wildcards):
+    """The checkpoint that a network starts from, if it does."""
+    return experiment_files(wildcards.network, f"{RESULTS}/")
+
+
+def weight_files(paths):
+    """The files of the registry's weights that lie at or above `paths`."""
+    names = {Path(path).relative_to(f"{RESOURCES}/weights").parts[0] for path in paths}
+    return [file for name in sorted(names) for file in downloaded_files(name)]
+
+
+def all_training_data():
+    """Manifests and weights of all networks of this config."""
+    files = []
+    for network in NETWORKS:
+        files += experiment_files(network, f"{RESOURCES}/prepared/")
+        files += weight_files(experiment_files(network, f"{RESOURCES}/weights/"))
+    return sorted(set(files))
+
+
+def require_gpu():
+    """Stop before anything is downloaded if networks are to be trained here, no GPU is visible and none may do without."""
+    if not (workflow.is_main_process and workflow.local_exec) or config["allow_cpu"] or visible_gpus():
+        return
+    waiting = [job.wildcards.network for job in workflow.dag.needrun_jobs() if job.rule.name == "train_network"]
+    if waiting:
+        sys.exit(
+            f"error: no GPU is visible, and training {', '.join(sorted(waiting))} at this size takes weeks on a CPU. "
+            "Run on a machine with a GPU or through a cluster profile, take --configfile config/demo.yaml for small "
+            "networks, or insist with --config allow_cpu=true"
+        )
+
+
+def launcher(gpus):
+    """The command that starts a training script, one process per GPU."""
+    return "python" if gpus == 1 else f"torchrun --standalone --nproc-per-node={gpus}"
