@@ -146,8 +146,7 @@ def _argument_schema(cls: type) -> dict:
         if parameter.default is inspect.Parameter.empty:
             required.append(name)
         else:
-            default = parameter.default
-            schema["default"] = list(default) if isinstance(default, tuple) else default
+            schema["default"] = json.loads(json.dumps(parameter.default))  # YAML knows no tuples
         properties[name] = schema
     schema = _object(**properties)
     if required:
