@@ -115,7 +115,9 @@ def main() -> None:
         duration = len(wav) / RATE
         if not SHORTEST_S <= duration <= LONGEST_S:
             raise SystemExit(f"{row['file']}: {duration:.2f} s is not within {SHORTEST_S} and {LONGEST_S} s")
-        soundfile.write(HERE / "speech" / row["file"], wav, RATE, subtype="PCM_16", format="FLAC", compression_level=1.0)
+        soundfile.write(
+            HERE / "speech" / row["file"], wav, RATE, subtype="PCM_16", format="FLAC", compression_level=1.0
+        )
         seconds += duration
         print(f"{row['file']:22s} {duration:5.2f} s  peak {np.abs(wav).max():.2f}", flush=True)
     print(f"{len(transcripts)} clips, {seconds:.0f} s")
