@@ -1,0 +1,219 @@
+"""The configuration: what is wrong stops at once with the file, the key and the nearest valid name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from finallyse import schema as schemas
+from finallyse.config import load_experiment, load_pipeline
+from finallyse.errors import UserError
+
+NETWORKS = [
+    "hifigan",
+    "hifipp_bwe1",
+    "hifipp_bwe2",
+    "hifipp_bwe4",
+    "hifipp_denoise",
+    "finally_stage1",
+    "finally_stage2",
+    "finally_stage3_pretrain",
+    "finally_stage3",
+]
+
+
+@pytest.fixture(scope="module")
+def schema() -> dict:
+    return schemas.build_schema()
+
+
+@pytest.fixture(autouse=True)
+def in_root(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def test_the_schema_file_is_what_the_code_says(schema):
+    assert json.loads(Path("config/schema.json").read_text()) == json.loads(json.dumps(schema)), "run `make schema`"
+
+
+def test_the_readme_documents_every_option():
+    assert schemas.option_tables() in Path("config/README.md").read_text(), "run `make schema`"
+
+
+@pytest.mark.parametrize("files", [["config/config.yaml"], ["config/config.yaml", "config/demo.yaml"]])
+def test_the_shipped_configs_are_complete(files, schema):
+    config = load_pipeline(files, {}, schema)
+    assert list(config["experiments"]) == NETWORKS
+    for name, experiment in config["experiments"].items():
+        assert experiment["exp"]["run_name"] == name
+        assert "${" not in json.dumps(experiment), "every interpolation is resolved"
+
+
+def test_folders_move_as_one(schema):
+    config = load_pipeline(["config/config.yaml", "config/demo.yaml"], {"results": "results/mine/"}, schema)
+    assert config["results"] == "results/mine"
+    assert config["resources"] == "results/mine/resources"
+    stage2 = config["experiments"]["finally_stage2"]
+    assert stage2["generator"]["init_from"] == "results/mine/finally_stage1.ckpt"
+    assert stage2["data"]["train"]["args"]["manifest"].startswith("results/mine/resources/prepared/")
+
+
+def test_stages_start_from_one_another(schema):
+    experiments = load_pipeline(["config/config.yaml"], {}, schema)["experiments"]
+    start = {name: experiment["generator"]["init_from"] for name, experiment in experiments.items()}
+    assert {name: path for name, path in start.items() if path} == {
+        "finally_stage2": "results/finally_stage1.ckpt",
+        "finally_stage3_pretrain": "results/finally_stage2.ckpt",
+        "finally_stage3": "results/finally_stage3_pretrain.ckpt",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("resultz: here", r"my\.yaml: resultz: unknown key; did you mean 'results'"),
+        ("allow_cpu: maybe", r"my\.yaml: allow_cpu: must be boolean, got 'maybe'"),
+        ("seed: -1", r"my\.yaml: seed: -1 is less than the minimum of 0"),
+        ("metrics: [wb_pesk]", r"my\.yaml: metrics\.0: unknown value 'wb_pesk'; did you mean 'wb_pesq'"),
+        (
+            "networks: {hifigan: {experimnt: x}}",
+            r"networks\.hifigan\.experimnt: unknown key; did you mean 'experiment'",
+        ),
+        ("common: {train: {stepz: 3}}", r"common\.train\.stepz: unknown key; did you mean 'steps'"),
+        (
+            "networks: {hifigan: {override: {generator: {name: hifigan}}}}",
+            r"networks\.hifigan\.override\.generator\.name: unknown value 'hifigan'; did you mean 'hifigan_gen'",
+        ),
+        (
+            "networks: {hifigan: {override: {losses: {generator: {mel_loss: {weight: 1}}}}}}",
+            r"losses\.generator\.mel_loss: unknown key; did you mean 'l1_mel_loss'",
+        ),
+        (
+            "networks: {hifigan: {override: {data: {train: {name: vctkk}}}}}",
+            r"data\.train\.name: unknown value 'vctkk'; did you mean 'vctk'",
+        ),
+        (
+            "networks: {hifigan: {override: {generator: {args: {upsample_initial_chanel: 64}}}}}",
+            r"generator\.args\.upsample_initial_chanel: unknown key; did you mean 'upsample_initial_channel'",
+        ),
+        ("networks: {mine: {}}", r"networks\.mine\.experiment is required"),
+        ("networks: {mine: {experiment: nowhere.yaml}}", r"nowhere\.yaml: no such config file"),
+        ("results: ${resultz}", r"my\.yaml: Interpolation key 'resultz' not found"),
+        ("a: b: c", r"my\.yaml: not readable as YAML"),
+        ("- a", r"my\.yaml: must hold keys and values"),
+    ],
+)
+def test_a_wrong_pipeline_stops_with_file_key_and_nearest_name(text, message, schema, tmp_path):
+    path = write(tmp_path / "my.yaml", text)
+    with pytest.raises(UserError, match=message) as error:
+        load_pipeline(["config/config.yaml", path], {}, schema)
+    assert "\n" not in str(error.value)
+
+
+def test_a_wrong_value_on_the_command_line_is_told_as_such(schema):
+    with pytest.raises(UserError, match=r"--config: demo_spech: unknown key; did you mean 'demo_speech'"):
+        load_pipeline(["config/config.yaml"], {"demo_spech": "x"}, schema)
+
+
+def test_null_removes_a_network_and_a_loss(schema, tmp_path):
+    path = write(
+        tmp_path / "my.yaml",
+        "networks: {hifigan: null, finally_stage3: {override: {losses: {generator: {utmos: null}}}}}",
+    )
+    config = load_pipeline(["config/config.yaml", path], {}, schema)
+    assert "hifigan" not in config["experiments"]
+    assert sorted(config["experiments"]["finally_stage3"]["losses"]["generator"]) == [
+        "feature_loss",
+        "gen_loss",
+        "lmos",
+        "pesq",
+    ]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_experiment_loads_by_hand_with_all_arguments_filled_in(name, schema):
+    config = load_experiment([f"exp.config_path=config/experiments/{name}.yaml", f"exp.run_name={name}"], schema)
+    assert config.exp.run_name == name
+    assert config.generator.args.keys() >= {"hifi_upsample_rates"} or config.generator.args.keys() >= {"upsample_rates"}
+    assert config.train.steps >= 10_000
+
+
+def test_overrides_follow_hydras_grammar(schema):
+    config = load_experiment(
+        [
+            "exp.config_path=config/experiments/finally_stage2.yaml",
+            "exp.run_name=mine",
+            "train.steps=7",
+            "generator.args.waveunet_block_widths=[8,16,24,32]",
+            "generator.optimizer={lr: 0.001, betas: [0.5, 0.9]}",
+            "~losses.generator.lmos",
+            "+losses.generator.l1_mel_loss={weight: 3}",
+            "exp.resources='/data/with space'",
+        ],
+        schema,
+    )
+    assert config.train.steps == 7
+    assert config.generator.args.waveunet_block_widths == [8, 16, 24, 32]
+    assert config.generator.optimizer.lr == 0.001 and config.generator.optimizer.weight_decay == 0.01
+    assert set(config.losses.generator) == {"gen_loss", "feature_loss", "l1_mel_loss"}
+    assert config.wavlm == "/data/with space/weights/wavlm-large"
+
+
+def test_another_part_on_the_command_line_brings_its_own_arguments(schema):
+    config = load_experiment(
+        [
+            "exp.config_path=config/experiments/hifipp_denoise.yaml",
+            "data.train.name=vctk",
+            "data.train.args.input_freq=1000",
+            "data.train.args.lowpass=polyphase",
+        ],
+        schema,
+    )
+    assert config.data.train.args.input_freq == 1000
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.stepz=3", r"command line: train\.stepz: unknown key; did you mean 'steps'"),
+        ("train.steps=many", r"train\.steps: must be integer, got 'many'"),
+        ("train.precision=fp16", r"train\.precision: unknown value 'fp16'; did you mean 'bf16'"),
+        ("trainer=hifigan", r"trainer: unknown value 'hifigan'; did you mean 'hifigan_trainer'"),
+        ("generator.args.resblok=1", r"generator\.args\.resblok: unknown key; did you mean 'resblock'"),
+        ("train.steps=", r"train\.steps: must be integer"),
+        ("train.steps", r"command line: .*train\.steps"),
+    ],
+)
+def test_a_wrong_override_stops(override, message, schema):
+    with pytest.raises(UserError, match=message) as error:
+        load_experiment(["exp.config_path=config/experiments/hifigan.yaml", override], schema)
+    assert "\n" not in str(error.value)
+
+
+def test_the_experiment_file_is_required(schema):
+    with pytest.raises(UserError, match=r"exp\.config_path is required"):
+        load_experiment(["exp.run_name=x"], schema)
+    with pytest.raises(UserError, match=r"nowhere\.yaml: no such config file"):
+        load_experiment(["exp.config_path=nowhere.yaml"], schema)
+
+
+def test_an_experiment_that_lacks_a_needed_argument_says_which(schema, tmp_path):
+    experiment = yaml.safe_load(Path("config/experiments/hifigan.yaml").read_text())
+    del experiment["data"]["train"]["args"]["manifest"]
+    path = write(tmp_path / "x.yaml", yaml.safe_dump(experiment))
+    with pytest.raises(UserError, match=r"argument 'manifest' is required"):
+        load_experiment([f"exp.config_path={path}"], schema)
+
+
+def test_a_loaded_experiment_is_read_only(schema):
+    config = load_experiment(["exp.config_path=config/experiments/hifigan.yaml"], schema)
+    with pytest.raises(Exception, match="read-only"):
+        config.train.steps = 3

@@ -1,0 +1,120 @@
+"""The workflow as people type it: plans, targets, refusals. Nothing is trained here; `make demo` does that."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SNAKEMAKE = str(Path(sys.executable).parent / "snakemake")
+ALL_NETWORKS = {
+    "hifigan",
+    "hifipp_bwe1",
+    "hifipp_bwe2",
+    "hifipp_bwe4",
+    "hifipp_denoise",
+    "finally_stage1",
+    "finally_stage2",
+    "finally_stage3_pretrain",
+    "finally_stage3",
+}
+
+
+def snakemake(root: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [SNAKEMAKE, *arguments, "--nolock"],
+        cwd=root,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def planned(output: str) -> dict[str, int]:
+    """Rule name -> number of jobs, from the table of a dry run."""
+    return {name: int(count) for name, count in re.findall(r"^(\w[\w.]*)\s+(\d+)$", output, re.MULTILINE)}
+
+
+def test_the_bare_command_plans_the_paper_and_only_what_it_needs(root, tmp_path):
+    place = ["--config", f"results={tmp_path}/results", f"resources={tmp_path}/resources"]
+    run = snakemake(root, "--cores", "8", f"{tmp_path}/results/finally_stage3.ckpt", "-n", *place)
+    assert run.returncode == 0, run.stderr
+    jobs = planned(run.stdout + run.stderr)
+    assert jobs["train_network"] == 4
+    trained = set(re.findall(r"network=(\w+)", run.stdout + run.stderr))
+    assert trained == {"finally_stage1", "finally_stage2", "finally_stage3_pretrain", "finally_stage3"}
+    assert not re.search(r"VCTK|hifigan|hifipp", run.stdout + run.stderr), "the vocoder and HiFi++ are not needed"
+    assert not any(name.startswith("pack") for name in jobs), "the paper's corpora are downloaded, not packed"
+    assert not (tmp_path / "results").exists() and not (tmp_path / "resources").exists(), "a dry run writes nothing"
+
+
+@pytest.mark.parametrize("config", [[], ["--configfile", "config/demo.yaml"]], ids=["paper", "demo"])
+def test_all_trains_every_network_and_reports(root, tmp_path, config):
+    run = snakemake(root, "--cores", "2", "-n", *config, "--config", f"results={tmp_path}/r", f"resources={tmp_path}/s")
+    assert run.returncode == 0, run.stderr
+    jobs = planned(run.stdout + run.stderr)
+    assert jobs["train_network"] == 9 and jobs["report"] == 1
+    assert set(re.findall(r"network=(\w+)", run.stdout + run.stderr)) == ALL_NETWORKS
+
+
+def test_every_networks_name_is_a_target(root, tmp_path):
+    place = ["--config", f"results={tmp_path}/r", f"resources={tmp_path}/s"]
+    run = snakemake(root, "--cores", "2", "-n", *sorted(ALL_NETWORKS), "--configfile", "config/demo.yaml", *place)
+    assert run.returncode == 0, run.stderr
+    jobs = planned(run.stdout + run.stderr)
+    assert all(jobs[name] == 1 for name in ALL_NETWORKS)
+
+
+def test_data_fetches_and_prepares_and_nothing_else(root, tmp_path):
+    place = ["--config", f"results={tmp_path}/r", f"resources={tmp_path}/s"]
+    run = snakemake(root, "--cores", "2", "-n", "data", *place)
+    assert run.returncode == 0, run.stderr
+    jobs = planned(run.stdout + run.stderr)
+    assert jobs["download"] > 10 and jobs["prepare"] >= 10
+    assert not jobs.keys() & {"train_network", "enhance_validation", "compute_metrics", "report"}
+
+
+def test_a_machine_without_a_gpu_is_told_before_any_download(root, tmp_path):
+    place = ["--config", f"results={tmp_path}/r", f"resources={tmp_path}/s"]
+    run = snakemake(root, "--cores", "2", f"{tmp_path}/r/finally_stage1.ckpt", *place)
+    assert run.returncode != 0
+    assert "error: no GPU is visible" in run.stderr
+    assert "allow_cpu=true" in run.stderr and "config/demo.yaml" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "s").exists() or not any((tmp_path / "s").rglob("*.*")), "nothing was downloaded"
+
+
+def test_a_wrong_config_is_one_line(root):
+    run = snakemake(root, "--cores", "2", "-n", "--config", "demo_spech=x")
+    assert run.returncode != 0
+    assert "error: --config: demo_spech: unknown key; did you mean 'demo_speech'?" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_another_folder_is_refused(root, tmp_path):
+    run = snakemake(root, "--cores", "2", "-n", "--directory", str(tmp_path))
+    assert run.returncode != 0
+    assert "error:" in run.stderr and "Traceback" not in run.stderr
+
+
+def test_lint_and_format(root):
+    lint = snakemake(root, "--lint")
+    assert lint.returncode == 0, lint.stdout + lint.stderr
+    snakefmt = Path(sys.executable).parent / "snakefmt"
+    checked = subprocess.run(
+        [snakefmt, "--check", "Snakefile", "workflow"], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_environments_have_the_pins_of_requirements(root):
+    pins = [line for line in (root / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
+    listed = (root / "envs" / "finallyse.yaml").read_text()
+    assert re.findall(r"^      - (\S+)$", listed, re.MULTILINE) == pins
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
