@@ -1,0 +1,151 @@
+"""Checkpoint files: `results/<network>.ckpt`.
+
+A checkpoint is a dict of plain values and tensors that `torch.load(weights_only=True)` reads:
+
+    format "finallyse checkpoint", format_version, package_version, network, config (the resolved experiment), step,
+    generator (state_dict), discriminators {name: state_dict}
+
+It is written whole or not at all, and loaded strictly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor, nn
+
+from finallyse import __version__
+from finallyse.errors import UserError
+from finallyse.models import models_registry
+
+FORMAT = "finallyse checkpoint"
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    """What a checkpoint file holds."""
+
+    path: Path
+    network: str
+    config: dict[str, Any]
+    step: int
+    package_version: str
+    generator: dict[str, Tensor]
+    discriminators: dict[str, dict[str, Tensor]]
+
+    def build_generator(self) -> nn.Module:
+        """The generator that the config describes, in eval mode, with the checkpoint's weights strictly loaded."""
+        settings = self.config["generator"]
+        generator = models_registry[settings["name"]](**settings.get("args", {}))
+        load_strictly(generator, self.generator, str(self.path))
+        return generator.eval()
+
+
+def save_checkpoint(
+    path: str | Path,
+    *,
+    network: str,
+    config: dict[str, Any],
+    step: int,
+    generator: Mapping[str, Tensor],
+    discriminators: Mapping[str, Mapping[str, Tensor]],
+) -> None:
+    """Write a checkpoint atomically: a reader finds the old file or the new one, never a part of one.
+
+    config: the resolved experiment as plain values. Raises UserError where the file cannot be written.
+    """
+    content = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "package_version": __version__,
+        "network": network,
+        "config": json.loads(json.dumps(config)),  # plain values only; anything else is an error here, not at loading
+        "step": int(step),
+        "generator": _on_cpu(generator),
+        "discriminators": {name: _on_cpu(state) for name, state in discriminators.items()},
+    }
+    write_atomically(path, lambda file: torch.save(content, file))
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint. Raises UserError for a file that is missing, damaged, of another format or newer."""
+    content = load_tensors(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(
+            f"{path}: not a checkpoint of this package; for published checkpoints of others see `finallyse convert`"
+        )
+    if content["format_version"] > FORMAT_VERSION:
+        raise UserError(
+            f"{path}: written by finallyse {content['package_version']} in format {content['format_version']}, "
+            f"this is {__version__} (format {FORMAT_VERSION}); update the package"
+        )
+    fields = {field.name for field in dataclasses.fields(Checkpoint)} - {"path"}
+    if missing := sorted(fields - content.keys()):
+        raise UserError(f"{path}: damaged checkpoint, without {', '.join(missing)}")
+    return Checkpoint(path=Path(path), **{name: content[name] for name in fields})
+
+
+def load_tensors(path: str | Path) -> Any:
+    """`torch.load` of plain values and tensors onto the CPU. Raises UserError for a file that cannot be read so."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError) as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise UserError(
+            f"{path}: not readable as a checkpoint (damaged, or not written by torch.save): {reason}"
+        ) from error
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load a state_dict; raises UserError that lists every key that is missing, left over or of another shape."""
+    own = module.state_dict()
+    problems = [f"missing {key} {list(own[key].shape)}" for key in own if key not in state]
+    problems += [f"left over {key} {list(state[key].shape)}" for key in state if key not in own]
+    problems += [
+        f"{key} has shape {list(state[key].shape)} instead of {list(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if problems:
+        raise UserError(f"{source} does not fit {type(module).__name__}: {'; '.join(problems)}")
+    module.load_state_dict(state)
+
+
+def write_atomically(path: str | Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Have `write` fill a file beside `path`, flush it to the disk and rename it over `path`.
+
+    Raises UserError where that fails (a full disk, no permission); what stood at `path` is then untouched.
+    """
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except (OSError, RuntimeError) as error:  # torch.save reports a short write as RuntimeError
+        part.unlink(missing_ok=True)
+        raise UserError(f"{path}: could not be written: {next(iter(str(error).splitlines()), '')}") from error
+
+
+def _on_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu() for name, tensor in state.items()}

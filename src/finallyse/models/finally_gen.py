@@ -1,0 +1,155 @@
+"""FINALLY's generator (Babaev et al., arXiv 2410.05920, section 3.3): HiFi++ conditioned on WavLM, its 48 kHz head."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from finallyse.models import models_registry
+from finallyse.models.hifigan import LRELU_SLOPE, ResBlock1, output_head
+from finallyse.models.hifipp import A2AHiFiPlusPlusGenerator, MultiScaleResnet
+from finallyse.models.inputs import check_shape
+from finallyse.models.norms import NormType, norm_of
+
+
+class UpsampleWaveUNet(nn.Module):
+    """The head for a higher rate: 1-d U-Net, LReLU, transposed convolution to one channel, tanh (float32 at the end).
+
+    Shapes: [B, in_width, T] -> wav [B, 1, factor * T].
+    """
+
+    def __init__(
+        self, in_width: int, block_widths: list[int], block_depth: int, features: int, factor: int, norm_type: NormType
+    ):
+        super().__init__()
+        self.waveunet = MultiScaleResnet(block_widths, block_depth, in_width, features, norm_type=norm_type)
+        self.upsample_block = nn.Sequential(norm_of(norm_type)(nn.ConvTranspose1d(features, 1, factor, factor)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.leaky_relu_(self.waveunet(x), LRELU_SLOPE)
+        return output_head(self.upsample_block, x)
+
+
+@models_registry.register("finally_gen")
+class FinallyGenerator(A2AHiFiPlusPlusGenerator):
+    """FINALLY: waveform and WavLM features -> clean waveform at 16 kHz, or at 48 kHz with the upsampling head.
+
+    wav -> log-mel -> SpectralUNet -> with WavLM's last hidden state in front -> pre_upsampler_processing -> upsampler
+    -> WaveUNet -> SpectralMaskNet -> conv_post and tanh, or UpsampleWaveUNet.
+
+    Args:
+        ssl_dim: channels of the features (WavLM-large: 1024).
+        use_upsamplewaveunet: the head that multiplies the rate by `upsamplewaveunet_upsample_factor`; conv_post is then
+            carried along for checkpoints' sake, unused and frozen.
+        the others: see `a2a_hifi++_gen`.
+
+    Shapes: wav [B, 1, T] at 16 kHz, ssl [B, ssl_dim, N] of the same clip -> wav [B, 1, T] or [B, 1, 3 T], any T >= 1,
+    N >= 1. The features are spread over the clip's ceil(T / 256) frames by nearest neighbour, whatever N is.
+    Raises UserError for another shape.
+    """
+
+    paper = "arXiv 2410.05920"
+    input_kind = "wav+ssl"
+
+    def __init__(
+        self,
+        hifi_resblock: Literal["1", "2"] = "1",
+        hifi_upsample_rates: list[int] = (8, 8, 2, 2),
+        hifi_upsample_kernel_sizes: list[int] = (16, 16, 4, 4),
+        hifi_upsample_initial_channel: int = 512,
+        hifi_resblock_kernel_sizes: list[int] = (3, 7, 11),
+        hifi_resblock_dilation_sizes: list[list[int]] = ((1, 3, 5), (1, 3, 5), (1, 3, 5)),
+        hifi_input_channels: int = 512,
+        hifi_conv_pre_kernel_size: int = 1,
+        use_spectralunet: bool = True,
+        spectralunet_block_widths: list[int] = (16, 32, 64, 128, 256),
+        spectralunet_block_depth: int = 4,
+        spectralunet_positional_encoding: bool = True,
+        spectralunet_out_channels: int = 512,
+        use_waveunet: bool = True,
+        waveunet_block_widths: list[int] = (128, 128, 256, 512),
+        waveunet_block_depth: int = 4,
+        use_spectralmasknet: bool = True,
+        spectralmasknet_block_widths: list[int] = (64, 128, 256, 512),
+        spectralmasknet_block_depth: int = 1,
+        norm_type: Literal["weight", "spectral"] = "weight",
+        use_skip_connect: bool = True,
+        waveunet_before_spectralmasknet: bool = True,
+        waveunet_input: Literal["waveform", "hifi", "both"] = "both",
+        use_upsamplewaveunet: bool = False,
+        upsamplewaveunet_block_widths: list[int] = (128, 128, 128, 128, 256),
+        upsamplewaveunet_block_depth: int = 3,
+        upsamplewaveunet_upsample_factor: int = 3,
+        upsamplewaveunet_upsampler_features: int = 512,
+        ssl_dim: int = 1024,
+        time_padding: Literal["multiple", "power_of_two"] = "multiple",
+    ):
+        super().__init__(
+            hifi_resblock=hifi_resblock,
+            hifi_upsample_rates=hifi_upsample_rates,
+            hifi_upsample_kernel_sizes=hifi_upsample_kernel_sizes,
+            hifi_upsample_initial_channel=hifi_upsample_initial_channel,
+            hifi_resblock_kernel_sizes=hifi_resblock_kernel_sizes,
+            hifi_resblock_dilation_sizes=hifi_resblock_dilation_sizes,
+            hifi_input_channels=hifi_input_channels,
+            hifi_conv_pre_kernel_size=hifi_conv_pre_kernel_size,
+            use_spectralunet=use_spectralunet,
+            spectralunet_block_widths=spectralunet_block_widths,
+            spectralunet_block_depth=spectralunet_block_depth,
+            spectralunet_positional_encoding=spectralunet_positional_encoding,
+            spectralunet_out_channels=spectralunet_out_channels,
+            use_waveunet=use_waveunet,
+            waveunet_block_widths=waveunet_block_widths,
+            waveunet_block_depth=waveunet_block_depth,
+            use_spectralmasknet=use_spectralmasknet,
+            spectralmasknet_block_widths=spectralmasknet_block_widths,
+            spectralmasknet_block_depth=spectralmasknet_block_depth,
+            norm_type=norm_type,
+            use_skip_connect=use_skip_connect,
+            waveunet_before_spectralmasknet=waveunet_before_spectralmasknet,
+            waveunet_input=waveunet_input,
+            time_padding=time_padding,
+        )
+        self.ssl_dim = ssl_dim
+        norm = norm_of(norm_type)
+        width = ssl_dim + (spectralunet_out_channels if use_spectralunet else 80)
+        self.pre_upsampler_processing = nn.Sequential(
+            ResBlock1(width, 3, [1, 3, 5], norm_type),
+            nn.LeakyReLU(LRELU_SLOPE),
+            norm(nn.Conv1d(width, hifi_input_channels, 1)),
+        )
+        self.upsamplewaveunet = None
+        self.output_rate = self.input_rate
+        if use_upsamplewaveunet:
+            self.upsamplewaveunet = UpsampleWaveUNet(
+                self.hifi.out_channels,
+                upsamplewaveunet_block_widths,
+                upsamplewaveunet_block_depth,
+                upsamplewaveunet_upsampler_features,
+                upsamplewaveunet_upsample_factor,
+                norm_type,
+            )
+            self.output_rate = self.input_rate * upsamplewaveunet_upsample_factor
+            self.conv_post.requires_grad_(False)
+
+    def forward(self, wav: Tensor, ssl: Tensor) -> Tensor:
+        check_shape("finally_gen", wav, 1, "wav [B, 1, T] at 16 kHz")
+        check_shape("finally_gen", ssl, self.ssl_dim, f"ssl features [B, {self.ssl_dim}, N]")
+        length = wav.shape[-1]
+        padded = F.pad(wav, (0, -length % self.crop))
+        x = self.spectral_features(self.mel(padded))
+        x = torch.cat([self.align(ssl, length, x.shape[-1]).to(x.dtype), x], 1)
+        x = self.hifi(self.pre_upsampler_processing(x))
+        x = self.refine(x, padded)
+        if self.upsamplewaveunet is None:
+            return output_head(self.conv_post, x)[..., :length]
+        return self.upsamplewaveunet(x)[..., : length * (self.output_rate // self.input_rate)]
+
+    def align(self, ssl: Tensor, samples: int, frames: int) -> Tensor:
+        """Features [B, D, N] -> [B, D, frames]: spread over the frames that hold the clip, the last repeated beyond."""
+        held = -(-samples // self.hop)
+        ssl = F.interpolate(ssl, size=held, mode="nearest")
+        return ssl if held == frames else F.pad(ssl, (0, frames - held), mode="replicate")

@@ -1,0 +1,67 @@
+"""Weight and spectral norm: putting them on, initialising through them, and folding them in for inference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+
+NormType = Literal["weight", "spectral"]
+Norm = Callable[[nn.Module], nn.Module]
+
+
+def norm_of(norm_type: NormType) -> Norm:
+    """The function that puts the norm of that name on a layer's weight and returns the layer."""
+    return {"weight": parametrizations.weight_norm, "spectral": parametrizations.spectral_norm}[norm_type]
+
+
+def set_weight(layer: nn.Module, weight: Tensor) -> None:
+    """Make `weight` the effective weight of a layer, normed or not.
+
+    Writing to `layer.weight.data` of a normed layer is lost at the next forward pass: the weight is recomputed from the
+    parametrization's own tensors, which assignment sets.
+    """
+    with torch.no_grad():
+        if parametrize.is_parametrized(layer, "weight"):
+            layer.weight = weight
+        else:
+            layer.weight.copy_(weight)
+
+
+def init_normal(layer: nn.Module, std: float = 0.01) -> nn.Module:
+    """Draw a layer's effective weight from N(0, std), as HiFi-GAN does; returns the layer."""
+    set_weight(layer, torch.randn_like(layer.weight) * std)
+    return layer
+
+
+def init_identity(layer: nn.Module) -> nn.Module:
+    """Make a 1x1 convolution the identity; returns the layer."""
+    set_weight(layer, torch.eye(*layer.weight.shape[:2]).reshape(layer.weight.shape))
+    with torch.no_grad():
+        layer.bias.zero_()
+    return layer
+
+
+def normed_layers(module: nn.Module) -> list[nn.Module]:
+    """Every layer of the module whose weight carries a norm."""
+    return [layer for layer in module.modules() if parametrize.is_parametrized(layer, "weight")]
+
+
+def fold(module: nn.Module) -> int:
+    """Bake weight and spectral norms into plain weights, in place, for inference; returns the number of layers folded.
+
+    The module is put in eval mode. Its outputs stay the same within rounding; its state_dict no longer fits a module
+    that is not folded. Raises RuntimeError where there is nothing to fold.
+    """
+    module.eval()
+    layers = normed_layers(module)
+    if not layers:
+        raise RuntimeError(f"no layer of {type(module).__name__} carries a norm: it is folded already")
+    for layer in layers:
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+    if left := len(normed_layers(module)):
+        raise RuntimeError(f"{left} of {len(layers)} layers of {type(module).__name__} are not folded")
+    return len(layers)
