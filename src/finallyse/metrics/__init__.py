@@ -1,0 +1,30 @@
+"""Measures of enhanced speech by their published names.
+
+    metrics = MetricSet(["wb_pesq", "dnsmos"], resources="resources")
+    scores = metrics.score(Utterance(enhanced, 16000, reference))
+    scores.values    # {"wb_pesq": 2.9, "dnsmos": 3.1, "dnsmos_sig": ...}
+    scores.reasons   # {column: why it has no value}
+
+Importing this package loads nothing heavy: each metric imports its libraries when it first scores.
+"""
+
+from finallyse.registry import Registry
+
+metrics_registry = Registry("metric")
+
+# Each module files its metrics under `metrics_registry`, which therefore stands above.
+from finallyse.metrics import dnsmos, intrusive, networks  # noqa: E402, F401
+from finallyse.metrics.base import Metric, Needs, Unscored, Utterance  # noqa: E402
+from finallyse.metrics.measure import MetricSet, Scores, Summary, summarise  # noqa: E402
+
+__all__ = [
+    "Metric",
+    "MetricSet",
+    "Needs",
+    "Scores",
+    "Summary",
+    "Unscored",
+    "Utterance",
+    "metrics_registry",
+    "summarise",
+]

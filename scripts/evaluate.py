@@ -1,0 +1,59 @@
+"""Measure a folder of enhanced files: one row per utterance, one summary row per metric.
+
+    python scripts/evaluate.py --enhanced DIR [--reference DIR] [--noisy DIR] --metrics wb_pesq stoi --output OUT.csv
+
+writes OUT.csv and OUT.summary.csv. Exit status 1 where a file could not be read; the tables hold all the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from finallyse.errors import one_line_errors
+from finallyse.metrics import metrics_registry
+from finallyse.metrics.evaluate import describe, evaluate
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description="Measure a folder of enhanced files against references of the same names."
+    )
+    parser.add_argument("--enhanced", type=Path, required=True, metavar="DIR", help="files to measure")
+    parser.add_argument("--reference", type=Path, metavar="DIR", help="clean files of the same names")
+    parser.add_argument("--noisy", type=Path, metavar="DIR", help="unprocessed files of the same names, to compare")
+    parser.add_argument(
+        "--score-reference", action="store_true", help="measure the references too, where none is needed"
+    )
+    parser.add_argument(
+        "--metrics", nargs="+", required=True, metavar="NAME", help=f"all, or some of: {', '.join(metrics_registry)}"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="OUT.csv", help="table of utterances")
+    parser.add_argument("--resources", default="resources", metavar="DIR", help="folder that holds weights/")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="for metrics that are networks"
+    )
+    parser.add_argument("--jobs", type=int, metavar="N", help="processes; default: one per core")
+    options = parser.parse_args(arguments)
+    if options.jobs is not None and options.jobs < 1:
+        parser.error("--jobs must be 1 or more")
+    if options.metrics == ["all"]:
+        options.metrics = list(metrics_registry)
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print the summary, return the exit status."""
+    options = vars(parse(arguments))
+    result = evaluate(options.pop("enhanced"), options.pop("metrics"), options.pop("output"), **options)
+    print(describe(result))
+    for message in result.unreadable:
+        print(f"error: {message}", file=sys.stderr)
+    return 1 if result.unreadable else 0
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        sys.exit(main())

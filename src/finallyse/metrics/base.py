@@ -1,0 +1,189 @@
+"""What every metric shares: the record of what it needs, the utterance it measures, the reason why it cannot."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from finallyse.audio.resample import resample
+from finallyse.errors import UserError
+
+# Enhanced and reference may differ by this much (s): both are then cut to the shorter. More means that the files do not
+# belong together, or that one is truncated, and no metric that compares them is given a number.
+LENGTH_TOLERANCE_S = 0.1
+
+
+class Unscored(Exception):
+    """This utterance cannot be scored by this metric; the message is the reason that is counted and reported."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a metric needs and where it comes from, so that a report can say why a number is missing.
+
+    Attributes:
+        reference: compares with the clean reference (intrusive).
+        rate: Hz at which both signals are measured; None: the reference's own rate (the enhanced one's without it).
+        weights: file that must be fetched, relative to the resources folder; None: nothing, or inside a package.
+        source: where that file is published.
+        device: what it can run on.
+        paper: what to cite.
+    """
+
+    reference: bool
+    rate: int | None
+    paper: str
+    device: str = "cpu"
+    weights: str | None = None
+    source: str | None = None
+
+    def __str__(self) -> str:
+        needs = [
+            "a reference" if self.reference else "no reference",
+            f"{self.rate} Hz" if self.rate else "the reference's rate",
+        ]
+        return ", ".join(needs + ([f"{self.weights} ({self.source})"] if self.weights else []))
+
+
+class Utterance:
+    """One enhanced utterance and, where there is one, its clean reference; each is resampled once per rate.
+
+    Args:
+        enhanced: float [T], in [-1, 1].
+        rate: its sample rate, Hz.
+        reference: float [T'], or None.
+        reference_rate: its sample rate, Hz; None: `rate`.
+
+    Raises UserError for a rate that is not positive and for a signal that is not one channel.
+    """
+
+    def __init__(
+        self, enhanced: np.ndarray, rate: int, reference: np.ndarray | None = None, reference_rate: int | None = None
+    ):
+        self._signals = {"enhanced": (np.asarray(enhanced, np.float32), int(rate))}
+        if reference is not None:
+            reference_rate = rate if reference_rate is None else reference_rate
+            self._signals["reference"] = (np.asarray(reference, np.float32), int(reference_rate))
+        for role, (wav, wav_rate) in self._signals.items():
+            if wav_rate <= 0:
+                raise UserError(f"{role} audio has a sample rate of {wav_rate} Hz; it must be positive")
+            if wav.ndim != 1:
+                raise UserError(f"{role} audio must be one channel [T], not {list(wav.shape)}")
+        self._resampled: dict[tuple[str, int], np.ndarray] = {}
+        self._problems = {role: _problem(role, wav) for role, (wav, _) in self._signals.items()}
+
+    @property
+    def has_reference(self) -> bool:
+        return "reference" in self._signals
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the enhanced signal."""
+        wav, rate = self._signals["enhanced"]
+        return len(wav) / rate
+
+    @property
+    def length_difference_s(self) -> float:
+        """Seconds by which the enhanced signal is longer than the reference; 0 without one."""
+        if not self.has_reference:
+            return 0.0
+        wav, rate = self._signals["reference"]
+        return self.seconds - len(wav) / rate
+
+    def native_rate(self) -> int:
+        """The reference's rate, or the enhanced one's where there is none; Hz."""
+        return self._signals["reference" if self.has_reference else "enhanced"][1]
+
+    def signal(self, rate: int | None = None) -> np.ndarray:
+        """The enhanced signal at `rate`, float32 [T]; raises Unscored where it holds nothing to measure."""
+        return self._at("enhanced", rate or self.native_rate())
+
+    def pair(self, rate: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(enhanced, reference) at `rate`, float32 [T] each, cut to the shorter.
+
+        Raises Unscored where one is empty, silent or not finite, or where the lengths differ by more than 0.1 s.
+        """
+        rate = rate or self.native_rate()
+        if not self.has_reference:
+            raise Unscored("no reference")
+        if abs(self.length_difference_s) > LENGTH_TOLERANCE_S:
+            raise Unscored(f"lengths differ by more than {LENGTH_TOLERANCE_S} s")
+        reference = self._at("reference", rate)
+        enhanced = self._at("enhanced", rate)
+        length = min(len(enhanced), len(reference))
+        return enhanced[:length], reference[:length]
+
+    def _at(self, role: str, rate: int) -> np.ndarray:
+        if self._problems[role]:
+            raise Unscored(self._problems[role])
+        wav, own = self._signals[role]
+        if own == rate:
+            return wav
+        if (role, rate) not in self._resampled:
+            self._resampled[role, rate] = np.asarray(resample(wav, own, rate), np.float32)
+        return self._resampled[role, rate]
+
+
+def _problem(role: str, wav: np.ndarray) -> str | None:
+    if wav.size == 0:
+        return f"{role} is empty"
+    if not np.isfinite(wav).all():
+        return f"{role} holds NaN or infinite samples"
+    if not wav.any():
+        return f"{role} is silent (all zeros)"
+    return None
+
+
+def pieces(length: int, limit: int) -> list[slice]:
+    """Cut `length` samples into the fewest equal pieces of at most `limit` samples."""
+    count = max(1, -(-length // limit))
+    edges = [length * i // count for i in range(count + 1)]
+    return [slice(a, b) for a, b in itertools.pairwise(edges)]
+
+
+class Metric:
+    """A measure of one utterance.
+
+    Args:
+        resources: folder that holds `weights/`.
+        device: "cpu", "cuda" or "auto"; of no effect on metrics that run on the CPU alone.
+
+    Subclasses set `needs`, `columns` (the names of their numbers, the first one the headline), `unit` and `better`, and
+    implement `score`.
+    """
+
+    needs: ClassVar[Needs]
+    columns: ClassVar[tuple[str, ...]]
+    unit: ClassVar[str] = ""
+    better: ClassVar[str] = "higher"
+
+    def __init__(self, resources: str = "resources", device: str = "auto"):
+        self.resources = Path(resources)
+        self.device = device
+
+    @property
+    def weights(self) -> Path | None:
+        """The file that must be there, or None."""
+        return self.resources / self.needs.weights if self.needs.weights else None
+
+    def missing(self) -> str | None:
+        """Why this metric cannot be computed here at all, or None where it can."""
+        if self.weights and not self.weights.exists():
+            return f"missing: needs {self.weights} ({self.needs.source})"
+        return None
+
+    def score(self, utterance: Utterance) -> dict[str, float]:
+        """One number for each of `columns`; raises Unscored with the reason where there is none."""
+        raise NotImplementedError
+
+    def torch_device(self) -> str:
+        """`device` with "auto" resolved."""
+        import torch
+
+        if self.device != "auto":
+            return self.device
+        return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,432 @@
+"""Folders of enhanced files against folders of references: one row per utterance, one summary row per number.
+
+Files belong together by name: their path below the folder without its suffix. Each row is kept beside the output as
+soon as it is there, so that a killed run goes on where it was; both tables appear at the end, whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import json
+import math
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
+from pathlib import Path
+
+from finallyse.audio.io import decode, mono
+from finallyse.errors import UserError
+from finallyse.metrics.base import Utterance
+from finallyse.metrics.measure import MetricSet, Scores, Summary, summarise
+from finallyse.progress import Progress
+
+AUDIO_SUFFIXES = frozenset(
+    (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".aif", ".aiff", ".au", ".caf", ".wma", ".g722")
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One utterance to measure: its files by role."""
+
+    utterance: str
+    paths: dict[str, str]
+    score: tuple[str, ...]
+
+    @property
+    def stamp(self) -> list:
+        """Changes when one of the files does."""
+        stats = [(role, path, Path(path).stat()) for role, path in sorted(self.paths.items())]
+        return [[role, path, stat.st_size, stat.st_mtime_ns] for role, path, stat in stats]
+
+
+@dataclasses.dataclass
+class Row:
+    """What was measured of one utterance; `scores` by role ("enhanced", and "noisy", "reference" where asked for)."""
+
+    utterance: str
+    seconds: float
+    length_difference_s: float
+    scores: dict[str, Scores]
+    unreadable: list[str]
+
+
+@dataclasses.dataclass
+class Evaluation:
+    """Everything that was measured, by role and column; `missing`: column -> why it could not be computed at all."""
+
+    rows: list[Row]
+    summaries: dict[str, dict[str, Summary]]
+    missing: dict[str, str]
+
+    @property
+    def unreadable(self) -> list[str]:
+        """What is wrong with each file that could not be read."""
+        return [message for row in self.rows for message in row.unreadable]
+
+
+def evaluate(
+    enhanced: Path,
+    metrics: Sequence[str],
+    output: Path,
+    *,
+    reference: Path | None = None,
+    noisy: Path | None = None,
+    score_reference: bool = False,
+    resources: str = "resources",
+    device: str = "auto",
+    jobs: int | None = None,
+) -> Evaluation:
+    """Measure the files of `enhanced` and write `output` (.csv) and the summary beside it (.summary.csv).
+
+    reference: folder of clean files of the same names.    noisy: folder of unprocessed files, measured likewise.
+    score_reference: measure the references too, by the metrics that need none.    jobs: processes; None: one per core.
+
+    Files of several channels are measured by the mean of their channels. A file that cannot be read, and a number that
+    an utterance cannot be given, are counted with the reason; the others are measured all the same.
+    Raises UserError for a folder without audio, names that match none of the references, unknown metrics.
+    """
+    if output.suffix != ".csv":
+        raise UserError(f"--output {output}: must end in .csv")
+    metric_set = MetricSet(metrics, resources, device)
+    tasks, notes = _tasks(enhanced, reference, noisy, score_reference)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(output.name + ".partial")
+    definition = {
+        "metrics": list(metrics),
+        "missing": metric_set.missing,
+        "roles": list(tasks[0].score),
+        "weights": [
+            [str(m.weights), m.weights.stat().st_size, m.weights.stat().st_mtime_ns]
+            for m in metric_set.metrics.values()
+            if m.weights and m.weights.exists()
+        ],
+    }
+    rows = _resume(partial, definition, tasks)
+    progress = Progress("evaluate", len(tasks), "files", every_s=10)
+    for note in notes + list(metric_set.missing.values()):
+        progress.say(f"evaluate: {note}")
+    if rows:
+        progress.say(f"evaluate: {len(rows)} of {len(tasks)} files were measured before; going on")
+    left = [task for task in tasks if task.utterance not in rows]
+    progress.add(len(rows))
+    try:
+        with partial.open("a", encoding="utf-8") as kept:
+            for task, row in _measure_all(left, (list(metrics), str(resources), device), jobs or _cores()):
+                rows[task.utterance] = row
+                kept.write(json.dumps({"stamp": task.stamp, "row": dataclasses.asdict(row)}) + "\n")
+                kept.flush()
+                progress.add(1)
+    finally:
+        progress.close()
+    ordered = [rows[task.utterance] for task in tasks]
+    missing = {
+        column: reason for name, reason in metric_set.missing.items() for column in metric_set.metrics[name].columns
+    }
+    result = Evaluation(ordered, _summaries(ordered, metric_set, tasks[0].score), missing)
+    _write_csv(output.with_suffix(".summary.csv"), *_summary_table(result, metric_set))
+    _write_csv(output, *_row_table(result))
+    partial.unlink()
+    return result
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which files
+
+
+def audio_files(folder: Path) -> dict[str, Path]:
+    """Name -> path of every audio file below `folder`; the name is the path below it without its suffix."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    files: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() not in AUDIO_SUFFIXES or path.name.startswith(".") or not path.is_file():
+            continue
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if name in files:
+            raise UserError(f"{folder}: {files[name].name} and {path.name} have the same name; keep one of them")
+        files[name] = path
+    if not files:
+        raise UserError(f"{folder}: holds no audio files ({' '.join(sorted(AUDIO_SUFFIXES))})")
+    return files
+
+
+def _tasks(
+    enhanced: Path, reference: Path | None, noisy: Path | None, score_reference: bool
+) -> tuple[list[Task], list[str]]:
+    """One task per enhanced file, and what is worth saying about names that do not match."""
+    folders = {"enhanced": audio_files(enhanced)}
+    notes = []
+    for role, folder in (("reference", reference), ("noisy", noisy)):
+        if folder is None:
+            continue
+        folders[role] = audio_files(folder)
+        absent = [name for name in folders["enhanced"] if name not in folders[role]]
+        if len(absent) == len(folders["enhanced"]):
+            raise UserError(
+                f"no file of {enhanced} has a namesake in {folder} "
+                f"(e.g. {absent[0]!r} against {next(iter(folders[role]))!r}); names must agree up to the suffix"
+            )
+        if absent:
+            notes.append(f"{len(absent)} files of {enhanced} have no namesake in {folder}, e.g. {absent[0]}")
+        unused = [name for name in folders[role] if name not in folders["enhanced"]]
+        if unused:
+            notes.append(f"{len(unused)} files of {folder} have no namesake in {enhanced}, e.g. {unused[0]}")
+    if score_reference and reference is None:
+        raise UserError("--score-reference needs --reference DIR")
+    score = ("enhanced",) + (("noisy",) if noisy else ()) + (("reference",) if score_reference else ())
+    tasks = [
+        Task(name, {role: str(files[name]) for role, files in folders.items() if name in files}, score)
+        for name in folders["enhanced"]
+    ]
+    return tasks, notes
+
+
+def _resume(partial: Path, definition: dict, tasks: list[Task]) -> dict[str, Row]:
+    """Rows of an interrupted run of the same measurement whose files have not changed since."""
+    rows: dict[str, Row] = {}
+    lines = partial.read_text(encoding="utf-8").splitlines() if partial.exists() else []
+    if lines and lines[0] == json.dumps(definition):
+        stamps = {task.utterance: task.stamp for task in tasks}
+        for line in lines[1:]:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue  # the line that was being written when the run was killed
+            entry["row"]["scores"] = {role: Scores(**scores) for role, scores in entry["row"]["scores"].items()}
+            row = Row(**entry["row"])
+            if stamps.get(row.utterance) == entry["stamp"]:
+                rows[row.utterance] = row
+    fresh = partial.with_name(f"{partial.name}.part")
+    with fresh.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(definition) + "\n")
+        for task in tasks:
+            if task.utterance in rows:
+                entry = {"stamp": task.stamp, "row": dataclasses.asdict(rows[task.utterance])}
+                file.write(json.dumps(entry) + "\n")
+    fresh.replace(partial)
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Measuring, in processes
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def measure(task: Task, metric_set: MetricSet) -> Row:
+    """Read the files of one utterance and give it its numbers."""
+    signals, unreadable, reasons = {}, [], {}
+    for role, path in task.paths.items():
+        try:
+            wav, rate = decode(path)
+            signals[role] = (mono(wav), rate)
+        except UserError as error:
+            unreadable.append(str(error))
+            reasons[role] = f"{role} file cannot be read"
+    scores, measured = {}, None
+    for role in task.score:
+        if role not in signals:
+            scores[role] = _nothing(metric_set, reasons.get(role, f"no {role} file"), role == "reference")
+            continue
+        target = () if role == "reference" or "reference" not in signals else signals["reference"]
+        utterance = Utterance(*signals[role], *target)
+        scores[role] = metric_set.score(utterance, only_without_reference=role == "reference")
+        if "reference" in reasons:  # there is one, but unreadable: say so rather than "no reference"
+            intrusive = set(metric_set.columns(reference=True)) & set(scores[role].reasons)
+            scores[role].reasons.update(dict.fromkeys(intrusive, reasons["reference"]))
+        if role == "enhanced":
+            measured = utterance
+    seconds = measured.seconds if measured else math.nan
+    return Row(task.utterance, seconds, measured.length_difference_s if measured else math.nan, scores, unreadable)
+
+
+def _nothing(metric_set: MetricSet, reason: str, only_without_reference: bool) -> Scores:
+    columns = metric_set.columns(reference=False if only_without_reference else None)
+    missing = {column for name in metric_set.missing for column in metric_set.metrics[name].columns}
+    return Scores({}, {column: reason for column in columns if column not in missing})
+
+
+_metric_set: MetricSet | None = None
+
+
+def _start_worker(metrics: list[str], resources: str, device: str) -> None:
+    global _metric_set
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends its workers
+    parent = multiprocessing.parent_process()
+
+    def end_with_parent() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    _metric_set = MetricSet(metrics, resources, device)
+
+
+def _measure_in_worker(task: Task) -> Row:
+    try:
+        return measure(task, _metric_set)
+    except Exception as error:
+        error.add_note(f"while measuring {task.utterance}")
+        raise
+
+
+@contextlib.contextmanager
+def _one_thread_per_process() -> Iterator[None]:
+    """Workers are started with one thread each for BLAS, OpenMP and PyTorch."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _measure_all(tasks: list[Task], settings: tuple, jobs: int) -> Iterator[tuple[Task, Row]]:
+    """Measure tasks in `jobs` processes, in no particular order.
+
+    Where a process dies (the C code of PESQ can), those that were under way are measured again one by one, each in a
+    process of its own; one that kills its process again is reported as such, and the rest goes on.
+    """
+    waiting, suspects = deque(tasks), deque()
+    with _one_thread_per_process():
+        while waiting or suspects:
+            alone = bool(suspects)
+            queue = deque([suspects.popleft()]) if alone else waiting
+            under_way: dict = {}
+            pool = ProcessPoolExecutor(
+                1 if alone else min(jobs, len(queue)),
+                mp_context=multiprocessing.get_context("spawn"),  # a fork would inherit the threads of PyTorch
+                initializer=_start_worker,
+                initargs=settings,
+            )
+            try:
+                while queue or under_way:
+                    while queue and len(under_way) < 2 * jobs:
+                        under_way[pool.submit(_measure_in_worker, queue[0])] = queue[0]
+                        queue.popleft()  # only now: a pool that has died refuses the task
+                    finished, _ = wait(under_way, return_when=FIRST_COMPLETED)
+                    for future in finished:
+                        row = future.result()
+                        yield under_way.pop(future), row
+            except BrokenProcessPool:
+                if alone:
+                    task = next(iter([*under_way.values(), *queue]))
+                    yield task, _died(task, settings)
+                else:
+                    suspects.extend(under_way.values())
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _died(task: Task, settings: tuple) -> Row:
+    """The row of an utterance whose measurement kills its process."""
+    metric_set = MetricSet(*settings)
+    scores = {
+        role: _nothing(metric_set, "the process that measured it died", role == "reference") for role in task.score
+    }
+    return Row(task.utterance, math.nan, math.nan, scores, [])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables
+
+
+def _summaries(rows: list[Row], metric_set: MetricSet, roles: Sequence[str]) -> dict[str, dict[str, Summary]]:
+    return {
+        role: summarise(
+            [row.scores[role] for row in rows], metric_set.columns(reference=False if role == "reference" else None)
+        )
+        for role in roles
+    }
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.6f}"
+
+
+def _row_table(result: Evaluation) -> tuple[list[str], list[list[str]]]:
+    prefixed = [
+        (role, column, column if role == "enhanced" else f"{role}_{column}")
+        for role, summaries in result.summaries.items()
+        for column in summaries
+    ]
+    header = ["utterance", "seconds", "length_difference_s", *(name for _, _, name in prefixed), "unscored"]
+    table = []
+    for row in result.rows:
+        reasons = [
+            f"{name}: {row.scores[role].reasons[column]}"
+            for role, column, name in prefixed
+            if column in row.scores[role].reasons
+        ]
+        values = [_number(row.scores[role].values.get(column, math.nan)) for role, column, _ in prefixed]
+        table.append(
+            [row.utterance, _number(row.seconds), _number(row.length_difference_s), *values, "; ".join(reasons)]
+        )
+    return header, table
+
+
+def _summary_table(result: Evaluation, metric_set: MetricSet) -> tuple[list[str], list[list[str]]]:
+    header = ["metric", "mean", "ci95", "n", "unscored", "reasons", "missing"]
+    others = [role for role in result.summaries if role != "enhanced"]
+    for role in others:
+        header += [f"{role}_{name}" for name in ("mean", "ci95", "n", "unscored", "reasons")]
+    header += ["unit", "better", "needs", "paper"]
+    table = []
+    for metric in metric_set.metrics.values():
+        for column in metric.columns:
+            line = [column, *_cells(result.summaries["enhanced"][column]), result.missing.get(column, "")]
+            for role in others:
+                summary = result.summaries[role].get(column)
+                line += _cells(summary) if summary else [""] * 5
+            table.append([*line, metric.unit, metric.better, str(metric.needs), metric.needs.paper])
+    return header, table
+
+
+def _cells(summary: Summary) -> list[str]:
+    return [
+        _number(summary.mean),
+        _number(summary.ci95),
+        str(summary.n),
+        str(summary.unscored),
+        summary.reasons_text,
+    ]
+
+
+def _write_csv(path: Path, header: list[str], table: list[list[str]]) -> None:
+    part = path.with_name(path.name + ".part")
+    with part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(table)
+    part.replace(path)
+
+
+def describe(result: Evaluation) -> str:
+    """The summary as text, one line per number."""
+    lines = []
+    width = max(len(column) for column in result.summaries["enhanced"])
+    for column, summary in result.summaries["enhanced"].items():
+        if column in result.missing:
+            lines.append(f"{column:{width}}  {result.missing[column]}")
+            continue
+        line = f"{column:{width}}  {summary.mean:8.3f} ± {summary.ci95:.3f}  n {summary.n}"
+        if "noisy" in result.summaries and column in result.summaries["noisy"]:
+            line += f"  (input {result.summaries['noisy'][column].mean:.3f})"
+        lines.append(line + (f"  unscored: {summary.reasons_text}" if summary.unscored else ""))
+    return "\n".join(lines)

@@ -1,0 +1,197 @@
+"""Metrics that are PyTorch networks trained on listeners' scores; they need no reference."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finallyse.errors import UserError
+from finallyse.metrics import metrics_registry
+from finallyse.metrics.base import Metric, Needs, Unscored, Utterance, pieces
+
+RATE = 16000
+# Attention grows with the square of the length: a longer file is cut into equal pieces, scored by their mean.
+LIMIT_S = 120
+
+
+class _InertUnpickler(pickle.Unpickler):
+    """Reads the tensors of a checkpoint and makes empty objects of whatever else it holds, running none of its code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict") or (
+            module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_parameter")
+        ):
+            return super().find_class(module, name)
+        if module == "torch" and name.endswith("Storage"):
+            return super().find_class(module, name)
+        return type(name, (_Inert,), {})
+
+
+class _Inert:
+    """Stands for an object of the training framework that wrote a checkpoint."""
+
+    def __new__(cls, *_args: Any, **_kwargs: Any):
+        return super().__new__(cls)
+
+    def __init__(self, *_args: Any, **_kwargs: Any):
+        pass
+
+    def __setstate__(self, _state: Any):
+        pass
+
+    def __setitem__(self, _key: Any, _value: Any):
+        pass
+
+
+class _InertPickle:
+    """What `torch.load(pickle_module=...)` asks of a pickle module."""
+
+    Unpickler = _InertUnpickler
+    UnpicklingError = pickle.UnpicklingError
+    load = staticmethod(lambda file, **kwargs: _InertUnpickler(file, **kwargs).load())
+    __name__ = "finallyse.metrics.networks"
+
+
+def read_wav2vec2_mos(path: Path) -> dict:
+    """State of a `Wav2Vec2Mos` from the published Lightning checkpoint, under today's names of transformers.
+
+    Raises UserError where the file is another one.
+    """
+    import torch
+
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_InertPickle)
+        state = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
+    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, AttributeError, EOFError, OSError) as error:
+        raise UserError(f"{path}: not the wav2vec2 MOS checkpoint of Zenodo record 6201162 ({error})") from error
+    # weight norm of the positional convolution, before and after torch.nn.utils.parametrizations
+    position = "encoder.encoder.pos_conv_embed.conv."
+    for old, new in (("weight_g", "original0"), ("weight_v", "original1")):
+        if position + old in state:
+            state[f"{position}parametrizations.weight.{new}"] = state.pop(position + old)
+    return state
+
+
+def wav2vec2_mos_network():
+    """wav2vec2-base and the head of WV-MOS, with random weights; in evaluation mode.
+
+    [B, T] at 16 kHz, zero mean and unit variance -> [B]: mean over frames of Linear(768, 128), ReLU, Linear(128, 1).
+    """
+    from torch import nn
+    from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+    class Wav2Vec2Mos(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = Wav2Vec2Model(Wav2Vec2Config())
+            self.dense = nn.Sequential(nn.Linear(768, 128), nn.ReLU(), nn.Dropout(0.1), nn.Linear(128, 1))
+
+        def forward(self, wav):
+            return self.dense(self.encoder(wav).last_hidden_state).mean(dim=(1, 2))
+
+    return Wav2Vec2Mos().eval()
+
+
+@functools.lru_cache(maxsize=1)
+def _wav2vec2_mos(path: Path, device: str):
+    network = wav2vec2_mos_network()
+    try:
+        network.load_state_dict(read_wav2vec2_mos(path), strict=True)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise UserError(f"{path}: not the weights of wav2vec2-base with the WV-MOS head ({first})") from error
+    return network.to(device)
+
+
+class _Wav2Vec2Mos(Metric):
+    unit = "MOS"
+
+    def prepare(self, wav: np.ndarray) -> np.ndarray:
+        """What is done to the signal before it is brought to zero mean and unit variance."""
+        return wav
+
+    def score(self, utterance: Utterance) -> dict[str, float]:
+        import torch
+
+        wav = self.prepare(utterance.signal(RATE))
+        if len(wav) < 400:
+            raise Unscored("shorter than 25 ms, too short for wav2vec2")
+        network = _wav2vec2_mos(self.weights, self.torch_device())
+        scores, lengths = [], []
+        for piece in pieces(len(wav), LIMIT_S * RATE):
+            x = wav[piece]
+            x = (x - x.mean()) / np.sqrt(x.var() + 1e-7)
+            with torch.inference_mode():
+                scores.append(network(torch.from_numpy(x)[None].to(self.torch_device())).item())
+            lengths.append(len(x))
+        return {self.columns[0]: float(np.average(scores, weights=lengths))}
+
+
+_WV_MOS = {
+    "reference": False,
+    "rate": RATE,
+    "device": "any",
+    "weights": "weights/wav2vec2-mos/wav2vec2.ckpt",
+    "source": "Zenodo record 6201162",
+}
+
+
+@metrics_registry.register("wv-mos")
+class WvMos(_Wav2Vec2Mos):
+    """WV-MOS: wav2vec2-base fine-tuned on listeners' scores."""
+
+    columns = ("wv-mos",)
+    needs = Needs(paper="HiFi++, arXiv 2203.13086, section 4", **_WV_MOS)
+
+
+@metrics_registry.register("mosnet")
+class MosNet(_Wav2Vec2Mos):
+    """The same network on peak-normalised audio, as HiFi++ reports it.
+
+    The network's own normalisation to unit variance undoes the gain, so that it differs from wv-mos only where the
+    signal is so faint that the 1e-7 added to the variance counts.
+    """
+
+    columns = ("mosnet",)
+    needs = Needs(paper="HiFi++, arXiv 2203.13086, section 4 (MOSNet)", **_WV_MOS)
+
+    def prepare(self, wav: np.ndarray) -> np.ndarray:
+        return wav / np.abs(wav).max()
+
+
+@functools.lru_cache(maxsize=1)
+def _distillmos(device: str):
+    from finallyse.audio.torchaudio_shim import torchaudio  # noqa: F401  distillmos imports torchaudio
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints where its weights lie
+        from distillmos import ConvTransformerSQAModel
+
+        return ConvTransformerSQAModel().eval().to(device)
+
+
+@metrics_registry.register("distillmos")
+class DistillMos(Metric):
+    """DistillMOS (7.68 s windows; PyPI distillmos, which ships its weights)."""
+
+    columns = ("distillmos",)
+    unit = "MOS"
+    needs = Needs(reference=False, rate=RATE, device="any", paper="Stahl and Gamper, ICASSP 2025, arXiv 2502.05356")
+
+    def score(self, utterance: Utterance) -> dict[str, float]:
+        import torch
+
+        wav = utterance.signal(RATE)
+        network = _distillmos(self.torch_device())
+        scores, lengths = [], []
+        for piece in pieces(len(wav), LIMIT_S * RATE):
+            x = torch.from_numpy(wav[piece].copy())[None].to(self.torch_device())
+            with torch.inference_mode():
+                scores.append(network(x).item())
+            lengths.append(x.shape[-1])
+        return {"distillmos": float(np.average(scores, weights=lengths))}
