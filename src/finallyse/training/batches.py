@@ -1,0 +1,135 @@
+"""Batches: collated items, their transfer to the device, and the stream of them by step."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from finallyse.errors import UserError
+from finallyse.training.distributed import Group
+from finallyse.training.sampling import Order, StepSampler
+
+CHANNEL_AXIS = ("wav", "input_wav")  # [T] in an item, [B, 1, T] in a batch: what the networks take
+
+
+@dataclasses.dataclass
+class Batch:
+    """Items of one step, or a piece of them, by name: `wav` and `input_wav` [B, 1, T], the others with B in front.
+
+    `share` is the part of the global batch that this is: a loss that is a mean over items counts that much.
+    """
+
+    tensors: dict[str, Tensor]
+    names: list[str]
+    share: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, key: str) -> Tensor:
+        if key not in self.tensors:
+            raise UserError(f"the trainer needs {key!r}, which this dataset's items lack (they hold {list(self)})")
+        return self.tensors[key]
+
+    def __setitem__(self, key: str, value: Tensor) -> None:
+        self.tensors[key] = value
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.tensors
+
+    def __iter__(self):
+        return iter(self.tensors)
+
+    def split(self, size: int | None) -> list[Batch]:
+        """Pieces of at most `size` items; None: one piece."""
+        if size is None or size >= len(self):
+            return [dataclasses.replace(self, tensors=dict(self.tensors))]
+        pieces = []
+        for first in range(0, len(self), size):
+            names = self.names[first : first + size]
+            tensors = {key: value[first : first + size] for key, value in self.tensors.items()}
+            pieces.append(Batch(tensors, names, self.share * len(names) / len(self)))
+        return pieces
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on `device`; the copy of pinned memory does not wait for the GPU."""
+        moved = {key: value.to(device, non_blocking=True) for key, value in self.tensors.items()}
+        return dataclasses.replace(self, tensors=moved)
+
+    def pin_memory(self) -> Batch:
+        """Called by the DataLoader where a GPU waits."""
+        return dataclasses.replace(self, tensors={key: value.pin_memory() for key, value in self.tensors.items()})
+
+
+def collate(items: Iterable[Mapping]) -> Batch:
+    """Stack items of equal lengths.
+
+    Raises UserError where lengths differ: a training dataset needs a `segment`.
+    """
+    items = list(items)
+    names = [str(item["name"]) for item in items]
+    tensors = {}
+    for key, first in items[0].items():
+        if key == "name" or first is None or isinstance(first, str):
+            continue
+        values = [torch.as_tensor(item[key]) for item in items]
+        if any(value.shape != values[0].shape for value in values):
+            shapes = {name: list(value.shape) for name, value in zip(names, values, strict=True)}
+            raise UserError(f"items of different lengths cannot form a batch ({key}: {shapes}); set `segment`")
+        stacked = torch.stack(values)
+        tensors[key] = stacked.unsqueeze(1) if key in CHANNEL_AXIS else stacked
+    return Batch(tensors, names)
+
+
+class Batches:
+    """The batch of each step, on the device. Steps are asked for in order; the first may be any.
+
+    Args:
+        dataset: gives an item for (epoch, index).
+        order: which items a step takes.
+        group: this process among all; each takes its share of the global batch.
+        last: step at which training ends, so that workers do not load beyond it.
+        num_workers: loader processes; 0 loads in this one.
+    """
+
+    def __init__(self, dataset, order: Order, group: Group, last: int, num_workers: int):
+        if order.batch_size < group.world:
+            raise UserError(
+                f"data.batch_size={order.batch_size} cannot be shared by {group.world} processes; raise it or use fewer"
+            )
+        self.dataset, self.order, self.group, self.last, self.num_workers = dataset, order, group, last, num_workers
+        self._next, self._loader = None, None
+
+    def at(self, step: int) -> Batch:
+        """This process's share of the global batch of `step` (counted from 0)."""
+        if step != self._next:
+            self._loader, self._next = iter(self._from(step)), step
+        batch = next(self._loader)
+        batch.share = len(batch) / self.order.batch_size
+        self._next += 1
+        return batch.to(self.group.device)
+
+    def _from(self, step: int) -> DataLoader:
+        return DataLoader(
+            self.dataset,
+            batch_sampler=StepSampler(self.order, self.group.share, step, self.last),
+            collate_fn=collate,
+            num_workers=min(self.num_workers, self.last - step),
+            pin_memory=self.group.device.type == "cuda",
+            worker_init_fn=_leave_signals_to_the_trainer if self.num_workers else None,
+        )
+
+    def close(self) -> None:
+        """End the loader's processes."""
+        self._loader, self._next = None, None
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """A signal to the whole process group must not end the loader under a trainer that is about to save."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,63 @@
+"""Where the time of a step goes: wall-clock seconds per kind of work, forward and backward passes alike."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+
+class Clock:
+    """Attributes time to kinds of work. This one does not measure and costs nothing; see `Stopwatch`."""
+
+    @contextlib.contextmanager
+    def __call__(self, kind: str) -> Iterator[None]:
+        """Work of `kind` is done inside this context."""
+        yield
+
+    def backward_from(self, kind: str, *tensors: Tensor) -> None:
+        """In a backward pass, what follows once the gradient of one of these tensors is known is work of `kind`."""
+
+
+class Stopwatch(Clock):
+    """Measures; on a GPU it waits for the device at each change, so that a profiled step is slower than a plain one."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._kind, self._since = "other", self._now()
+
+    @contextlib.contextmanager
+    def __call__(self, kind: str) -> Iterator[None]:
+        before = self._kind
+        self._switch(kind)
+        try:
+            yield
+        finally:
+            self._switch(before)
+
+    def backward_from(self, kind: str, *tensors: Tensor) -> None:
+        for tensor in tensors:
+            if tensor.requires_grad:
+                tensor.register_hook(lambda gradient: self._switch(kind))
+
+    def read(self) -> dict[str, float]:
+        """Seconds since the last reading, by kind."""
+        self._switch(self._kind)
+        seconds = dict(self.seconds)
+        self.seconds.clear()
+        return seconds
+
+    def _switch(self, kind: str) -> None:
+        now = self._now()
+        self.seconds[self._kind] += now - self._since
+        self._kind, self._since = kind, now
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()

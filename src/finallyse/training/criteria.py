@@ -1,0 +1,55 @@
+"""The weighted losses of one network, and what they need to be computed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finallyse.errors import UserError
+
+
+class Criteria(nn.Module):
+    """A weighted sum of losses from the registry.
+
+    Args:
+        parts: registry name -> {weight, args}.
+        kind: `generator` or `discriminator`, for messages.
+    """
+
+    def __init__(self, parts: Mapping[str, Mapping], kind: str):
+        super().__init__()
+        from finallyse.losses import losses_registry
+
+        self.kind = kind
+        self.weights = {name: float(part.get("weight", 1.0)) for name, part in parts.items()}
+        self.losses = nn.ModuleDict(
+            {name: losses_registry[name](**part.get("args", {})) for name, part in parts.items()}
+        )
+        self.requires_grad_(False)  # learned losses (UTMOS) judge; they do not learn
+        self.eval()
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.weights)
+
+    @property
+    def needs(self) -> set[str]:
+        return {need for loss in self.losses.values() for need in loss.needs}
+
+    def check(self, offered: Collection[str], why: Mapping[str, str]) -> None:
+        """Raise a UserError for a loss that needs what is not offered; `why[need]` says what is missing."""
+        for name, loss in self.losses.items():
+            for need in loss.needs:
+                if need not in offered:
+                    raise UserError(
+                        f"losses.{self.kind}.{name} needs {need!r}: {why.get(need, 'no trainer offers that')}"
+                    )
+
+    def forward(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """The weighted sum, and the losses themselves, unweighted and detached, as a vector in the order of `names`."""
+        values = [loss(**{need: inputs[need] for need in loss.needs}).float() for loss in self.losses.values()]
+        total = sum(weight * value for weight, value in zip(self.weights.values(), values, strict=True))
+        return total, torch.stack([value.detach() for value in values])

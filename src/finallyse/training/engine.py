@@ -1,0 +1,338 @@
+"""The loop under all trainers: resumes where the state says, watches, validates, saves, stops on a signal."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from finallyse.errors import UserError
+from finallyse.training import trainers_registry
+from finallyse.training.base import BaseTrainer
+from finallyse.training.batches import Batch, Batches
+from finallyse.training.distributed import Group, choose_device
+from finallyse.training.history import Progress, Table, Writers
+from finallyse.training.sampling import Order
+from finallyse.training.state import StateFolder, definition, random_state, seed_everything, set_random_state
+from finallyse.training.validation import Validation
+
+log = logging.getLogger(__name__)
+
+TRY_AGAIN = 75  # exit status (EX_TEMPFAIL) of a run that saved and stopped before its end: start it again
+
+
+def train(experiment: DictConfig | Mapping) -> int:
+    """Train one network, from its saved state where there is one; returns the process's exit status.
+
+    0: the checkpoint `<results>/<run_name>.ckpt` is written. 75: stopped by a signal or `train.stop_after`, saved, to
+    be continued. Raises UserError for anything that the user can mend.
+    """
+    if isinstance(experiment, DictConfig):
+        experiment = OmegaConf.to_container(experiment, resolve=True)
+    device = choose_device(experiment["exp"]["device"])
+    _prepare_pytorch(experiment, device)
+    group = Group(device)
+    try:
+        with Run(experiment, group) as run:
+            for step in run.steps():
+                batch = run.batch(step)
+                run.trainer.begin(step, run.order.epoch(step))
+                losses = run.trainer.train_step(batch)
+                run.after(step + 1, batch, losses)
+            return run.finish()
+    finally:
+        group.close()
+
+
+class Run:
+    """One run of one experiment: its parts, and all that happens around a step.
+
+    A step is counted from 0 where it is made, and from 1 where it has been made: after `step` steps.
+    """
+
+    def __init__(self, experiment: Mapping, group: Group):
+        self.experiment, self.group = experiment, group
+        self.options = experiment["train"]
+        self.last: int = self.options["steps"]
+        results, name = Path(experiment["exp"]["results"]), experiment["exp"]["run_name"]
+        self.checkpoint, self.folder = results / f"{name}.ckpt", results / "state" / name
+        self.stop = StopRequests(self.options["stop_after"])
+        self.states = StateFolder(self.folder, definition(experiment), self.options["keep"])
+        if group.leader:
+            self.states.lock()
+        found = group.from_leader(self.states.newest(self.last) if group.leader else None)
+        state = self.states.read(found) if found else None
+
+        seed_everything(experiment["exp"]["seed"])
+        dataset, validation_set = (_dataset(experiment["data"][part]) for part in ("train", "validation"))
+        self.order = Order(len(dataset), experiment["data"]["batch_size"], experiment["exp"]["seed"])
+        self.batches = Batches(dataset, self.order, group, self.last, experiment["data"]["num_workers"])
+        trainer = trainers_registry[experiment["trainer"]]
+        self.trainer = trainer(experiment, group, set(dataset[(0, 0)]), resumes=state is not None)
+        _check_rates(self.trainer, dataset, validation_set)
+        self.validation = Validation(
+            validation_set,
+            experiment["metrics"],
+            experiment["exp"]["resources"],
+            self.options["val_items"],
+            self.folder,
+            group,
+        )
+
+        self.step, self.skips, self.best, self.wandb_id = 0, 0, {}, None
+        if state:
+            self.step, self.skips = state["step"], state["skips"]
+            self.best, self.wandb_id = dict(state["best"]), state["wandb_id"]
+            self.trainer.load_state_dict(state["trainer"])
+            set_random_state(state["random"])
+            log.info("%s: continuing after step %d of %d", found, self.step, self.last)
+        del state
+        self.saved_step, self.saved_at, self.waited = self.step, time.monotonic(), 0.0
+        self.pending: list[tuple[int, list[str], list[str], Tensor, dict]] = []  # steps whose losses the device has
+        self.recent: list[dict] = []  # rows since the last progress line
+        self.history = self.validations = self.writers = None
+        if group.leader:
+            self.history = Table(self.folder / "history.csv", self.step)
+            self.validations = Table(self.folder / "validation.csv", self.step)
+            self.writers = Writers(experiment, self.folder, self.wandb_id, self.step)
+            self.wandb_id = self.writers.wandb_id
+        self.progress = Progress(self.step, self.last)
+        self.read_at = time.perf_counter()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        self.batches.close()
+        self.stop.restore()
+        if self.group.leader:
+            self.history.close()
+            self.validations.close()
+            self.writers.close(finished=error is None and self.step == self.last)
+
+    # ------------------------------------------------------------------------------------------------------ the loop
+
+    def steps(self) -> Iterator[int]:
+        """The steps that are left, until the end or a reason to stop."""
+        while self.step < self.last:
+            if self.group.highest(int(self.stop.due()))[0]:
+                return
+            yield self.step
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step, on the device."""
+        began = time.perf_counter()
+        batch = self.batches.at(step)
+        self.waited += time.perf_counter() - began
+        return batch
+
+    def after(self, step: int, batch: Batch, losses: Mapping[str, Tensor]) -> None:
+        """After `step` steps: log, validate, save."""
+        self.step = step
+        rates = {f"lr_{name}": updater.lr for name, updater in self.trainer.updaters().items()}
+        self.pending.append((step, batch.names, list(losses), torch.stack(list(losses.values())), rates))
+        if step % self.options["log_step"] == 0 or step == self.last:
+            self.report()
+        elif self.group.device.type == "cpu":
+            self.read()  # costs nothing where there is no device to wait for, and tells of a bad step at once
+        if step == self.last or (self.options["val_step"] and step % self.options["val_step"] == 0):
+            self.validate()
+        due = step % self.options["checkpoint_step"] == 0 or step == self.last
+        late = time.monotonic() - self.saved_at >= 60 * self.options["checkpoint_minutes"]
+        if self.group.highest(int(due or late))[0]:
+            self.save()
+
+    def finish(self) -> int:
+        """Write the checkpoint, or save and ask for another start."""
+        if self.step < self.last:
+            self.save()
+            log.info(
+                "stopped after step %d of %d (%s); start again to continue", self.step, self.last, self.stop.reason
+            )
+            return TRY_AGAIN
+        if self.group.leader:
+            from finallyse.models.checkpoint import save_checkpoint
+
+            generator, discriminators = self.trainer.weights()
+            save_checkpoint(
+                self.checkpoint,
+                network=self.experiment["generator"]["name"],
+                config=self.experiment,
+                step=self.step,
+                generator=generator,
+                discriminators=discriminators,
+            )
+            log.info("%s written after %d steps", self.checkpoint, self.step)
+        self.group.barrier()
+        return 0
+
+    # ------------------------------------------------------------------------------------------------- what it tells
+
+    def read(self) -> None:
+        """Bring the losses of the steps since the last reading to the host: the one place that waits for the device.
+
+        Writes them to history.csv. Raises UserError where one of those steps was not finite.
+        """
+        if not self.pending:
+            return
+        pending, self.pending = self.pending, []
+        values = torch.stack([vector for *_, vector, _ in pending]).tolist()
+        now = time.perf_counter()
+        seconds, self.read_at = (now - self.read_at) / len(pending), now
+        rows, problem = [], None
+        for (step, names, keys, _, rates), numbers in zip(pending, values, strict=True):
+            row = {"step": step, **dict(zip(keys, numbers, strict=True)), **rates, "seconds": seconds}
+            withheld = [row.pop(key) for key in keys if key.startswith("withheld_")]
+            rows.append(row)
+            if any(withheld) and (problem := self._not_finite(step, names, row)):
+                break
+        self.recent += rows
+        if self.history:
+            self.history.append(rows)
+        if problem:
+            raise UserError(problem)
+
+    def report(self) -> None:
+        """The progress line and the writers, with means since the last report."""
+        self.read()
+        rows, self.recent = self.recent, []
+        rates = {key: value for key, value in rows[-1].items() if key.startswith("lr_")}
+        means = {}
+        for key in rows[-1].keys() - {"step", *rates}:
+            finite = [row[key] for row in rows if math.isfinite(row[key])]  # skipped steps are told of apart
+            means[key] = sum(finite) / len(finite) if finite else math.nan
+        shown = {key: means[key] for key in rows[-1] if key in means} | {"data": self.waited / len(rows)} | rates
+        self.waited = 0.0
+        if self.group.leader:
+            log.info(self.progress.line(self.step, shown))
+            self.writers.scalars(self.step, {f"train/{key}": value for key, value in shown.items()})
+
+    def validate(self) -> None:
+        """Measure and listen; leaves every random number generator as it was."""
+        self.read()
+        before = random_state()
+        row = self.validation.run(self.step, self.trainer, self.writers)
+        set_random_state(before)
+        measured = {key: value for key, value in row.items() if key not in ("step", "items", "seconds")}
+        for name, value in measured.items():
+            best = self.best.get(name)
+            higher = self.validation.higher_is_better(name)
+            if best is None or (value > best["value"] if higher else value < best["value"]):
+                self.best[name] = {"value": value, "step": self.step}
+        if self.group.leader:
+            self.validations.append([row])
+            shown = " | ".join(
+                f"{key} {value:.4g} (best {self.best[key]['value']:.4g} at {self.best[key]['step']})"
+                for key, value in measured.items()
+            )
+            log.info(
+                "validation after step %d: %s | %d items in %.1f s", self.step, shown, row["items"], row["seconds"]
+            )
+            self.writers.scalars(self.step, {f"validation/{key}": value for key, value in measured.items()})
+        self.read_at = time.perf_counter()
+
+    def _not_finite(self, step: int, names: list[str], row: Mapping[str, float]) -> str | None:
+        """Count and tell of a skipped step, or give the message with which to stop: what, where, which items."""
+        bad = [key.replace("grad_norm_", "gradient of the ") for key, value in row.items() if not math.isfinite(value)]
+        items = [name for share in self.group.gather(names) for name in share]
+        what = f"step {step}: not finite: {', '.join(bad)}; items: {', '.join(items)}"
+        if self.options["on_nonfinite"] == "skip" and self.skips < self.options["max_skips"]:
+            self.skips += 1
+            log.warning("%s. No update made (skip %d of at most %d)", what, self.skips, self.options["max_skips"])
+            return None
+        kept = self.states.newest(step) if self.group.leader else None
+        return (
+            f"{what}. The update was not made; "
+            + (f"the last good state is {kept}" if kept else "no state was saved before")
+            + (f"; {self.skips} steps were skipped before (train.max_skips)" if self.skips else "")
+            + ". Look at these items, lower the learning rate, set train.clip or train.on_nonfinite=skip"
+        )
+
+    def save(self) -> None:
+        """Write the resume state."""
+        self.read()
+        if self.saved_step == self.step and self.states.has(self.step):
+            return
+        if self.group.leader:
+            self.history.sync()
+            self.validations.sync()
+            self.states.save(
+                self.step,
+                {
+                    "trainer": self.trainer.state_dict(),
+                    "skips": self.skips,
+                    "best": self.best,
+                    "wandb_id": self.wandb_id,
+                    "random": random_state(),
+                },
+            )
+        self.group.barrier()
+        self.saved_step, self.saved_at = self.step, time.monotonic()
+        self.read_at = time.perf_counter()
+
+
+class StopRequests:
+    """Signals and the time limit: noted at once, obeyed after the step that is being made.
+
+    A second signal of the same kind ends the process as if nobody had asked.
+    """
+
+    def __init__(self, minutes: float | None):
+        self.reason: str | None = None
+        self._deadline = None if minutes is None else time.monotonic() + 60 * minutes
+        self._minutes = minutes
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def due(self) -> bool:
+        """Whether to stop."""
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            self.reason = self.reason or f"train.stop_after={self._minutes} minutes"
+        return self.reason is not None
+
+    def restore(self) -> None:
+        """The handlers as they were."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame) -> None:
+        self.reason = f"signal {signal.Signals(number).name}"
+        signal.signal(number, self._before[number])
+
+
+def _prepare_pytorch(experiment: Mapping, device: torch.device) -> None:
+    options = experiment["exp"]
+    if options["threads"]:
+        torch.set_num_threads(options["threads"])
+    torch.set_float32_matmul_precision("high" if experiment["train"]["tf32"] else "highest")
+    torch.backends.cudnn.allow_tf32 = experiment["train"]["tf32"]
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not options["deterministic"]
+    torch.use_deterministic_algorithms(options["deterministic"])
+    if options["deterministic"]:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def _dataset(part: Mapping):
+    from finallyse.datasets import datasets_registry
+
+    return datasets_registry[part["name"]](**part["args"])
+
+
+def _check_rates(trainer: BaseTrainer, train_set, validation_set) -> None:
+    generator = trainer.generator
+    if train_set.output_rate != trainer.output_rate:
+        raise UserError(
+            f"data.train: targets at {train_set.output_rate} Hz; the generator makes {trainer.output_rate} Hz"
+        )
+    for kind, dataset in (("train", train_set), ("validation", validation_set)):
+        if dataset.input_rate != generator.input_rate:
+            raise UserError(
+                f"data.{kind}: inputs at {dataset.input_rate} Hz; the generator takes {generator.input_rate} Hz"
+            )

@@ -1,0 +1,177 @@
+"""From gradients to an update: sum over processes, check, clip, AdamW, learning rate, moving average of the weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+
+from finallyse.training.clipping import Clipper
+from finallyse.training.distributed import Group
+
+
+def learning_rate(step: int, epoch: int, base: float, scheduler: Mapping) -> float:
+    """The learning rate of step `step` (counted from 0), a pure function: it needs no state and no total of steps.
+
+    Decays by `gamma` once an epoch or every so many steps; rises linearly from base / warmup_steps to base before.
+    """
+    decays = epoch if scheduler["every"] == "epoch" else step // int(scheduler["every"])
+    warmup = min(1.0, (step + 1) / max(1, scheduler["warmup_steps"]))
+    return base * scheduler["gamma"] ** decays * warmup
+
+
+class Guard:
+    """Keeps non-finite losses and gradients away from the weights without waiting for the GPU.
+
+    The verdict of each update is a tensor that the fused optimizer obeys on the device. In `stop` mode one bad update
+    blocks all later ones, so that however late the host reads of it, the weights are those of the last good update.
+    """
+
+    def __init__(self, on_nonfinite: str, device: torch.device):
+        self.sticky = on_nonfinite == "stop"
+        self.blocked = torch.zeros((), device=device)  # 1.0 where the last update was not made
+
+    def judge(self, losses: Tensor, norm: Tensor) -> Tensor:
+        """1.0 where the update must not be made, else 0.0."""
+        bad = (~(torch.isfinite(losses).all() & torch.isfinite(norm))).to(self.blocked.dtype)
+        self.blocked = torch.maximum(self.blocked, bad) if self.sticky else bad
+        return self.blocked
+
+
+class Updater:
+    """Makes the updates of one set of parameters.
+
+    Args:
+        parameters: those that train.
+        optimizer: options of AdamW: lr, betas, weight_decay.
+        scheduler: options of the learning rate: gamma, every, warmup_steps.
+        clipper, guard, group: see there.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        optimizer: Mapping,
+        scheduler: Mapping,
+        clipper: Clipper,
+        guard: Guard,
+        group: Group,
+    ):
+        self.parameters = list(parameters)
+        self.base_lr, self.scheduler = float(optimizer["lr"]), dict(scheduler)
+        self.clipper, self.guard, self.group = clipper, guard, group
+        self.adamw = torch.optim.AdamW(
+            self.parameters,
+            lr=self.base_lr,
+            betas=tuple(optimizer["betas"]),
+            weight_decay=float(optimizer["weight_decay"]),
+            fused=True,
+        )
+
+    @property
+    def lr(self) -> float:
+        return self.adamw.param_groups[0]["lr"]
+
+    def begin(self, step: int, epoch: int) -> None:
+        """Set the learning rate of `step`."""
+        for parameters in self.adamw.param_groups:
+            parameters["lr"] = learning_rate(step, epoch, self.base_lr, self.scheduler)
+
+    def update(self, losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Update the parameters from their gradients, which are freed, unless these or the `losses` [N] are not finite.
+
+        `losses` are this process's, each weighted by its share of the global batch. Returns their sum over all
+        processes, the gradient's norm before clipping, and 1.0 where the update was withheld.
+        """
+        losses = self.group.sum(losses)
+        self.group.sum_gradients(self.parameters)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        blocked = self.guard.judge(losses, norm)
+        if self.clipper.mode != "none":
+            self.adamw.grad_scale = 1.0 / self.clipper.factor(norm)  # the fused kernel divides by it in its one pass
+        self.adamw.found_inf = blocked
+        self.adamw.step()
+        self.adamw.zero_grad(set_to_none=True)
+        return losses, norm, blocked
+
+    def state_dict(self) -> dict:
+        return {"adamw": self.adamw.state_dict(), "clip": self.clipper.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.adamw.load_state_dict(state["adamw"])
+        self.clipper.load_state_dict(state["clip"])
+
+
+class MovingAverage:
+    """Exponential moving average of a network's weights."""
+
+    def __init__(self, module: nn.Module, decay: float):
+        self.decay = decay
+        self.weights = {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+    def update(self, module: nn.Module) -> None:
+        """Move the average towards the module's present weights."""
+        pairs = [(self.weights[name], value.detach()) for name, value in module.state_dict().items()]
+        moving = [(average, value) for average, value in pairs if average.is_floating_point()]
+        torch._foreach_lerp_([average for average, _ in moving], [value for _, value in moving], 1.0 - self.decay)
+        for average, value in pairs:
+            if not average.is_floating_point():
+                average.copy_(value)
+
+    @contextlib.contextmanager
+    def in_place(self, module: nn.Module) -> Iterator[None]:
+        """The module with the averaged weights, for as long as the context lasts."""
+        own = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        module.load_state_dict(self.weights)
+        try:
+            yield
+        finally:
+            module.load_state_dict(own)
+
+
+class SpectralNorms:
+    """The spectral norms of some networks, with one power iteration whenever `advance` is called and none elsewhere.
+
+    Left to itself PyTorch iterates in each forward pass in training mode, so that the weights of one and the same step
+    would depend on how many pieces its batch is split into, and differ between the real and the generated pass.
+    """
+
+    def __init__(self, *modules: nn.Module):
+        self.chains = [
+            chain
+            for module in modules
+            for layer in module.modules()
+            if parametrize.is_parametrized(layer)
+            for chain in layer.parametrizations.values()
+            if any(isinstance(norm, parametrizations._SpectralNorm) for norm in chain)
+        ]
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """One power iteration."""
+        for chain in self.chains:
+            chain.train()
+            chain()
+        self.settle()
+
+    def settle(self) -> None:
+        """No power iterations until the next `advance`, also after the network was put in training mode."""
+        for chain in self.chains:
+            chain.eval()
+
+
+@contextlib.contextmanager
+def frozen(module: nn.Module | None) -> Iterator[None]:
+    """No gradients for the module's parameters, for as long as the context lasts; they still flow through it."""
+    parameters = [] if module is None else [p for p in module.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)

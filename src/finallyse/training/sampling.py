@@ -1,0 +1,59 @@
+"""Which items a step trains on: a pure function of (seed, step), so that nothing about it has to be saved.
+
+The training data is an endless stream of epochs, each a fresh permutation of the dataset; step s takes positions
+s * batch_size .. (s + 1) * batch_size - 1 of it. No item is dropped, and a dataset smaller than a batch is just gone
+through more than once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from finallyse.errors import UserError
+
+
+class Order:
+    """The order of training items.
+
+    Args:
+        length: number of items in the dataset.
+        batch_size: items of one step, over all processes.
+        seed: seed of the run.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int):
+        if length < 1:
+            raise UserError("data.train: the dataset has no items")
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self._epoch, self._permutation = -1, np.empty(0, np.int64)
+
+    def epoch(self, step: int) -> int:
+        """Number of epochs completed before step `step` (counted from 0) begins."""
+        return step * self.batch_size // self.length
+
+    def at(self, step: int) -> list[tuple[int, int]]:
+        """The (epoch, index) of every item of the global batch of `step`."""
+        positions = range(step * self.batch_size, (step + 1) * self.batch_size)
+        return [(p // self.length, self._index(p // self.length, p % self.length)) for p in positions]
+
+    def _index(self, epoch: int, offset: int) -> int:
+        if epoch != self._epoch:
+            generator = np.random.default_rng([self.seed, epoch])
+            self._epoch, self._permutation = epoch, generator.permutation(self.length)
+        return int(self._permutation[offset])
+
+
+class StepSampler:
+    """Batch sampler for a DataLoader: this process's keys of each step from `first` to `last` (exclusive)."""
+
+    def __init__(self, order: Order, share, first: int, last: int):
+        self.order, self.share, self.first, self.last = order, share, first, last
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(self.first, self.last):
+            yield self.share(self.order.at(step))
+
+    def __len__(self) -> int:
+        return max(0, self.last - self.first)
