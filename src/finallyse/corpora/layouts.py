@@ -1,0 +1,294 @@
+"""Which recordings a corpus consists of: its published folder layout, or any folder of audio files in its place."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+from finallyse.corpora.manifest import utterance_name
+from finallyse.errors import UserError, nearest
+
+Kind = Literal["speech", "pairs", "noise", "response"]
+
+# What never is a recording. Everything else is tried: FFmpeg knows more formats than any list of names would.
+NO_AUDIO = frozenset(
+    """
+    .txt .csv .tsv .json .jsonl .yaml .yml .xml .html .htm .md .rst .pdf .doc .docx .xls .xlsx .odt .rtf .tex .lab
+    .textgrid .srt .vtt .ass .log .ini .cfg .py .sh .m .mat .npy .npz .pt .pth .ckpt .onnx .pkl .jpg .jpeg .png
+    .gif .bmp .tif .tiff .webp .svg .ico .zip .gz .bz2 .xz .tar .tgz .7z .rar .zst .md5 .sha1 .sha256 .db .sqlite
+    .part .tmp .lock .ds_store .copyright .license
+    """.split()  # noqa: SIM905
+)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One recording (or pair) of a corpus, before it is prepared.
+
+    source: path relative to the corpus' folder.    output: path of the prepared file below `wav/`.
+    group: recordings that must not be in different splits (a speaker, a room).    split: where the corpus itself says.
+    noisy_source, noisy_output: the noisy counterpart of a pair.
+    """
+
+    source: str
+    output: str
+    group: str
+    speaker: str = ""
+    split: str | None = None
+    noisy_source: str | None = None
+    noisy_output: str | None = None
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """How a corpus is read and split.
+
+    held_out: split -> share of the groups that it gets, where the corpus does not say itself.
+    published: the published layout as a pattern of paths; groups `speaker`, `set` and `side` mean what they say.
+    sets: name of a published set (a prefix) -> split.
+    """
+
+    kind: Kind
+    held_out: dict[str, float]
+    published: str | None = None
+    sets: dict[str, str] = field(default_factory=dict)
+    group: Callable[[str], str] | None = None
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return ("train", *self.held_out)
+
+
+def _freesound_recording(path: str) -> str:
+    """DNS5 cut long Freesound recordings into numbered pieces: `..._Freesound_validated_380494_3.wav`."""
+    stem = path.rsplit(".", 1)[0]
+    return re.sub(r"((?:^|_)freesound_validated_\d+)_\d+$", r"\1", stem, flags=re.IGNORECASE)
+
+
+def _parent(path: str) -> str:
+    """Responses of one simulated room lie in one folder."""
+    return path.rpartition("/")[0]
+
+
+CORPORA: dict[str, Corpus] = {
+    "vctk": Corpus(
+        "speech",
+        {"validation": 0.05},
+        r"(?:^|/)wav48_silence_trimmed/(?P<name>(?P<speaker>[^/]+)/[^/]+_mic1\.flac)$",
+    ),
+    "voicebank": Corpus(
+        "pairs",
+        {"validation": 0.07, "test": 0.07},
+        r"(?:^|/)(?P<side>clean|noisy)_(?P<set>trainset|testset)[^/]*_wav/(?P<name>(?P<speaker>[^/_]+)_[^/]+\.wav)$",
+        {"testset": "test"},
+    ),
+    "libritts-r": Corpus(
+        "speech",
+        {"validation": 0.05},
+        r"(?:^|/)(?P<name>(?P<set>train|test)-[^/]+/(?P<speaker>[^/]+)/[^/]+/[^/]+\.wav)$",
+        {"train": "train", "test": "validation"},
+    ),
+    "daps": Corpus(
+        "speech",
+        {"validation": 0.1},
+        r"(?:^|/)clean/(?P<name>(?P<speaker>[^/_]+)_script[^/]*\.wav)$",
+    ),
+    "dns5-noise": Corpus("noise", {"validation": 0.1}, group=_freesound_recording),
+    "dns5-rooms": Corpus(
+        "response",
+        {"validation": 0.1},
+        r"(?:^|/)simulated_rirs_48k/(?P<name>[^/]+/[^/]+/[^/]+\.wav)$",
+        group=_parent,
+    ),
+    "micirp": Corpus("response", {"validation": 0.1}),
+}
+
+
+def corpus_by_name(name: str) -> Corpus:
+    """The corpus' entry in `CORPORA`, or a UserError that names the nearest."""
+    if name not in CORPORA:
+        raise UserError(f"unknown corpus {name!r}; {nearest(name, CORPORA)}")
+    return CORPORA[name]
+
+
+def find_recordings(name: str, source: Path) -> tuple[list[Recording], list[str]]:
+    """The recordings of corpus `name` in folder `source`, each with its group, and remarks for the reader of the log.
+
+    Where the folder has the corpus' published layout, only what belongs to it is taken. Any other folder is taken as
+    recordings of one's own: a first-level folder is a speaker, a file outside of any folder a speaker of its own
+    (folders that hold nothing but one folder are stepped into). VoiceBank's pairs then are equally named files in
+    `clean/` and `noisy/`.
+    """
+    corpus = corpus_by_name(name)
+    if not source.is_dir():
+        raise UserError(f"{source}: no such folder; it should hold the recordings of {name}")
+    files = list(_files(source))
+    remarks = []
+    recordings = _published(corpus, files) if corpus.published else []
+    if recordings:
+        used = {r.source for r in recordings} | {r.noisy_source for r in recordings}
+        unused = sum(path not in used for path in files)
+        if unused:
+            remarks.append(f"{unused} audio files outside the published layout of {name} are not used")
+    else:
+        recordings = _own_pairs(source, files) if corpus.kind == "pairs" else _own_files(corpus, files)
+        if corpus.published:
+            remarks.append(f"not the published layout of {name}: taken as a folder of recordings of one's own")
+    if not recordings:
+        raise UserError(f"{source}: holds no audio files for {name}")
+    return _unique_outputs(sorted(recordings, key=lambda r: r.source)), remarks
+
+
+def _files(source: Path) -> Iterator[str]:
+    """Relative paths of everything that may be audio, sorted; hidden files (macOS leaves `._x.wav`) are not."""
+    seen = set()
+    for folder, folders, files in os.walk(source, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link back to a folder above
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__MACOSX")
+        for file in sorted(files):
+            if not file.startswith(".") and Path(file).suffix.lower() not in NO_AUDIO:
+                yield Path(folder, file).relative_to(source).as_posix()
+
+
+def _published(corpus: Corpus, files: Sequence[str]) -> list[Recording]:
+    matches = [match for file in files if (match := re.search(corpus.published, file))]
+    recordings, noisy = [], {}
+    for match in matches:
+        found = match.groupdict()
+        if found.get("side") == "noisy":
+            noisy[found["set"], found["name"]] = match.string
+    for match in matches:
+        found = match.groupdict()
+        if found.get("side") == "noisy":
+            continue
+        name, speaker = found["name"], found.get("speaker", "")
+        group = corpus.group(name) if corpus.group else speaker
+        split = corpus.sets.get(found.get("set", ""))
+        recording = Recording(match.string, _wav(name), group, speaker, split)
+        if "side" in found:
+            recording = replace(
+                recording,
+                output="clean/" + _wav(name),
+                noisy_source=noisy.get((found["set"], name), ""),
+                noisy_output="noisy/" + _wav(name),
+            )
+        recordings.append(recording)
+    return recordings
+
+
+def _own_files(corpus: Corpus, files: Sequence[str]) -> list[Recording]:
+    start = _common_folder(files)
+    recordings = []
+    for file in files:
+        name = file[len(start) :]
+        if corpus.kind == "speech":
+            # A file outside of any folder is a speaker of its own: nothing tells who else speaks in it.
+            group = speaker = name.split("/")[0] if "/" in name else _stem(name)
+        else:
+            group, speaker = corpus.group(name) if corpus.group else name, ""
+        recordings.append(Recording(file, _wav(name), group or name, speaker))
+    return recordings
+
+
+def _own_pairs(source: Path, files: Sequence[str]) -> list[Recording]:
+    start = _common_folder(files)
+    sides: dict[str, dict[str, str]] = {"clean": {}, "noisy": {}}
+    for file in files:
+        side, _, name = file[len(start) :].partition("/")
+        if side in sides and name:
+            sides[side][_stem(name)] = file
+    if not all(sides.values()):
+        raise UserError(
+            f"{source}: voicebank needs pairs: put the clean recordings into {source}/clean and the noisy ones, "
+            f"with the same names, into {source}/noisy"
+        )
+    recordings = []
+    for name, file in sides["clean"].items():
+        speaker = name.split("/")[0] if "/" in name else name
+        noisy = sides["noisy"].get(name, "")
+        recordings.append(Recording(file, f"clean/{name}.wav", speaker, speaker, None, noisy, f"noisy/{name}.wav"))
+    return recordings
+
+
+def _common_folder(files: Sequence[str]) -> str:
+    """The folder (with its slash, or empty) that all files lie in."""
+    folders = {file.rpartition("/")[0] for file in files}
+    common = os.path.commonpath(folders) if folders and "" not in folders else ""
+    return common and common + "/"
+
+
+def _wav(name: str) -> str:
+    return _stem(name) + ".wav"
+
+
+def _unique_outputs(recordings: Sequence[Recording]) -> list[Recording]:
+    """Keep `a.mp3` and `a.flac`, or `a/b_c` and `a_b/c`, from meaning the same prepared file or utterance name."""
+    count = Counter(utterance_name(r.output) for r in recordings)
+    unique = []
+    for recording in recordings:
+        if count[utterance_name(recording.output)] > 1:
+            tag = "-" + sha256(recording.source.encode("utf-8", "surrogateescape")).hexdigest()[:8] + ".wav"
+            recording = replace(recording, output=recording.output.removesuffix(".wav") + tag)
+            if recording.noisy_output:
+                recording = replace(recording, noisy_output=recording.noisy_output.removesuffix(".wav") + tag)
+        unique.append(recording)
+    return unique
+
+
+def assign_splits(recordings: Sequence[Recording], name: str, seed: int) -> tuple[list[Recording], list[str]]:
+    """The recordings with their splits, and remarks. Depends only on the names, the corpus and the seed.
+
+    Groups are put in the order of a hash of their names; the first few are held out. Where there are fewer groups than
+    splits, every recording is a group, and a speaker, of its own.
+    """
+    corpus = corpus_by_name(name)
+    remarks = []
+    if set(corpus.sets.values()) - {r.split for r in recordings}:  # a published set is missing: split what is there
+        recordings = [replace(r, split=None) for r in recordings]
+    given = {r.split for r in recordings}
+    wanted = {split: share for split, share in corpus.held_out.items() if split not in given}
+    undecided = sorted({r.group for r in recordings if r.split is None})
+    if undecided and len(undecided) <= len(wanted):
+        what = {"speech": "speakers", "pairs": "speakers", "noise": "recordings", "response": "rooms"}[corpus.kind]
+        remarks.append(f"too few {what} ({len(undecided)}) for {1 + len(wanted)} splits: split by file instead")
+        recordings = [
+            replace(r, group=_stem(r.source), speaker=r.speaker and _stem(r.source)) if r.split is None else r
+            for r in recordings
+        ]
+        undecided = sorted({r.group for r in recordings if r.split is None})
+    if undecided and len(undecided) <= len(wanted):
+        raise UserError(
+            f"{name}: {len(recordings)} usable recordings cannot fill the splits {', '.join(('train', *wanted))}"
+        )
+    undecided.sort(key=lambda group: sha256(f"{seed}/{name}/{group}".encode("utf-8", "surrogateescape")).digest())
+    split_of: dict[str, str] = {}
+    spare = len(undecided) - 1 - len(wanted)  # what is left once every split has one group
+    for split, share in wanted.items():
+        extra = min(max(round(share * len(undecided)) - 1, 0), spare)
+        spare -= extra
+        for group in undecided[len(split_of) : len(split_of) + 1 + extra]:
+            split_of[group] = split
+    recordings = [replace(r, split=r.split or split_of.get(r.group, "train")) for r in recordings]
+    for split in corpus.splits:
+        if not any(r.split == split for r in recordings):
+            raise UserError(f"{name}: no usable recording is left for its {split} split")
+    splits_of_speaker: dict[str, str] = {}
+    for r in recordings:
+        if r.speaker and splits_of_speaker.setdefault(r.speaker, r.split) != r.split:
+            raise UserError(f"{name}: speaker {r.speaker!r} would be in two splits: its sets share speakers")
+    return recordings, remarks
+
+
+def _stem(path: str) -> str:
+    """The path without its suffix."""
+    return path.removesuffix(Path(path).suffix)

@@ -1,0 +1,122 @@
+"""Manifests: CSV tables of prepared recordings.
+
+Columns: `path` (relative to the CSV's folder), `samples`, `rate` (Hz), `speaker` (empty for noises and impulse
+responses), `split`, `peak` (largest magnitude), `source_checksum` (SHA-256 of the source file), `gain` (1, or what a
+recording was scaled by because its peak did not fit into 16 bits). VoiceBank's rows also have `noisy_path`, those of
+impulse responses `offset`, the sample of the direct path.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from finallyse.audio.io import write_atomically
+from finallyse.errors import UserError
+
+COLUMNS = ("path", "samples", "rate", "speaker", "split", "peak", "source_checksum", "gain")
+
+
+class Strings(Sequence[str]):
+    """Many UTF-8 strings in two arrays.
+
+    A list of them would be copied into every loader process, page by page, as reference counts are touched; arrays
+    stay shared with the process that forked them.
+    """
+
+    def __init__(self, encoded: Sequence[bytes]):
+        self._ends = np.cumsum([0] + [len(e) for e in encoded], dtype=np.int64)
+        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> str:
+        start, end = self._ends[index], self._ends[index + 1]
+        return self._bytes[start:end].tobytes().decode("utf-8", "surrogateescape")
+
+
+class Manifest:
+    """A manifest held compactly: about 120 bytes a row, and no more while it is read.
+
+    rate: Hz, the same in all rows.    samples: int64 [N].    offsets: int64 [N], 0 where the manifest has none.
+
+    Raises UserError for a file that is missing, empty, or not a manifest.
+    """
+
+    def __init__(self, path: str | Path):
+        self.file = Path(path)
+        self.folder = self.file.parent
+        if not self.file.is_file():
+            raise UserError(f"{self.file}: no such manifest; prepare its corpus (`snakemake data`, scripts/prepare.py)")
+        paths: list[bytes] = []
+        noisy_paths: list[bytes] = []
+        numbers = {"samples": array("q"), "rate": array("q"), "offset": array("q")}
+        try:
+            with self.file.open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
+                reader = csv.reader(stream)
+                header = next(reader, [])
+                missing = [column for column in ("path", "samples", "rate") if column not in header]
+                if missing:
+                    raise UserError(f"{self.file}: not a manifest: it has no column {missing[0]!r}")
+                at = {column: position for position, column in enumerate(header)}
+                for row in reader:
+                    if len(row) != len(header):
+                        raise UserError(
+                            f"{self.file}: line {reader.line_num} has {len(row)} columns, not {len(header)}"
+                        )
+                    paths.append(row[at["path"]].encode("utf-8", "surrogateescape"))
+                    if "noisy_path" in at:
+                        noisy_paths.append(row[at["noisy_path"]].encode("utf-8", "surrogateescape"))
+                    for column, values in numbers.items():
+                        values.append(int(row[at[column]]) if column in at else 0)
+        except ValueError as error:
+            raise UserError(f"{self.file}: line {reader.line_num} is not a manifest's row ({error})") from None
+        except (OSError, csv.Error) as error:
+            raise UserError(f"{self.file}: cannot be read ({error})") from error
+        if not paths:
+            raise UserError(f"{self.file}: lists no recordings; prepare its corpus again")
+        self.samples, rates, self.offsets = (np.array(values, dtype=np.int64) for values in numbers.values())
+        self.rate = int(rates[0])
+        if (rates != self.rate).any():
+            raise UserError(f"{self.file}: holds recordings of different sample rates; prepare its corpus again")
+        if (self.samples <= 0).any():
+            raise UserError(f"{self.file}: lists a recording without samples; prepare its corpus again")
+        self.paths = Strings(paths)
+        self.noisy_paths = Strings(noisy_paths) if "noisy_path" in at else None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def path(self, index: int) -> Path:
+        """The recording's file."""
+        return self.folder / self.paths[index]
+
+    def noisy_path(self, index: int) -> Path:
+        """The noisy counterpart's file (VoiceBank)."""
+        if self.noisy_paths is None:
+            raise UserError(f"{self.file}: has no column 'noisy_path': pairs of clean and noisy recordings are needed")
+        return self.folder / self.noisy_paths[index]
+
+    def name(self, index: int) -> str:
+        """The recording's name: its path without `wav/`, `clean/` and the suffix, fit for a file name."""
+        return utterance_name(self.paths[index])
+
+
+def utterance_name(path: str) -> str:
+    """`wav/clean/p232_001.wav` -> `p232_001`; `wav/p225/p225_001.wav` -> `p225_p225_001`."""
+    return path.removeprefix("wav/").removeprefix("clean/").removesuffix(".wav").replace("/", "_")
+
+
+def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """A CSV that appears whole or not at all. Names that are not valid UTF-8 keep their bytes."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode("utf-8", "surrogateescape"))

@@ -1,0 +1,380 @@
+"""Preparation: a corpus as published, or any folder of recordings, becomes mono WAVs at one rate with manifests.
+
+Every file is decoded, mixed to mono, resampled once and written as 16-bit PCM, in which a segment can be read without
+decoding the rest (impulse responses: 32-bit float, whose tails 16 bits would bury). Files are left out for one of the
+reasons below and for no other, each with a line in `dropped.csv`; nothing is cut from speech or noise:
+
+- it cannot be decoded, is cut short, or holds no samples or values that are not finite;
+- it is silent: its peak is below -60 dBFS (impulse responses: it holds no energy);
+- it is shorter than 0.1 s (speech and noise);
+- a clean recording has no noisy counterpart, or one of another length.
+
+A recording whose peak does not fit into 16 bits is scaled down as a whole (column `gain`), a pair by the same factor.
+Impulse responses are brought to unit energy; of the silence before the sound arrives 2.5 ms are kept, of the tail all
+but the last millionth of the energy, and the column `offset` says at which sample the direct path (the strongest tap)
+lies. Of several channels the first is taken: their mean would be a comb filter.
+
+What is finished is noted in `journal.jsonl` beside the manifests, so that a killed run continues where it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from finallyse.audio.io import decode, mono, write_atomically, write_wav
+from finallyse.audio.resample import resample
+from finallyse.corpora.layouts import Kind, Recording, assign_splits, corpus_by_name, find_recordings
+from finallyse.corpora.manifest import COLUMNS, write_csv
+from finallyse.errors import UserError
+
+SILENT_PEAK = 1e-3  # -60 dBFS
+SHORTEST = 0.1  # seconds of speech or noise
+LEAD = 0.0025  # seconds kept before the direct path of an impulse response
+NEGLIGIBLE = 1e-6  # share of an impulse response's energy that may be left out at its end, and at its beginning
+FORMAT = 1  # of the prepared files; a change makes everything be prepared anew
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker needs to prepare one recording; `known` is what the journal says of it."""
+
+    recording: Recording
+    kind: Kind
+    source: Path
+    output: Path
+    rate: int
+    known: dict | None
+
+
+def prepare(
+    corpus: str,
+    source: str | Path,
+    output: str | Path,
+    rate: int,
+    jobs: int = 1,
+    seed: int = 0,
+    max_dropped: float = 0.5,
+) -> dict[str, int]:
+    """Prepare a corpus: `output` gets wav/, one manifest per split and dropped.csv.
+
+    corpus: name in `layouts.CORPORA`.    source: its folder, or one of one's own recordings.    rate: Hz.
+    jobs: processes.    seed: of the splits.    max_dropped: share of unusable recordings above which to stop.
+    Returns the number of recordings per split. Prints progress to stdout.
+
+    Raises UserError if there is nothing, or too little, to use.
+    """
+    source, output = Path(source), Path(output)
+    kind = corpus_by_name(corpus).kind
+    label = f"{corpus} {rate} Hz"
+    recordings, remarks = find_recordings(corpus, source)
+    _say(label, f"{len(recordings)} recordings in {source}", *remarks)
+    _make_folders(output, recordings)
+
+    settings = {"format": FORMAT, "corpus": corpus, "rate": rate}
+    journal = output / "journal.jsonl"
+    known = _read_journal(journal, settings)
+    tasks = [Task(r, kind, source, output, rate, known.get(r.source)) for r in recordings]
+    results: dict[str, dict] = {}
+    progress = _Progress(label, len(tasks), jobs)
+    with _journal_writer(journal, settings, fresh=not known) as note:
+        for result in _run(tasks, jobs):
+            results[result["source"]] = result
+            if kept := result.pop("kept", False):
+                progress.kept += 1
+            else:
+                note(result)
+            progress.advance(0.0 if kept else result.get("seconds", 0.0))
+    progress.finish()
+    _write_journal(journal, settings, results.values())
+
+    dropped = [{"path": r.source, "reason": why} for r in recordings if (why := results[r.source].get("dropped"))]
+    write_csv(output / "dropped.csv", ("path", "reason"), dropped)
+    usable = [r for r in recordings if "dropped" not in results[r.source]]
+    if dropped:
+        _say(label, f"{len(dropped)} recordings left out, listed in {output / 'dropped.csv'}")
+    if len(dropped) > max_dropped * len(recordings):
+        reasons = "; ".join(f"{row['path']}: {row['reason']}" for row in dropped[:2])
+        raise UserError(
+            f"{source}: {len(dropped)} of {len(recordings)} recordings of {corpus} are unusable, more than "
+            f"{max_dropped:.0%} ({reasons}); see {output / 'dropped.csv'}"
+        )
+    usable, remarks = assign_splits(usable, corpus, seed)
+    _say(label, *remarks)
+
+    _remove_stale(output / "wav", usable)
+    columns = (*COLUMNS, *{"pairs": ("noisy_path",), "response": ("offset",)}.get(kind, ()))
+    counts = {}
+    for split in reversed(corpus_by_name(corpus).splits):  # train.csv last: where it is, all the others are
+        rows = [
+            {
+                **results[r.source],
+                "path": f"wav/{r.output}",
+                "noisy_path": f"wav/{r.noisy_output}",
+                "rate": rate,
+                "speaker": r.speaker,
+                "split": split,
+            }
+            for r in usable
+            if r.split == split
+        ]
+        write_csv(output / f"{split}.csv", columns, rows)
+        counts[split] = len(rows)
+    _say(label, ", ".join(f"{split} {count}" for split, count in reversed(counts.items())))
+    return counts
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One recording
+
+
+def prepare_recording(task: Task) -> dict:
+    """Prepare one recording, unless the journal says that it is done and its source and result are still the same.
+
+    Returns the journal's entry: `source`, `size`, `mtime`, `source_checksum`, and either `dropped` (the reason) or
+    `samples`, `peak`, `gain`, `bytes` of the result (and `offset`).
+    """
+    recording = task.recording
+    sources = [task.source / recording.source]
+    outputs = [task.output / "wav" / recording.output]
+    if recording.noisy_output:
+        outputs.append(task.output / "wav" / recording.noisy_output)
+    if recording.noisy_source:
+        sources.append(task.source / recording.noisy_source)
+    try:
+        status = [path.stat() for path in sources]
+        entry = {
+            "source": recording.source,
+            "outputs": [recording.output, recording.noisy_output],
+            "size": [s.st_size for s in status],
+            "mtime": [s.st_mtime_ns for s in status],
+        }
+        if _is_finished(task.known, outputs, entry, ("size", "mtime")):
+            return {**task.known, "kept": True}
+        entry["source_checksum"] = _checksum(sources)
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}") from error
+    if _is_finished(task.known, outputs, entry, ("size", "source_checksum")):  # touched, or unpacked anew
+        return {**task.known, **entry}
+    if recording.noisy_source == "":
+        return {**entry, "dropped": "no noisy counterpart"}
+    try:
+        wavs, rates = zip(*map(decode, sources), strict=True)
+    except UserError as error:
+        return {**entry, "dropped": _reason(error, sources)}
+    if len({(wav.shape[1], rate) for wav, rate in zip(wavs, rates, strict=True)}) > 1:
+        lengths = ", ".join(f"{wav.shape[1]} samples at {rate} Hz" for wav, rate in zip(wavs, rates, strict=True))
+        return {**entry, "dropped": f"clean and noisy differ in length: {lengths}"}
+    entry["seconds"] = wavs[0].shape[1] / rates[0]
+    if task.kind == "response":
+        return {**entry, **_prepare_response(wavs[0], rates[0], task.rate, outputs[0])}
+    wavs = [resample(mono(wav), rate, task.rate) for wav, rate in zip(wavs, rates, strict=True)]
+    length = len(wavs[0])
+    if length < SHORTEST * task.rate:
+        return {**entry, "dropped": f"shorter than {SHORTEST} s"}
+    peaks = [float(np.abs(wav).max()) for wav in wavs]
+    if peaks[0] < SILENT_PEAK:
+        return {**entry, "dropped": f"silent: peak {peaks[0]:.2g}, below {SILENT_PEAK:g}"}
+    gain = min(1.0, 1.0 / max(peaks))
+    for path, wav in zip(outputs, wavs, strict=True):
+        write_wav(path, wav if gain == 1.0 else wav * np.float32(gain), task.rate)
+    size = [path.stat().st_size for path in outputs]
+    return {**entry, "samples": length, "peak": round(peaks[0] * gain, 6), "gain": round(gain, 6), "bytes": size}
+
+
+def _prepare_response(wav: np.ndarray, from_rate: int, rate: int, output: Path) -> dict:
+    """Write an impulse response [C, T] of unit energy, its first channel, and return what its entry gets."""
+    response = resample(wav[0], from_rate, rate).astype(np.float64)
+    energy = np.cumsum(response**2)
+    if len(response) == 0 or energy[-1] < 1e-12:
+        return {"dropped": "silent: it holds no energy"}
+    direct = int(np.argmax(np.abs(response)))
+    end = int(np.searchsorted(energy, energy[-1] * (1 - NEGLIGIBLE))) + 1
+    start = max(0, direct - round(LEAD * rate))
+    if (
+        start and energy[start - 1] > NEGLIGIBLE * energy[-1]
+    ):  # not silence: the response rings before its strongest tap
+        start = 0
+    response = response[start:end] / np.sqrt(energy[-1])
+    write_wav(output, response, rate, subtype="FLOAT")
+    return {
+        "samples": len(response),
+        "peak": round(float(np.abs(response).max()), 6),
+        "gain": round(float(1 / np.sqrt(energy[-1])), 6),
+        "offset": direct - start,
+        "bytes": [output.stat().st_size],
+    }
+
+
+def _is_finished(known: dict | None, outputs: Sequence[Path], entry: dict, same: Iterable[str]) -> bool:
+    if known is None or known["outputs"] != entry["outputs"] or any(known[key] != entry[key] for key in same):
+        return False
+    if "dropped" in known:
+        return True
+    return all(path.is_file() and path.stat().st_size == n for path, n in zip(outputs, known["bytes"], strict=True))
+
+
+def _checksum(paths: Iterable[Path]) -> str:
+    """SHA-256 of the contents of the files, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _reason(error: UserError, sources: Sequence[Path]) -> str:
+    """The error's text without the path of the recording, which has a column of its own."""
+    return str(error).removeprefix(f"{sources[0]}: ")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# All of them
+
+
+def _run(tasks: Sequence[Task], jobs: int) -> Iterator[dict]:
+    """Results of all tasks in the order in which they finish."""
+    if jobs <= 1:
+        yield from map(prepare_recording, tasks)
+        return
+    # Spawned, not forked: workers start clean whatever threads the caller has. Few tasks are in flight at a time, so
+    # that an error stops the run soon.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_exit_with_parent) as pool:
+        try:
+            running, waiting = set(), iter(tasks)
+            for task in waiting:
+                running.add(pool.submit(prepare_recording, task))
+                if len(running) >= 8 * jobs:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        except BrokenProcessPool:
+            raise UserError("a preparing process was killed (out of memory?); try again with fewer --jobs") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _exit_with_parent() -> None:
+    """End this worker when the process that started it is gone, also where that was killed."""
+    sentinel = multiprocessing.parent_process().sentinel
+
+    def watch() -> None:
+        multiprocessing.connection.wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _make_folders(output: Path, recordings: Iterable[Recording]) -> None:
+    outputs = {o for r in recordings for o in (r.output, r.noisy_output) if o}
+    try:
+        for folder in sorted({(output / "wav" / o).parent for o in outputs}):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be made ({error.strerror})") from error
+
+
+def _remove_stale(folder: Path, recordings: Iterable[Recording]) -> None:
+    """Remove what earlier runs left that no manifest lists, half-written files included."""
+    listed = {str(folder / o) for r in recordings for o in (r.output, r.noisy_output) if o}
+    for inside, _, files in os.walk(folder, topdown=False):
+        for file in files:
+            path = Path(inside, file)
+            if str(path) not in listed:
+                path.unlink()
+        with contextlib.suppress(OSError):  # not empty
+            Path(inside).rmdir()
+
+
+def _read_journal(path: Path, settings: dict) -> dict[str, dict]:
+    """source -> entry; empty if there is no journal or it was written for other settings."""
+    if not path.is_file():
+        return {}
+    entries = {}
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file):
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:  # the line that a kill cut short
+                continue
+            if number == 0:
+                if entry != settings:
+                    return {}
+            elif "source" in entry:
+                entries[entry["source"]] = entry
+    return entries
+
+
+@contextlib.contextmanager
+def _journal_writer(path: Path, settings: dict, fresh: bool) -> Iterator:
+    """A function that appends an entry and hands it to the operating system."""
+    try:
+        with path.open("w" if fresh else "a", encoding="utf-8") as file:
+
+            def note(entry: dict) -> None:
+                file.write(json.dumps(entry) + "\n")
+                file.flush()
+
+            # A line feed first: the last line of a killed run may lack its own.
+            file.write(json.dumps(settings) + "\n" if fresh else "\n")
+            yield note
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _write_journal(path: Path, settings: dict, entries: Iterable[dict]) -> None:
+    lines = [json.dumps(settings), *(json.dumps(entry) for entry in entries)]
+    write_atomically(path, ("\n".join(lines) + "\n").encode())
+
+
+class _Progress:
+    """Lines on stdout: how far, how fast, how long still."""
+
+    def __init__(self, label: str, total: int, jobs: int, every: float = 5.0):
+        self.label, self.total, self.jobs, self.every = label, total, jobs, every
+        self.done = self.kept = 0
+        self.seconds = 0.0
+        self.began = self.told = time.monotonic()
+
+    def advance(self, seconds: float) -> None:
+        self.done += 1
+        self.seconds += seconds
+        if time.monotonic() - self.told > self.every:
+            self.told = time.monotonic()
+            spent = self.told - self.began
+            left = spent * (self.total - self.done) / max(self.done - self.kept, 1)
+            self._tell(f"about {left / 60:.0f} min left" if left > 90 else f"about {left:.0f} s left")
+
+    def finish(self) -> None:
+        self._tell("done")
+
+    def _tell(self, ending: str) -> None:
+        spent = max(time.monotonic() - self.began, 1e-3)
+        kept = f" ({self.kept} kept from an earlier run)" if self.kept else ""
+        work = (
+            f", {self.seconds / 3600:.2f} h of audio at {self.seconds / spent:.0f} x real time" if self.seconds else ""
+        )
+        processes = f"{self.jobs} process{'es' if self.jobs > 1 else ''}"
+        _say(self.label, f"{self.done} of {self.total} recordings{kept}{work}, {processes}, {ending}")
+
+
+def _say(label: str, *lines: str) -> None:
+    for line in lines:
+        print(f"{label}: {line}", flush=True)
