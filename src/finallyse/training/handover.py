@@ -60,7 +60,9 @@ def freeze_all_but(module: nn.Module, train_only: Sequence[str]) -> list[nn.Para
             )
     trained, kept = [], []
     for name, parameter in module.named_parameters():
-        if not train_only or name.startswith(tuple(train_only)):
+        if not parameter.requires_grad:
+            kept.append(name)  # by the network itself: a part that it carries along unused
+        elif not train_only or name.startswith(tuple(train_only)):
             trained.append(parameter)
         else:
             parameter.requires_grad_(False)

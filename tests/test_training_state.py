@@ -1,0 +1,217 @@
+"""Resume state: what a run is, and files that survive kills, damage and full disks."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from finallyse.errors import UserError
+from finallyse.training.state import (
+    StateFolder,
+    definition,
+    differences,
+    key_of,
+    random_state,
+    seed_everything,
+    set_random_state,
+    write_whole,
+)
+
+
+def experiment(manifest: Path, **train) -> dict:
+    """As much of an experiment as the definition looks at."""
+    return {
+        "exp": {"seed": 1, "device": "auto", "results": "results", "wandb": {"mode": "disabled"}},
+        "generator": {"name": "hifigan_gen", "args": {"rates": [8, 8]}, "init_from": None},
+        "data": {"train": {"name": "vctk", "args": {"manifest": str(manifest)}}, "batch_size": 4, "num_workers": 4},
+        "train": {"steps": 10, "log_step": 5, "clip": {"mode": "none"}, "precision": "fp32", **train},
+        "metrics": ["stoi"],
+    }
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    path = tmp_path / "train.csv"
+    path.write_text("path,samples\na.wav,100\n")
+    return path
+
+
+def test_definition_ignores_what_does_not_change_the_result(manifest, tmp_path):
+    base = experiment(manifest)
+    other = copy.deepcopy(base)
+    other["exp"] |= {"device": "cpu", "results": "elsewhere", "wandb": {"mode": "offline"}}
+    other["data"]["num_workers"] = 0
+    other["train"] |= {"steps": 99, "log_step": 1}
+    other["metrics"] = []
+    moved = tmp_path / "moved" / "other.csv"
+    moved.parent.mkdir()
+    moved.write_bytes(manifest.read_bytes())
+    other["data"]["train"]["args"]["manifest"] = str(moved)
+    assert definition(base) == definition(other)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda e, m: e["exp"].update(seed=2),
+        lambda e, m: e["train"].update(precision="bf16"),
+        lambda e, m: e["train"]["clip"].update(mode="norm"),
+        lambda e, m: e["generator"]["args"].update(rates=[8, 4]),
+        lambda e, m: m.write_text("path,samples\na.wav,100\nb.wav,100\n"),
+    ],
+)
+def test_definition_changes_with_the_recipe_and_with_the_content_of_files(manifest, change):
+    before = definition(experiment(manifest))
+    changed = experiment(manifest)
+    change(changed, manifest)
+    after = definition(changed)
+    assert key_of(before) != key_of(after)
+    assert differences(before, after)
+
+
+def test_definition_follows_the_checkpoint_that_a_stage_starts_from(manifest, tmp_path):
+    start = tmp_path / "stage1.ckpt"
+    keys = set()
+    for content in (b"one", b"two"):
+        start.write_bytes(content)
+        changed = experiment(manifest)
+        changed["generator"]["init_from"] = str(start)
+        keys.add(key_of(definition(changed)))
+    assert len(keys) == 2
+
+
+def test_differences_name_old_and_new():
+    assert differences({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}) == "b: 2 -> 3; c: (not set) -> 4"
+
+
+def states(folder: Path, defined: dict | None = None, **kwargs) -> StateFolder:
+    folder.mkdir(exist_ok=True)
+    return StateFolder(folder, defined or {"lr": 0.1}, **kwargs)
+
+
+def content(step: int) -> dict:
+    return {"weights": torch.full((1000,), float(step))}
+
+
+def test_keeps_the_last_two_and_resumes_the_newest(tmp_path):
+    folder = states(tmp_path / "run")
+    for step in (10, 20, 30):
+        folder.save(step, content(step))
+    assert sorted(p.name for p in folder.folder.iterdir()) == [
+        f"step-{step:08d}.{end}" for step in (20, 30) for end in ("json", "pt")
+    ]
+    state = folder.read(folder.newest(100))
+    assert state["step"] == 30 and state["weights"][0] == 30
+    assert folder.newest(25).stem == "step-00000020"  # a shorter run starts from what is not beyond its end
+    assert folder.newest(5) is None
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "flipped", "record"])
+def test_a_damaged_newest_state_falls_back_with_a_warning(tmp_path, caplog, damage):
+    folder = states(tmp_path / "run")
+    for step in (10, 20):
+        path = folder.save(step, content(step))
+    data = bytearray(path.read_bytes())
+    if damage == "truncated":
+        path.write_bytes(data[: len(data) // 2])
+    elif damage == "missing":
+        path.unlink()
+    elif damage == "flipped":
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    else:
+        path.with_suffix(".json").write_text('{"step": 2')
+    assert folder.newest(100).stem == "step-00000010"
+    assert "step-00000020" in caplog.text and "damaged" in caplog.text
+    folder.save(20, content(20))  # the step made again replaces the damaged one
+    assert folder.newest(100).stem == "step-00000020"
+
+
+def test_a_state_without_its_record_does_not_count(tmp_path):
+    folder = states(tmp_path / "run")
+    folder.save(10, content(10))
+    folder.save(20, content(20)).with_suffix(".json").unlink()
+    assert folder.newest(100).stem == "step-00000010"
+
+
+def test_another_recipe_is_moved_aside_and_said_why(tmp_path, caplog):
+    old = states(tmp_path / "run", {"train.clip.mode": "none", "lr": 0.1})
+    old.save(10, content(10))
+    (old.folder / "history.csv").write_text("step\n")
+    new = states(tmp_path / "run", {"train.clip.mode": "norm", "lr": 0.1})
+    assert new.newest(100) is None
+    assert "train.clip.mode: none -> norm" in caplog.text and "lr" not in caplog.text
+    assert (new.folder / "superseded" / "history.csv").is_file()
+    assert not list(new.folder.glob("step-*")) and new.newest(100) is None
+
+
+def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path):
+    code = (
+        "import sys; from finallyse.training.state import StateFolder; "
+        f"s = StateFolder({str(tmp_path)!r}, {{}}); s.lock(); print('locked', flush=True); sys.stdin.read()"
+    )
+    first = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout.readline() == "locked\n"
+        with pytest.raises(UserError, match="another process"):
+            states(tmp_path).lock()
+    finally:
+        first.kill()
+        first.communicate()
+    states(tmp_path).lock()
+
+
+def test_a_full_disk_fails_loudly_and_keeps_the_old_state(tmp_path):
+    folder = states(tmp_path / "run")
+    folder.save(10, content(10))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))  # writes beyond fail as on a full disk
+        with pytest.raises(UserError, match=r"step-00000020\.pt: cannot be written \(File too large\)"):
+            folder.save(20, content(20))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert not list(folder.folder.glob("*.part"))
+    assert folder.newest(100).stem == "step-00000010"
+
+
+def test_write_whole_replaces_nothing_on_failure(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(file):
+        file.write(b"half")
+        raise OSError(28, os.strerror(28))
+
+    with pytest.raises(UserError, match="No space left"):
+        write_whole(path, fail)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_record_is_plain_json(tmp_path):
+    folder = states(tmp_path / "run", {"betas": [0.8, 0.99], "x": None})
+    record = json.loads(folder.save(1, content(1)).with_suffix(".json").read_text())
+    assert record["step"] == 1 and record["definition"] == {"betas": [0.8, 0.99], "x": None}
+
+
+def test_random_generators_continue(tmp_path):
+    seed_everything(3)
+    path = tmp_path / "random.pt"
+    torch.save(random_state(), path)
+    drawn = (random.random(), np.random.rand(), torch.rand(1).item())
+    seed_everything(4)
+    set_random_state(torch.load(path, weights_only=True))
+    assert drawn == (random.random(), np.random.rand(), torch.rand(1).item())
