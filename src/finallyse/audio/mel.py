@@ -26,7 +26,7 @@ def mel_to_hz(mel: np.ndarray | float) -> np.ndarray:
 
 
 def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int, fmin: float, fmax: float) -> np.ndarray:
-    """Triangular filters of unit area (Slaney's norm), float64 [n_mels, n_fft // 2 + 1]; librosa's default filterbank."""
+    """Triangular filters of unit area (Slaney's norm), float64 [n_mels, n_fft // 2 + 1]; librosa's default."""
     edges = mel_to_hz(np.linspace(hz_to_mel(fmin), hz_to_mel(fmax), n_mels + 2))
     bins = np.fft.rfftfreq(n_fft, 1.0 / sample_rate)
     rising = (bins - edges[:-2, None]) / np.diff(edges)[:-1, None]
@@ -55,7 +55,7 @@ class LogMel:
         n_mels: number of bands.
         fmin, fmax: edges of the filterbank, Hz; fmax None means half the sample rate.
 
-    Shapes: wav [B, T] or [B, 1, T] -> [B, n_mels, T // hop]; a clip shorter than one hop is padded with zeros to one hop.
+    Shapes: wav [B, T] or [B, 1, T] -> [B, n_mels, T // hop]; a clip shorter than one hop is zero-padded to one.
     The window and filterbank are built once per device and parameters.
 
     Raises UserError for a waveform of another shape.
