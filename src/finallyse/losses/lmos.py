@@ -1,0 +1,52 @@
+"""LMOS: distance in the feature space of WavLM's convolutional encoder (FINALLY, arXiv 2410.05920, section 3.2)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from finallyse.audio.stft import magnitude, stft
+from finallyse.losses import losses_registry
+from finallyse.losses.resampling import to_16k
+
+
+@losses_registry.register("lmos")
+class LMOSLoss(nn.Module):
+    """feature_weight * mean squared error of WavLM's convolutional features + L1 of STFT magnitudes.
+
+    WavLM sees both clips resampled to 16 kHz and normalised to zero mean and unit variance; the STFT sees them at their
+    own rate, so that frequencies above 8 kHz count.
+
+    Args:
+        feature_weight: of the feature term.
+        features: "normed" compares them after WavLM's layer norm, "raw" before it.
+        n_fft, hop: of the STFT, samples.
+
+    wav, wav_hat: [B, 1, T] at sample_rate; wavlm: a `finallyse.models.wavlm.WavLM`.
+    """
+
+    needs = ("wav", "wav_hat", "sample_rate", "wavlm")
+
+    def __init__(
+        self,
+        feature_weight: float = 100.0,
+        features: Literal["normed", "raw"] = "normed",
+        n_fft: int = 1024,
+        hop: int = 256,
+    ):
+        super().__init__()
+        self.feature_weight, self.layer_norm = feature_weight, features == "normed"
+        self.n_fft, self.hop = n_fft, hop
+
+    def forward(self, wav: Tensor, wav_hat: Tensor, sample_rate: int, wavlm: nn.Module) -> Tensor:
+        with torch.autocast(wav_hat.device.type, enabled=False):
+            wav, wav_hat = wav.float().squeeze(1), wav_hat.float().squeeze(1)
+            with torch.no_grad():
+                want = wavlm.conv_features(to_16k(wav, sample_rate), layer_norm=self.layer_norm)
+                want_magnitude = magnitude(stft(wav, self.n_fft, self.hop, center=True))
+            got = wavlm.conv_features(to_16k(wav_hat, sample_rate), layer_norm=self.layer_norm)
+            got_magnitude = magnitude(stft(wav_hat, self.n_fft, self.hop, center=True))
+            return self.feature_weight * F.mse_loss(got, want) + F.l1_loss(got_magnitude, want_magnitude)

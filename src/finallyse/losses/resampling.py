@@ -1,0 +1,23 @@
+"""Differentiable resampling to the 16 kHz that WavLM and PESQ work at."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from finallyse.audio.torchaudio_shim import torchaudio
+
+_resamplers: dict[tuple, nn.Module] = {}
+
+
+def to_16k(wav: Tensor, sample_rate: int) -> Tensor:
+    """wav [..., T] at `sample_rate` Hz -> [..., ceil(T * 16000 / sample_rate)], float32, by windowed-sinc filters."""
+    wav = wav.float()
+    if sample_rate == 16000:
+        return wav
+    key = (int(sample_rate), wav.device)
+    if key not in _resamplers:
+        with torch.inference_mode(False):  # an inference tensor could not serve a training step later
+            _resamplers[key] = torchaudio.transforms.Resample(int(sample_rate), 16000).to(wav.device)
+    with torch.autocast(wav.device.type, enabled=False):
+        return _resamplers[key](wav)
