@@ -1,0 +1,335 @@
+"""Unpacking archives: looked through before anything is written, and repeatable after an interruption at any moment.
+
+An archive is read twice. The first time finds out whether it is whole, whether its members stay inside the target
+folder, and how much space they need; the list is kept beside the archive (`.<name>.members`). The second time writes
+the members, each under a temporary name first. `<folder>/.unpacked/<name>.members` says whose members lie in the
+folder: unpacking the same archive again goes on where it stopped, a newer one replaces what the older one left.
+"""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import dataclasses
+import gzip
+import json
+import lzma
+import os
+import posixpath
+import re
+import shutil
+import stat
+import sys
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from finallyse.audio.io import write_atomically
+from finallyse.corpora.locations import MARKERS
+from finallyse.corpora.space import require_space
+from finallyse.errors import UserError
+from finallyse.progress import Progress
+
+Kind = Literal["zip", "tar.gz", "tar.bz2"]
+BLOCK = 1 << 20
+BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, NotImplementedError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """A file of an archive. name: normalised, relative.    size: bytes.    link: name of the member that it repeats."""
+
+    name: str
+    size: int
+    link: str | None = None
+
+
+def kind_of(name: str) -> Kind | None:
+    """The kind of archive that a file's name says, None for other files."""
+    for suffix, kind in ((".zip", "zip"), (".tar.gz", "tar.gz"), (".tgz", "tar.gz"), (".tar.bz2", "tar.bz2")):
+        if name.lower().endswith(suffix):
+            return kind
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Looking through
+
+
+def inspect_archive(
+    archive: str | Path,
+    kind: Kind,
+    *,
+    name: str | None = None,
+    thorough: bool = False,
+    remember_for: Path | None = None,
+) -> list[Member]:
+    """The files of an archive, after checking that it is whole and that all of them stay inside.
+
+    archive: the file.    name: what messages call it.    thorough: also check the checksums inside a zip, which says
+    what it holds without being read.    remember_for: the name that the archive will have; its list is kept there.
+
+    Raises UserError for an archive that is cut short, corrupt or hostile.
+    """
+    archive = Path(archive)
+    name = name or str(archive)
+    identity = _identity(archive)
+    kept = _list_file(remember_for or archive)
+    members = _read_list(kept, identity)
+    if members is None:
+        progress = Progress(f"checking {archive.name}", archive.stat().st_size / 1e6, "MB")
+        try:
+            with _as_user_error(name, archive):
+                members = (
+                    _list_zip(archive, name, thorough) if kind == "zip" else _list_tar(archive, kind, name, progress)
+                )
+        finally:
+            progress.close()
+        _write_list(kept, identity, members)
+    return members
+
+
+def _identity(archive: Path) -> list[int]:
+    found = archive.stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _list_file(archive: Path) -> Path:
+    return archive.with_name(f".{archive.name}.members")
+
+
+def _read_list(path: Path, identity: list[int] | None) -> list[Member] | None:
+    """A kept list; None if there is none, or one of another archive."""
+    if not path.exists():
+        return None
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape") as file:
+            if json.loads(file.readline()) != identity and identity is not None:
+                return None
+            return [Member(*json.loads(line)) for line in file]
+    except (ValueError, TypeError):
+        return None
+
+
+def _write_list(path: Path, identity: list[int], members: list[Member]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(identity), *(json.dumps(dataclasses.astuple(member)) for member in members)]
+    write_atomically(path, ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape"))
+
+
+def _list_zip(archive: Path, label: str, thorough: bool) -> list[Member]:
+    members = []
+    with zipfile.ZipFile(archive) as file:
+        for info in file.infolist():
+            if info.is_dir():
+                continue
+            mode = stat.S_IFMT(info.external_attr >> 16)
+            if mode not in (0, stat.S_IFREG):
+                raise UserError(f"{label}: refused: member {info.filename!r} is a link or a device")
+            if info.flag_bits & 1:
+                raise UserError(f"{label}: refused: member {info.filename!r} is encrypted")
+            members.append(Member(_inside(info.filename, label), info.file_size))
+        if thorough and (bad := file.testzip()):
+            raise zipfile.BadZipFile(f"member {bad} is damaged")
+    return members
+
+
+def _list_tar(archive: Path, kind: Kind, label: str, progress: Progress) -> list[Member]:
+    members = []
+    with archive.open("rb") as raw, _decompressed(raw, kind) as stream:
+        position = 0
+        with tarfile.open(fileobj=stream, mode="r|") as file:
+            for info in file:
+                progress.add((raw.tell() - position) / 1e6)
+                position = raw.tell()
+                if info.isdir():
+                    _inside(info.name, label)
+                elif info.isreg():
+                    members.append(Member(_inside(info.name, label), info.size))
+                elif info.issym() or info.islnk():
+                    start = posixpath.dirname(info.name) if info.issym() else ""
+                    if info.linkname.startswith("/"):
+                        raise UserError(f"{label}: refused: member {info.name!r} is a link to {info.linkname!r}")
+                    target = _inside(posixpath.normpath(posixpath.join(start, info.linkname)), label)
+                    members.append(Member(_inside(info.name, label), 0, target))
+                else:
+                    raise UserError(f"{label}: refused: member {info.name!r} is a device")
+        while stream.read(BLOCK):  # to the end, where the compressed stream says whether all of it came through
+            pass
+    if not members:
+        raise tarfile.ReadError("it holds no files")
+    return members
+
+
+@contextlib.contextmanager
+def _decompressed(raw: BinaryIO, kind: Kind) -> Iterator[BinaryIO]:
+    # tarfile's own "r|gz" does not look at the checksum at the end.
+    with gzip.GzipFile(fileobj=raw) if kind == "tar.gz" else bz2.BZ2File(raw) as stream:
+        yield stream
+
+
+def _inside(name: str, label: str) -> str:
+    """The normalised name of a member, or a UserError if it leads out of the folder."""
+    plain = name.replace("\\", "/")
+    parts = [part for part in plain.split("/") if part not in ("", ".")]
+    hostile = plain.startswith("/") or re.match(r"[A-Za-z]:", plain) or ".." in parts or "\0" in plain
+    if hostile or (not parts and plain.strip("./")):
+        raise UserError(f"{label}: refused: member {name!r} leads out of the folder that it is unpacked into")
+    if parts and parts[0] == MARKERS:
+        raise UserError(f"{label}: refused: member {name!r} has a name that is reserved for the state of unpacking")
+    return "/".join(parts)
+
+
+@contextlib.contextmanager
+def _as_user_error(label: str, archive: Path) -> Iterator[None]:
+    """What a damaged archive raises, as one line with its name."""
+    try:
+        yield
+    except BROKEN as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+    except OSError as error:
+        if not archive.exists():
+            raise UserError(f"{archive}: no such archive") from error
+        if error.errno is not None:  # a failing disk, not a failing archive
+            raise UserError(f"{archive}: cannot be read ({error.strerror})") from error
+        reason = " ".join(str(error).split())
+    else:
+        return
+    raise UserError(
+        f"{label}: not a whole {archive.name.removesuffix('.part').split('.', 1)[-1]} archive ({reason}); "
+        "delete it (and its line in checksums.lock, if it has one) and run the same command again to fetch it anew"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def unpack(
+    archive: str | Path,
+    folder: str | Path,
+    *,
+    kind: Kind | None = None,
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+) -> tuple[int, int]:
+    """Unpack an archive into a folder, which others may share. Returns the number of files and of bytes.
+
+    Links inside the archive become copies. Raises UserError for an archive that is damaged or hostile, before anything
+    is written, and where there is too little space.
+    """
+    archive, folder = Path(archive), Path(folder)
+    kind = kind or kind_of(archive.name)
+    if kind is None:
+        raise UserError(f"{archive}: not an archive that can be unpacked; known: .zip, .tar.gz, .tgz, .tar.bz2")
+    if not archive.is_file():
+        raise UserError(f"{archive}: no such archive")
+    members = inspect_archive(archive, kind)
+    state = folder / MARKERS / f"{archive.name}.members"
+    same = _read_list(state, _identity(archive)) is not None
+    if not same:
+        _remove_older(state, folder, members)
+        _write_list(state, _identity(archive), members)
+    done = {member.name for member in members if same and _is_there(folder, member)}
+    missing = sum(member.size for member in members if member.name not in done)
+    require_space(folder, missing, f"unpacking {archive.name}")
+    if done:
+        say(f"{archive.name}: {len(done)} of {len(members)} files are already unpacked")
+    progress = Progress(f"unpacking {archive.name}", missing / 1e6, "MB")
+    sizes = {member.name: member.size for member in members}
+    try:
+        with _as_user_error(str(archive), archive):
+            for name, content in _contents(archive, kind):
+                if name in sizes and name not in done:
+                    _write_member(folder, name, sizes[name], content, progress)
+    finally:
+        progress.close()
+    for member in members:
+        if member.link is not None:
+            _copy_link(archive, folder, member)
+    total = sum(member.size for member in members)
+    say(f"{archive.name}: {len(members)} files, {total / 1e6:,.1f} MB, in {folder}")
+    return len(members), total
+
+
+def _is_there(folder: Path, member: Member) -> bool:
+    path = folder / member.name
+    return member.link is None and path.is_file() and path.stat().st_size == member.size
+
+
+def _remove_older(state: Path, folder: Path, members: list[Member]) -> None:
+    """Remove what an older archive of this name left in the folder."""
+    for member in _read_list(state, None) or []:
+        (folder / member.name).unlink(missing_ok=True)
+
+
+def _contents(archive: Path, kind: Kind) -> Iterator[tuple[str, BinaryIO]]:
+    """Name and content of every file that is not a link, in the archive's order."""
+    if kind == "zip":
+        with zipfile.ZipFile(archive) as file:
+            for info in file.infolist():
+                if not info.is_dir():
+                    with file.open(info) as content:
+                        yield _inside(info.filename, str(archive)), content
+        return
+    with archive.open("rb") as raw, _decompressed(raw, kind) as stream, tarfile.open(fileobj=stream, mode="r|") as file:
+        for info in file:
+            if info.isreg():
+                yield _inside(info.name, str(archive)), file.extractfile(info)
+
+
+def _write_member(folder: Path, name: str, size: int, content: BinaryIO, progress: Progress) -> None:
+    path = folder / name
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writing = part.open("wb")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+    with writing:
+        written = 0
+        while block := content.read(BLOCK):
+            try:
+                writing.write(block)
+            except OSError as error:
+                raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+            written += len(block)
+            progress.add(len(block) / 1e6)
+    if written != size:
+        raise EOFError(f"member {name} has {written} bytes instead of {size}")
+    part.replace(path)
+
+
+def _copy_link(archive: Path, folder: Path, member: Member) -> None:
+    source, path = folder / member.link, folder / member.name
+    if not source.is_file():
+        raise UserError(f"{archive}: its member {member.name!r} is a link to {member.link!r}, which it does not hold")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    shutil.copyfile(source, part)
+    part.replace(path)
+
+
+def unpack_collection(folder: str | Path, files: list[Path], name: str) -> int:
+    """Lay single files into `folder` under their own names, in place of those that an earlier collection left there.
+
+    Hard links where the disk allows, else copies. Returns their number.
+    """
+    folder = Path(folder)
+    state = folder / MARKERS / f"{name}.members"
+    members = [Member(file.name, file.stat().st_size) for file in files]
+    for member in _read_list(state, None) or []:
+        (folder / member.name).unlink(missing_ok=True)
+    _write_list(state, [], members)
+    for file in files:
+        path = folder / file.name
+        part = path.with_name(path.name + ".part")
+        part.unlink(missing_ok=True)
+        try:
+            os.link(file, part)
+        except OSError:  # another disk, or one without links
+            shutil.copyfile(file, part)
+        part.replace(path)
+    return len(files)

@@ -1,0 +1,75 @@
+"""Checksums of files, and the lock file that holds those which no publisher states.
+
+<resources>/checksums.lock is what `sha256sum` writes, with paths relative to its own folder: `sha256sum -c` checks it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock
+
+from finallyse.audio.io import write_atomically
+from finallyse.errors import UserError
+
+
+def digest(path: Path, algorithm: str) -> str:
+    """Hex digest of a file's contents."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+class ChecksumLock:
+    """SHA-256 sums recorded at first download. Several jobs may use one lock file at the same time.
+
+    Args:
+        path: the lock file; the keys in it are paths relative to its folder.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    def key(self, file: Path) -> str:
+        """How a file is called in the lock."""
+        return Path(os.path.relpath(file, self.path.parent)).as_posix()
+
+    def get(self, file: Path) -> str | None:
+        """The recorded sum of a file."""
+        return self._read().get(self.key(file))
+
+    def record(self, file: Path, sha256: str) -> None:
+        """Record a file's sum, in place of any other."""
+        with self._exclusive():
+            self._write({**self._read(), self.key(file): sha256})
+
+    def forget(self, file: Path) -> None:
+        """Drop a file's sum, if there is one."""
+        with self._exclusive():
+            sums = self._read()
+            if sums.pop(self.key(file), None) is not None:
+                self._write(sums)
+
+    @contextlib.contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.path.with_name(f".{self.path.name}.flock")):
+            yield
+
+    def _read(self) -> dict[str, str]:
+        if not self.path.exists():
+            return {}
+        sums = {}
+        for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), 1):
+            sha256, separator, key = line.partition("  ")
+            if not separator or len(sha256) != 64:
+                raise UserError(f"{self.path}: line {number} is not `<sha256>  <path>`; mend or delete the line")
+            sums[key] = sha256
+        return sums
+
+    def _write(self, sums: dict[str, str]) -> None:
+        lines = "".join(f"{sha256}  {key}\n" for key, sha256 in sorted(sums.items()))
+        write_atomically(self.path, lines.encode("utf-8"))

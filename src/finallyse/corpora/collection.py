@@ -1,0 +1,79 @@
+"""Collections: sources of many small files, fetched together; some may be gone at the source.
+
+The table `collection.csv` beside the files says for each whether it is there: file, status, bytes, sha256.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+from finallyse.corpora.checksums import ChecksumLock, digest
+from finallyse.corpora.download import Missing, download
+from finallyse.corpora.locations import Locations
+from finallyse.corpora.manifest import write_csv
+from finallyse.errors import UserError
+
+COLUMNS = ("file", "status", "bytes", "sha256")
+FETCHED, MISSING = "fetched", "missing at the source"
+
+
+def download_collection(locations: Locations, name: str, table: str | Path, lock: ChecksumLock | None) -> None:
+    """Fetch all files of a source into the folder of `table`, then write the table.
+
+    Files that are optional may be missing; if others are, all that can be had are fetched, and one UserError names
+    those that are missing. Files that are there from an earlier run and agree with the lock are not fetched again.
+    """
+    table = Path(table)
+    rows, missing = [], []
+    for file in locations.source(name).files:
+        expected = locations.expected(name, file.name)
+        target = table.parent / file.name
+        try:
+            sha256 = _held(target, lock) or download(
+                locations.url(name, file.name),
+                target,
+                checksum=expected.checksum,
+                size=expected.bytes,
+                about_size=expected.about_bytes,
+                lock=lock,
+            )
+        except Missing:
+            if not file.optional:
+                missing.append(file.name)
+            rows.append({"file": file.name, "status": MISSING})
+            continue
+        size = target.stat().st_size
+        rows.append({"file": file.name, "status": FETCHED, "bytes": size, "sha256": sha256})
+    if missing:
+        raise UserError(
+            f"{locations.base_url(name)} lacks {len(missing)} of the {len(rows)} files of {name}: "
+            f"{', '.join(missing)}; if they are gone for good, mark them `optional: true` in resources/datasets.yaml, "
+            f"or name another source in the config: corpora.{name}.base_url or corpora.{name}.folder"
+        )
+    absent = [row["file"] for row in rows if row["status"] == MISSING]
+    if absent:
+        print(f"{name}: {len(absent)} optional files are {MISSING}: {', '.join(absent)}", file=sys.stderr)
+    write_csv(table, COLUMNS, rows)
+
+
+def _held(target: Path, lock: ChecksumLock | None) -> str | None:
+    """The sum of a file that is there, if it is the one that the lock knows."""
+    if lock is None or not target.is_file():
+        return None
+    known = lock.get(target)
+    return known if known and digest(target, "sha256") == known else None
+
+
+def files_of_collection(table: str | Path) -> list[Path]:
+    """The files that a table says are there."""
+    table = Path(table)
+    if not table.is_file():
+        raise UserError(f"{table}: no such table of a collection")
+    with table.open(newline="", encoding="utf-8") as file:
+        files = [table.parent / row["file"] for row in csv.DictReader(file) if row["status"] == FETCHED]
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{file}: listed in {table}, but not there; delete {table} to fetch it again")
+    return files

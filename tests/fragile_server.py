@@ -1,0 +1,119 @@
+"""A local HTTP server that misbehaves as told: drops connections, answers 503, sends too little."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote
+
+
+@dataclass
+class Faults:
+    """What goes wrong for one path, in this order: 503, `unavailable` times; answers with only half of the file,
+    `truncated` times; connections dropped after `drop_after` bytes, `drops` times."""
+
+    unavailable: int = 0
+    truncated: int = 0
+    drops: int = 0
+    drop_after: int = 30_000
+
+
+@dataclass
+class FragileServer:
+    """Serves the files below `root` with Range, If-Range and ETag."""
+
+    root: Path
+    url: str = ""
+    faults: dict[str, Faults] = field(default_factory=dict)
+    everywhere: Faults | None = None  # for paths without faults of their own; each path starts with a copy
+    requests: list[tuple[str, str | None, int]] = field(default_factory=list)  # path, Range, status
+    etags: bool = True
+    ranges: bool = True
+
+    def faults_of(self, path: str) -> Faults:
+        if path not in self.faults:
+            self.faults[path] = Faults(**vars(self.everywhere)) if self.everywhere else Faults()
+        return self.faults[path]
+
+    def statuses(self, path: str) -> list[int]:
+        return [status for requested, _, status in self.requests if requested == path]
+
+
+@contextlib.contextmanager
+def serve(root: Path) -> Iterator[FragileServer]:
+    """Run a server on a free port of 127.0.0.1 until the block ends."""
+    server = FragileServer(root)
+    lock = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_):
+            pass
+
+        def do_GET(self):
+            path = unquote(self.path)
+            file = root / path.lstrip("/")
+            wanted = self.headers.get("Range")
+            with lock:
+                faults = server.faults_of(path)
+                if not file.is_file():
+                    return self.answer(path, wanted, 404)
+                if faults.unavailable:
+                    faults.unavailable -= 1
+                    return self.answer(path, wanted, 503)
+                content = file.read_bytes()
+                etag = f'"{hashlib.md5(content).hexdigest()}"'
+                total = len(content)
+                if faults.truncated:
+                    faults.truncated -= 1
+                    content, etag, wanted, total = content[: len(content) // 2], '"half"', None, len(content) // 2
+                start = 0
+                match = re.fullmatch(r"bytes=(\d+)-", wanted or "")
+                if match and server.ranges and self.headers.get("If-Range", etag) == etag:
+                    start = int(match[1])
+                    if start >= total:
+                        return self.answer(path, wanted, 416)
+                body = content[start:]
+                dropped = bool(faults.drops) and len(body) > faults.drop_after
+                if dropped:
+                    faults.drops -= 1
+                    body = body[: faults.drop_after]
+                server.requests.append((path, wanted, 206 if start else 200))
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(total - start))
+            if server.etags:
+                self.send_header("ETag", etag)
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
+            self.end_headers()
+            self.wfile.write(body)
+            if dropped:
+                self.wfile.flush()
+                self.connection.close()
+                self.close_connection = True
+
+        def answer(self, path, wanted, status):
+            server.requests.append((path, wanted, status))
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    httpd.daemon_threads = True
+    httpd.handle_error = lambda *_: None  # a client that goes away is part of the game
+    server.url = f"http://127.0.0.1:{httpd.server_address[1]}"
+    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        httpd.shutdown()
+        httpd.server_close()
+        thread.join()
