@@ -62,6 +62,8 @@ def fold(module: nn.Module) -> int:
         raise RuntimeError(f"no layer of {type(module).__name__} carries a norm: it is folded already")
     for layer in layers:
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+        if "weight" in layer._buffers:  # of a frozen layer, torch makes the weight a buffer
+            layer.weight = nn.Parameter(layer._buffers.pop("weight"), requires_grad=False)
     if left := len(normed_layers(module)):
         raise RuntimeError(f"{left} of {len(layers)} layers of {type(module).__name__} are not folded")
     return len(layers)
