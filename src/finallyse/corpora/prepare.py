@@ -11,8 +11,8 @@ reasons below and for no other, each with a line in `dropped.csv`; nothing is cu
 
 A recording whose peak does not fit into 16 bits is scaled down as a whole (column `gain`), a pair by the same factor.
 Impulse responses are brought to unit energy; of the silence before the sound arrives 2.5 ms are kept, of the tail all
-but the last millionth of the energy, and the column `offset` says at which sample the direct path (the strongest tap)
-lies. Of several channels the first is taken: their mean would be a comb filter.
+but the last millionth of the energy, and the column `offset` says at which sample the direct path (the first tap at
+least half as strong as the strongest) lies. Of several channels the first is taken: their mean would be a comb filter.
 
 What is finished is noted in `journal.jsonl` beside the manifests, so that a killed run continues where it was.
 """
@@ -201,7 +201,8 @@ def _prepare_response(wav: np.ndarray, from_rate: int, rate: int, output: Path) 
     energy = np.cumsum(response**2)
     if len(response) == 0 or energy[-1] < 1e-12:
         return {"dropped": "silent: it holds no energy"}
-    direct = int(np.argmax(np.abs(response)))
+    # A later reflection, or two that arrive together, may be a little stronger than the direct sound.
+    direct = int(np.argmax(np.abs(response) >= 0.5 * np.abs(response).max()))
     end = int(np.searchsorted(energy, energy[-1] * (1 - NEGLIGIBLE))) + 1
     start = max(0, direct - round(LEAD * rate))
     if (

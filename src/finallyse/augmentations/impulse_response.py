@@ -1,0 +1,45 @@
+"""Rooms and microphones: convolution with a measured or simulated impulse response."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.signal import oaconvolve
+
+from finallyse.audio.io import read
+from finallyse.augmentations import augmentations_registry
+from finallyse.augmentations.base import Augmentation, fit, realign
+from finallyse.augmentations.noise import check_rate
+from finallyse.corpora.manifest import Manifest
+from finallyse.errors import UserError
+
+
+@augmentations_registry.register("impulse_response")
+class ImpulseResponse(Augmentation):
+    """Convolves with an impulse response from a manifest: a room's or a microphone's.
+
+    manifest: CSV of prepared impulse responses at the rate of the signal; its column `offset` is the sample of the
+    direct path, which ends up where the signal was. What a microphone's filter still delays the bulk of the speech by
+    is measured on the signal and undone (`realign`). The power of the signal is kept. Of several channels the first is
+    taken. A response of zeros is an error: preparation leaves such files out.
+    """
+
+    name = "impulse_response"
+
+    def __init__(self, manifest: str):
+        self.manifest = Manifest(manifest)
+
+    def draw(self, rng: np.random.Generator) -> dict:
+        """`file` and its `offset`, the sample of its direct path."""
+        index = int(rng.integers(len(self.manifest)))
+        return {"file": str(self.manifest.path(index)), "offset": int(self.manifest.offsets[index])}
+
+    def _apply(self, wav: np.ndarray, sample_rate: int, params: dict) -> np.ndarray:
+        check_rate(self.manifest, sample_rate)
+        response = read(params["file"])[0]
+        response = response if response.ndim == 1 else response[:, 0]
+        if not response.any():
+            raise UserError(f"{params['file']}: an impulse response of zeros; prepare its corpus again")
+        wet = fit(oaconvolve(wav, np.ascontiguousarray(response))[params["offset"] :], len(wav))
+        wet = realign(wet, wav, sample_rate)
+        power, wet_power = (float(np.dot(x, x)) for x in (wav, wet))
+        return wet * np.float32(np.sqrt(power / wet_power)) if wet_power > 0 else wet
