@@ -1,9 +1,9 @@
 """Trains HiFi-GAN, HiFi++ and FINALLY, measures them and writes a report.
 
-    snakemake --cores 8 results/finally_stage3.ckpt        # the paper
-    snakemake --cores 8 finally_stage3                     # the same, by the network's name
-    snakemake --cores 2 --configfile config/demo.yaml      # everything on the embedded corpus, small networks
-    snakemake --cores 8 data                               # only fetch and prepare the corpora
+snakemake --cores 8 results/finally_stage3.ckpt        # the paper
+snakemake --cores 8 finally_stage3                     # the same, by the network's name
+snakemake --cores 2 --configfile config/demo.yaml      # everything on the embedded corpus, small networks
+snakemake --cores 8 data                               # only fetch and prepare the corpora
 """
 
 from snakemake.utils import min_version
@@ -31,7 +31,9 @@ localrules:
 rule all:
     default_target: True
     input:
-        checkpoints=expand("{results}/{network}.ckpt", results=RESULTS, network=NETWORKS),
+        checkpoints=expand(
+            "{results}/{network}.ckpt", results=RESULTS, network=NETWORKS
+        ),
         report=f"{RESULTS}/report.html",
 
 
@@ -51,3 +53,4 @@ for network in NETWORKS:
 
 onstart:
     require_gpu()
+    retry_trainings()

@@ -13,11 +13,18 @@ from finallyse.schema import read_schema
 
 # Jobs run `python scripts/...`: that must be the Python that runs Snakemake, also where its environment is not
 # activated. Conda environments and containers put their own in front of it, and find the package by PYTHONPATH.
-for variable, folder in (("PATH", Path(sys.executable).parent), ("PYTHONPATH", Path(workflow.basedir) / "src")):
-    os.environ[variable] = os.pathsep.join(filter(None, [str(folder), os.environ.get(variable)]))
+for variable, folder in (
+    ("PATH", Path(sys.executable).parent),
+    ("PYTHONPATH", Path(workflow.basedir) / "src"),
+):
+    os.environ[variable] = os.pathsep.join(
+        filter(None, [str(folder), os.environ.get(variable)])
+    )
 
 if Path.cwd() != Path(workflow.basedir):
-    sys.exit(f"error: run snakemake in the project's folder ({workflow.basedir}), not in {Path.cwd()}")
+    sys.exit(
+        f"error: run snakemake in the project's folder ({workflow.basedir}), not in {Path.cwd()}"
+    )
 
 try:
     config = load_pipeline(
@@ -33,9 +40,15 @@ RESOURCES = config["resources"]
 EXPERIMENTS = config["experiments"]
 NETWORKS = list(EXPERIMENTS)
 
+
 # One GPU job at a time on a workstation: `gpu` itself is left unlimited there, since a limit would also scale down a
-# training job that asks for several GPUs. On a cluster the scheduler hands out the GPUs.
-if workflow.is_main_process and workflow.local_exec and "gpu_jobs" not in workflow.global_resources:
+# training job that asks for several GPUs. A resource of local scope does not count for jobs that are submitted: on a
+# cluster the scheduler hands out the GPUs. (Which executor runs the jobs is not known yet where this file is read.)
+resource_scopes:
+    gpu_jobs="local",
+
+
+if workflow.is_main_process and "gpu_jobs" not in workflow.global_resources:
     workflow.register_resource("gpu_jobs", 1)
 
 
@@ -91,9 +104,17 @@ def all_training_data():
 
 def require_gpu():
     """Stop before anything is downloaded if networks are to be trained here, no GPU is visible and none may do without."""
-    if not (workflow.is_main_process and workflow.local_exec) or config["allow_cpu"] or visible_gpus():
+    if (
+        not (workflow.is_main_process and workflow.local_exec)
+        or config["allow_cpu"]
+        or visible_gpus()
+    ):
         return
-    waiting = [job.wildcards.network for job in workflow.dag.needrun_jobs() if job.rule.name == "train_network"]
+    waiting = [
+        job.wildcards.network
+        for job in workflow.dag.needrun_jobs()
+        if job.rule.name == "train_network"
+    ]
     if waiting:
         sys.exit(
             f"error: no GPU is visible, and training {', '.join(sorted(waiting))} at this size takes weeks on a CPU. "
@@ -102,6 +123,9 @@ def require_gpu():
         )
 
 
-def launcher(gpus):
-    """The command that starts a training script, one process per GPU."""
-    return "python" if gpus == 1 else f"torchrun --standalone --nproc-per-node={gpus}"
+def retry_trainings():
+    """`--retries`, typed or in a profile, raises the number of times that a stopped training is continued."""
+    training = workflow.get_rule("train_network")
+    training.restart_times = max(
+        training.restart_times, workflow.execution_settings.retries
+    )

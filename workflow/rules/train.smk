@@ -8,8 +8,6 @@ localrules:
 rule write_experiment:
     output:
         config=f"{RESULTS}/configs/{{network}}.yaml",
-    params:
-        experiment=lambda wildcards: json.dumps(EXPERIMENTS[wildcards.network]),
     log:
         f"{RESULTS}/logs/write_experiment/{{network}}.log",
     benchmark:
@@ -20,6 +18,8 @@ rule write_experiment:
     resources:
         mem_mb=500,
         runtime=5,
+    params:
+        experiment=lambda wildcards: json.dumps(EXPERIMENTS[wildcards.network]),
     message:
         "Writing the complete experiment of {wildcards.network}"
     shell:
@@ -38,6 +38,8 @@ rule train_network:
         f"{RESULTS}/logs/train_network/{{network}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/train_network/{{network}}.tsv"
+    # The job itself must not try again inside its allocation, whose time is up: Snakemake's main process submits it anew.
+    retries: 3 if workflow.is_main_process else 0
     conda:
         "../../envs/finallyse.yaml"
     threads: lambda wildcards: config["networks"][wildcards.network]["threads"]
@@ -45,12 +47,18 @@ rule train_network:
         gpu=lambda wildcards: config["networks"][wildcards.network]["gpus"],
         gpu_jobs=1,
         nodes=1,
-        mem_mb=lambda wildcards: int(1000 * config["networks"][wildcards.network]["mem_gb"]),
-        runtime=lambda wildcards: int(60 * config["networks"][wildcards.network]["hours"]),
-    params:
-        launch=lambda wildcards: launcher(config["networks"][wildcards.network]["gpus"]),
-    retries: 3
+        mem_mb=lambda wildcards: int(
+            1000 * config["networks"][wildcards.network]["mem_gb"]
+        ),
+        runtime=lambda wildcards: int(
+            60 * config["networks"][wildcards.network]["hours"]
+        ),
+        # minutes after which it saves, stops and is started again; a profile sets it to less than the walltime
+        stop_after="null",
     message:
         "Training {wildcards.network}; progress: {log}"
+    # `exec`: no shell between Snakemake and the training, which SLURM's SIGTERM would end before the training has saved.
     shell:
-        "{params.launch} scripts/train.py exp.config_path={input.config} exp.threads={threads} > {log} 2>&1"
+        "launch=python; [ {resources.gpu} -le 1 ] || launch='torchrun --standalone --nproc-per-node={resources.gpu}'; "
+        "exec $launch scripts/train.py exp.config_path={input.config} train.stop_after={resources.stop_after} "
+        "exp.threads=$(( ({threads} + {resources.gpu} - 1) / {resources.gpu} )) > {log} 2>&1"
