@@ -12,7 +12,7 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 import soundfile as sf
@@ -28,23 +28,51 @@ def read(path: PathLike, start: int = 0, frames: int = -1) -> tuple[np.ndarray, 
     path: WAV or FLAC file.    start: first sample.    frames: how many; -1 reads to the end.
     Returns float32 [T] (mono) or [T, C], and the sample rate in Hz. Fewer samples than asked for is an error.
     """
-    with _as_user_error(path), sf.SoundFile(os.fspath(path)) as file:
-        available = file.frames - start
-        wanted = available if frames < 0 else frames
-        if start < 0 or wanted > available:
-            raise UserError(
-                f"{path}: samples {start} to {start + wanted} were asked for, but the file holds {file.frames}; "
-                "it is not the file that its manifest describes: prepare the corpus again"
-            )
-        if start:
-            file.seek(start)
-        wav = file.read(wanted, dtype="float32")
-        rate = file.samplerate
+    with _as_user_error(path), Path(path).open("rb", buffering=0) as file:
+        if plain := _plain_wav(file):
+            rate, channels, dtype, length = plain
+            wanted = _check_range(path, start, frames, length)
+            file.seek(44 + start * channels * dtype.itemsize)
+            wav = np.frombuffer(file.read(wanted * channels * dtype.itemsize), dtype).astype(np.float32)
+            wav *= np.float32(1 / 32768)
+            wav = wav if channels == 1 else wav[: len(wav) // channels * channels].reshape(-1, channels)
+        else:
+            file.seek(0)
+            with sf.SoundFile(file.fileno(), closefd=False) as sound:
+                rate = sound.samplerate
+                wanted = _check_range(path, start, frames, sound.frames)
+                sound.seek(start)
+                wav = sound.read(wanted, dtype="float32")
     if len(wav) != wanted:
         raise UserError(f"{path}: cut short: {len(wav)} of the {wanted} samples from {start} on could be read")
     if wanted == 0:
         raise UserError(f"{path}: holds no samples")
     return wav, rate
+
+
+def _plain_wav(file: BinaryIO) -> tuple[int, int, np.dtype, int] | None:
+    """Rate, channels, sample type and length of a 16-bit WAV with nothing but the 44-byte header; None for others.
+
+    `write_wav` writes such files. Reading them without libsndfile takes a fifth of the time.
+    """
+    header = file.read(44)
+    if len(header) < 44 or header[:4] != b"RIFF" or header[8:16] != b"WAVEfmt " or header[36:40] != b"data":
+        return None
+    size, coding, channels, rate, _, _, bits, _, data = struct.unpack("<IHHIIHH4sI", header[16:44])
+    if (size, coding, bits) != (16, 1, 16) or channels == 0:
+        return None
+    return rate, channels, np.dtype("<i2"), data // (2 * channels)
+
+
+def _check_range(path: PathLike, start: int, frames: int, length: int) -> int:
+    """The number of samples to read from a file of `length` samples."""
+    wanted = length - start if frames < 0 else frames
+    if start < 0 or wanted < 0 or start + wanted > length:
+        raise UserError(
+            f"{path}: samples {start} to {start + wanted} were asked for, but the file holds {length}; "
+            "it is not the file that its manifest describes: prepare the corpus again"
+        )
+    return wanted
 
 
 def decode(path: PathLike) -> tuple[np.ndarray, int]:

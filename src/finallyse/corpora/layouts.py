@@ -128,7 +128,7 @@ def find_recordings(name: str, source: Path) -> tuple[list[Recording], list[str]
     corpus = corpus_by_name(name)
     if not source.is_dir():
         raise UserError(f"{source}: no such folder; it should hold the recordings of {name}")
-    files = list(_files(source))
+    files = list(audio_files(source))
     remarks = []
     recordings = _published(corpus, files) if corpus.published else []
     if recordings:
@@ -145,7 +145,7 @@ def find_recordings(name: str, source: Path) -> tuple[list[Recording], list[str]
     return _unique_outputs(sorted(recordings, key=lambda r: r.source)), remarks
 
 
-def _files(source: Path) -> Iterator[str]:
+def audio_files(source: Path) -> Iterator[str]:
     """Relative paths of everything that may be audio, sorted; hidden files (macOS leaves `._x.wav`) are not."""
     seen = set()
     for folder, folders, files in os.walk(source, followlinks=True):

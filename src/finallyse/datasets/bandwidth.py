@@ -1,0 +1,80 @@
+"""Speech and the same without its upper frequencies, for bandwidth extension."""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal
+
+import numpy as np
+from scipy.signal import cheby1, firwin, resample_poly, sosfiltfilt
+
+from finallyse.augmentations.base import fit
+from finallyse.datasets import datasets_registry
+from finallyse.datasets.base import ManifestDataset, peak_normalised, tensor
+from finallyse.errors import UserError
+
+
+@datasets_registry.register("vctk")
+class BandwidthDataset(ManifestDataset):
+    """Speech, and as input the same without anything above `input_freq` (HiFi++, arXiv 2203.13086, section 4.1).
+
+    manifest: CSV of prepared speech.    segment: samples of an item; null: whole recordings.    input_freq: Hz, such
+    that 2 * input_freq divides sample_rate.    lowpass: `polyphase` (resampled to 2 * input_freq and back), `decimate`
+    (down by scipy's decimate instead, a Chebyshev filter run both ways), or `random`, one of the two for each item.
+    sample_rate: Hz.    peak: to which input and target are each normalised.    seed: of segments and choices.
+
+    Items: input_wav [T], wav [T], name. Recordings shorter than `segment` are followed by zeros.
+    """
+
+    def __init__(
+        self,
+        manifest: str,
+        input_freq: int,
+        segment: int | None = 8192,
+        lowpass: Literal["random", "polyphase", "decimate"] = "random",
+        sample_rate: int = 16000,
+        peak: float = 0.95,
+        seed: int = 0,
+    ):
+        super().__init__(manifest, sample_rate, segment, seed)
+        if input_freq < 1 or sample_rate % (2 * input_freq):
+            raise UserError(f"vctk: input_freq={input_freq}: twice it must divide sample_rate={sample_rate}")
+        if lowpass not in ("random", "polyphase", "decimate"):
+            raise UserError(f"vctk: unknown lowpass {lowpass!r}; known: random, polyphase, decimate")
+        self.factor, self.lowpass, self.peak = sample_rate // (2 * input_freq), lowpass, peak
+
+    def item(self, epoch: int, index: int) -> dict:
+        path = self.manifest.path(index)
+        wav = self.read(path, *self.place(epoch, index), self.segment)
+        lowpass = self.lowpass
+        if lowpass == "random":
+            lowpass = ("polyphase", "decimate")[self.rng(epoch, index, "lowpass").integers(2)]
+        return {
+            "input_wav": tensor(peak_normalised(without_highs(wav, self.factor, lowpass), self.peak), path),
+            "wav": tensor(peak_normalised(wav, self.peak), path),
+            "name": self.manifest.name(index),
+        }
+
+
+def without_highs(wav: np.ndarray, factor: int, lowpass: str) -> np.ndarray:
+    """Down to the `factor`th part of the rate and back up: float32 [T] -> [T]."""
+    if factor == 1:
+        return wav
+    if lowpass == "decimate":
+        # The filter that runs both ways needs a few samples to begin with.
+        low = sosfiltfilt(_chebyshev(factor), fit(wav, max(len(wav), 64)))[::factor]
+    else:
+        low = resample_poly(wav, 1, factor, window=_kaiser(factor))
+    return fit(resample_poly(low.astype(np.float32), factor, 1, window=_kaiser(factor)), len(wav))
+
+
+@functools.cache
+def _kaiser(factor: int) -> np.ndarray:
+    """The filter that scipy.signal.resample_poly would design anew at each call."""
+    return firwin(20 * factor + 1, 1 / factor, window=("kaiser", 5.0)).astype(np.float32)
+
+
+@functools.cache
+def _chebyshev(factor: int) -> np.ndarray:
+    """The filter that scipy.signal.decimate would design anew at each call."""
+    return cheby1(8, 0.05, 0.8 / factor, output="sos")

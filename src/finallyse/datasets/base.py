@@ -1,0 +1,100 @@
+"""What the datasets have in common: keys, random segments, ranged reads, checks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from finallyse.audio.io import read
+from finallyse.augmentations.base import fit
+from finallyse.augmentations.streams import stream
+from finallyse.corpora.manifest import Manifest
+from finallyse.errors import UserError
+
+
+class ItemDataset(Dataset):
+    """Items by (epoch, index), or by index alone, which means epoch 0.
+
+    input_rate, output_rate: of the items' `input_wav` and `wav`, Hz.    seed: of everything random.
+    A subclass implements `__len__` and `item`.
+    """
+
+    input_rate: int
+    output_rate: int
+    seed: int
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        if index < 0:
+            index += len(self)
+        if not 0 <= index < len(self):
+            raise IndexError(f"item {index} of a dataset of {len(self)}")
+        return self.item(int(epoch), int(index))
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def item(self, epoch: int, index: int) -> dict:
+        """The item, a pure function of the constructor's arguments, epoch and index."""
+        raise NotImplementedError
+
+    def rng(self, epoch: int, index: int, purpose: str) -> np.random.Generator:
+        """The stream of random numbers of an item for one purpose."""
+        return stream(self.seed, epoch, index, purpose=purpose)
+
+
+class ManifestDataset(ItemDataset):
+    """One item per recording of a manifest.
+
+    manifest: CSV of prepared recordings.    sample_rate: their rate, Hz.    segment: samples of an item, cut out at a
+    random place; None for whole recordings.
+    """
+
+    def __init__(self, manifest: str, sample_rate: int, segment: int | None, seed: int):
+        if segment is not None and segment < 1:
+            raise UserError(f"segment={segment}: must be at least 1 sample, or null for whole recordings")
+        if seed < 0:
+            raise UserError(f"seed={seed}: must not be negative")
+        self.manifest = Manifest(manifest)
+        if self.manifest.rate != sample_rate:
+            raise UserError(
+                f"{manifest}: holds {self.manifest.rate} Hz recordings, {sample_rate} Hz are asked for; "
+                f"name the manifest prepared at {sample_rate} Hz"
+            )
+        self.segment, self.seed = segment, seed
+        self.input_rate = self.output_rate = sample_rate
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def place(self, epoch: int, index: int, multiple: int = 1) -> tuple[int, int]:
+        """Where the item's segment starts (a multiple of `multiple`) and how many samples of it the file holds."""
+        samples = int(self.manifest.samples[index])
+        if self.segment is None or samples <= self.segment:
+            return 0, samples
+        places = (samples - self.segment) // multiple + 1
+        return multiple * int(self.rng(epoch, index, "segment").integers(places)), self.segment
+
+    def read(self, path: Path, start: int, frames: int, length: int | None = None) -> np.ndarray:
+        """`frames` samples of a prepared file, with zeros behind up to `length`: float32 [length]."""
+        wav = read(path, start, frames)[0]
+        if wav.ndim != 1:
+            raise UserError(f"{path}: has {wav.shape[1]} channels; prepared recordings have one: prepare it again")
+        return wav if length is None else fit(wav, length)
+
+
+def peak_normalised(wav: np.ndarray, peak: float) -> np.ndarray:
+    """Scale to a largest magnitude of `peak`; silence stays as it is. wav: float32 [T]."""
+    largest = float(np.abs(wav).max())
+    return wav if largest == 0 else wav * np.float32(peak / largest)
+
+
+def tensor(wav: np.ndarray, source: Path | str) -> torch.Tensor:
+    """float32 [T] as a tensor; a UserError names the file if a sample is not finite."""
+    # The sum is finite if all samples are: one pass without a temporary array.
+    if not np.isfinite(wav.sum(dtype=np.float64)):
+        raise UserError(f"{source}: the item made from it holds samples that are not finite")
+    return torch.from_numpy(np.ascontiguousarray(wav, dtype=np.float32))

@@ -1,0 +1,101 @@
+"""Noisy recordings and their clean counterparts: VoiceBank-DEMAND."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from finallyse.augmentations.base import fit
+from finallyse.corpora.manifest import Manifest
+from finallyse.datasets import datasets_registry
+from finallyse.datasets.base import ManifestDataset, peak_normalised, tensor
+from finallyse.errors import UserError
+
+
+@datasets_registry.register("voicebank")
+class VoiceBank(ManifestDataset):
+    """Noisy speech as input, its clean counterpart as target.
+
+    manifest: CSV of prepared pairs (with `noisy_path`).    segment: samples of an item; null: whole recordings.
+    sample_rate: Hz.    peak: to which input and target are each normalised.    seed: of the segments.
+
+    Items: input_wav [T], wav [T], name. Recordings shorter than `segment` are followed by zeros.
+    """
+
+    def __init__(
+        self,
+        manifest: str,
+        segment: int | None = 8192,
+        sample_rate: int = 16000,
+        peak: float = 0.95,
+        seed: int = 0,
+    ):
+        super().__init__(manifest, sample_rate, segment, seed)
+        self.peak = peak
+        self.manifest.noisy_path(0)  # fails here rather than at the first item
+
+    def item(self, epoch: int, index: int) -> dict:
+        clean, noisy = self.manifest.path(index), self.manifest.noisy_path(index)
+        start, frames = self.place(epoch, index)
+        return {
+            "input_wav": tensor(peak_normalised(self.read(noisy, start, frames, self.segment), self.peak), noisy),
+            "wav": tensor(peak_normalised(self.read(clean, start, frames, self.segment), self.peak), clean),
+            "name": self.manifest.name(index),
+        }
+
+
+@datasets_registry.register("vctk-demand")
+class VctkDemand(ManifestDataset):
+    """VoiceBank-DEMAND's test set as FINALLY is validated on it: whole utterances, levels as they are.
+
+    manifest: CSV of prepared pairs at the input rate, 16 kHz.    target_manifest: CSV of the same pairs at the output
+    rate (48 kHz) for the clean target; null: the target is at the input rate.    limit: that many utterances, evenly
+    spread over the list; null: all.    sample_rate: of the input, Hz.
+
+    Items: input_wav [T], wav [T * output_rate / input_rate], name. At another rate a recording can be a sample longer
+    or shorter than that: it is cut or followed by zeros.
+    """
+
+    def __init__(
+        self,
+        manifest: str,
+        target_manifest: str | None = None,
+        limit: int | None = None,
+        sample_rate: int = 16000,
+    ):
+        super().__init__(manifest, sample_rate, None, 0)
+        self.manifest.noisy_path(0)
+        chosen = np.arange(len(self.manifest))
+        if limit is not None:
+            if limit < 1:
+                raise UserError(f"vctk-demand: limit={limit}: must be at least 1, or null for all utterances")
+            chosen = np.unique(np.linspace(0, len(chosen) - 1, min(limit, len(chosen))).round().astype(np.int64))
+        self.chosen = chosen
+        self.targets, self.target_of = self.manifest, chosen
+        if target_manifest is not None:
+            self.targets, self.target_of = self._targets(target_manifest)
+        self.output_rate = self.targets.rate
+        if self.output_rate % self.input_rate:
+            raise UserError(f"{target_manifest}: {self.output_rate} Hz is not a multiple of {self.input_rate} Hz")
+
+    def _targets(self, path: str) -> tuple[Manifest, np.ndarray]:
+        """The manifest of the targets, and which of its rows belongs to each item."""
+        targets = Manifest(path)
+        row_of = {targets.paths[row]: row for row in range(len(targets))}
+        missing = [self.manifest.paths[i] for i in self.chosen if self.manifest.paths[i] not in row_of]
+        if missing:
+            raise UserError(f"{path}: lists no {missing[0]}, which {self.manifest.file} does; prepare both again")
+        return targets, np.array([row_of[self.manifest.paths[i]] for i in self.chosen])
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def item(self, epoch: int, index: int) -> dict:
+        row, target = int(self.chosen[index]), int(self.target_of[index])
+        noisy, clean = self.manifest.noisy_path(row), self.targets.path(target)
+        input_wav = self.read(noisy, 0, -1)
+        wav = fit(self.read(clean, 0, -1), len(input_wav) * (self.output_rate // self.input_rate))
+        return {
+            "input_wav": tensor(input_wav, noisy),
+            "wav": tensor(wav, clean),
+            "name": self.manifest.name(row),
+        }
