@@ -1,0 +1,559 @@
+"""Reads everything that the report shows from a folder of results into one typed structure.
+
+Nothing is drawn here and nothing is guessed: what is not there is named in `missing`; what is there but cannot be read
+stops the report with its path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas
+import yaml
+
+from finallyse.errors import UserError
+from finallyse.report.figures import Interval
+
+LABELS = {
+    "wb_pesq": "WB-PESQ",
+    "nb_pesq": "NB-PESQ",
+    "stoi": "STOI",
+    "estoi": "ESTOI",
+    "si_sdr": "SI-SDR",
+    "lsd": "LSD",
+    "l1_mel_diff": "Mel L1",
+    "dnsmos": "DNSMOS OVRL",
+    "dnsmos_sig": "DNSMOS SIG",
+    "dnsmos_bak": "DNSMOS BAK",
+    "dnsmos_p808": "DNSMOS P.808",
+    "legacy_dnsmos": "pDNSMOS OVRL",
+    "legacy_dnsmos_sig": "pDNSMOS SIG",
+    "legacy_dnsmos_bak": "pDNSMOS BAK",
+    "distillmos": "DistillMOS",
+    "wv-mos": "WV-MOS",
+    "mosnet": "MOSNet",
+    "utmos": "UTMOSv2",
+}
+
+PACKAGES = ("torch", "torchaudio", "transformers", "numpy", "scipy", "pesq", "pystoi", "soundfile", "snakemake")
+"""Packages whose versions can change a number of the report."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a network does, and what its input is called."""
+
+    text: str
+    input_label: str
+    input_explained: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """One metric of one network over its validation set."""
+
+    metric: str
+    output: Interval | None
+    input: Interval | None
+    reference: Interval | None
+    scored: int
+    failed: int
+    reason: str
+    """Why there is no value, or why `failed` utterances have none."""
+    higher_is_better: bool
+    unit: str
+    about: str
+
+    @property
+    def label(self) -> str:
+        """The metric's name as people write it."""
+        return LABELS.get(self.metric, self.metric)
+
+    @property
+    def missing(self) -> bool:
+        """Whether there is no value at all."""
+        return self.output is None
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """A run beside the recipe that it shortens: steps, batch, size of the generator."""
+
+    steps: int
+    recipe_steps: int | None
+    batch_size: int
+    recipe_batch_size: int | None
+    parameters: int | None
+    recipe_parameters: int | None
+    recipe_source: str
+
+    @property
+    def share(self) -> float:
+        """The smallest of the run's shares of the recipe, 1 where it is the recipe or where there is none."""
+        pairs = [
+            (self.steps, self.recipe_steps),
+            (self.batch_size, self.recipe_batch_size),
+            (self.parameters, self.recipe_parameters),
+        ]
+        return min([1.0, *(have / want for have, want in pairs if have is not None and want)])
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """What a network was trained on, as its manifest lists it."""
+
+    manifest: str
+    files: int
+    hours: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Utterance:
+    """One validation utterance: where its signals lie and how it scored."""
+
+    name: str
+    paths: dict[str, Path]  # "noisy", "enhanced", "reference"
+    scores: dict[str, float]
+    input_scores: dict[str, float]
+
+
+@dataclasses.dataclass
+class Network:
+    """All that is known of one trained network."""
+
+    name: str
+    task: Task
+    config: dict[str, Any] | None
+    checkpoint: dict[str, Any] | None
+    scale: Scale | None
+    data: TrainingData | None
+    history: pandas.DataFrame | None
+    validation: pandas.DataFrame | None
+    scores: list[Score]
+    utterances: list[Utterance]
+    facts: list[tuple[str, str]]
+    """Further (name, value) pairs: version, device, WavLM."""
+    differences: list[tuple[str, str, str]]
+    """(option, the recipe's value, this run's value)."""
+    missing: list[str]
+
+    @property
+    def is_finally(self) -> bool:
+        """Whether it is one of FINALLY's stages."""
+        return bool(self.config) and str(self.config.get("trainer", "")).startswith("finally_")
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """One published number (a row of resources/paper/results.csv)."""
+
+    network: str
+    metric: str
+    dataset: str
+    value: str
+    reference_value: str
+    mark: str
+    system: str
+    source: str
+    url: str
+    differs: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One job of the workflow, from its benchmark file."""
+
+    rule: str
+    name: str
+    seconds: float
+    memory_mb: float
+    cpu_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Everything that the report shows."""
+
+    title: str
+    results: Path
+    made: datetime.datetime
+    networks: list[Network]
+    published: list[Published]
+    jobs: list[Job]
+    environment: dict[str, str]
+    absent: list[str]
+    """Networks of which there is nothing yet."""
+
+
+TASKS: Mapping[str, Task] = {
+    "mel_dataset": Task("vocoder: speech from its log-mel spectrogram", "", ""),
+    "vctk": Task("bandwidth extension from {input_freq} Hz", "Band-limited", "the input, cut at {input_freq} Hz"),
+    "voicebank": Task("noise removal", "Noisy", "the input, with noise"),
+    "augmented_libritts-r": Task("restoration at 16 kHz", "Noisy", "the input at 16 kHz"),
+    "augmented_daps": Task("restoration from 16 to 48 kHz", "Noisy", "the input at 16 kHz"),
+}
+"""By the training dataset's name."""
+
+
+def collect(
+    results: Path,
+    networks: Sequence[str],
+    *,
+    paper: Path | None = None,
+    experiments: Path | None = None,
+    schema: Path | None = None,
+    title: str = "Run report",
+    require_all: bool = False,
+) -> Report:
+    """Read the results of `networks` under `results` and the published numbers under `paper`.
+
+    `experiments`: folder of the recipes (config/experiments) that the runs' configurations are compared with, by
+    the JSON schema `schema` (config/schema.json), which fills in what both leave to the defaults.
+    With `require_all`, a network of which anything is missing is an error; without, it is named in the report.
+    """
+    if not results.is_dir():
+        raise UserError(f"{results}: no such folder of results; give --results the folder that the workflow writes")
+    if len(set(networks)) != len(networks):
+        raise UserError(f"--networks names a network twice: {' '.join(networks)}")
+    recipes = _recipes(paper / "recipes.csv") if paper else {}
+    options = _schema(schema) if experiments else {}
+    found, absent = [], []
+    for name in networks:
+        network = _network(results, name, recipes.get(name), experiments, options)
+        if require_all and network.missing:
+            raise UserError(f"{name}: {network.missing[0]}; run the workflow up to it, or leave out --require-all")
+        if network.config is None and network.checkpoint is None and not network.scores:
+            absent.append(name)
+        else:
+            found.append(network)
+    if not found:
+        raise UserError(f"{results}: no results of {', '.join(networks)} yet; run the workflow first")
+    return Report(
+        title=title,
+        results=results,
+        made=datetime.datetime.now().astimezone(),
+        networks=found,
+        published=_published(paper / "results.csv") if paper else [],
+        jobs=_jobs(results / "benchmarks"),
+        environment=_environment(),
+        absent=absent,
+    )
+
+
+def _table(path: Path, columns: Sequence[str] = ()) -> pandas.DataFrame:
+    """A CSV file, checked for the columns that are read from it."""
+    try:
+        table = pandas.read_csv(path, skipinitialspace=True)
+    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
+        raise UserError(f"{path}: not readable as CSV: {' '.join(str(error).split())}") from error
+    for column in columns:
+        if column not in table:
+            raise UserError(f"{path}: has no column {column!r} (found: {', '.join(map(str, table.columns))})")
+    return table
+
+
+def _network(
+    results: Path, name: str, recipe: Mapping[str, str] | None, experiments: Path | None, schema: dict
+) -> Network:
+    missing: list[str] = []
+
+    def present(path: Path, what: str) -> Path | None:
+        if path.exists():
+            return path
+        missing.append(f"{what} ({path})")
+        return None
+
+    config_path = present(results / "configs" / f"{name}.yaml", "configuration")
+    checkpoint_path = present(results / f"{name}.ckpt", "checkpoint")
+    history_path = present(results / "state" / name / "history.csv", "losses of the training")
+    validation_path = present(results / "state" / name / "validation.csv", "validations during the training")
+    scores_path = present(results / "metrics" / f"{name}.csv", "metrics of each utterance")
+    summary_path = present(results / "metrics" / f"{name}.summary.csv", "summary of the metrics")
+    audio = present(results / "enhanced" / name, "enhanced utterances")
+
+    config = _yaml(config_path) if config_path else None
+    checkpoint = _checkpoint(checkpoint_path) if checkpoint_path else None
+    return Network(
+        name=name,
+        task=_task(config),
+        config=config,
+        checkpoint=checkpoint,
+        scale=_scale(config, checkpoint, recipe) if config else None,
+        data=_training_data(config) if config else None,
+        history=_table(history_path, ["step"]) if history_path else None,
+        validation=_table(validation_path, ["step"]) if validation_path else None,
+        scores=_scores(summary_path) if summary_path else [],
+        utterances=_utterances(audio, scores_path) if audio else [],
+        facts=_facts(config, checkpoint),
+        differences=_differences(config, experiments / f"{name}.yaml", schema) if config and experiments else [],
+        missing=missing,
+    )
+
+
+def _schema(path: Path | None) -> dict:
+    from finallyse.schema import read_schema
+
+    if path is None:
+        raise UserError("the recipes can only be compared by a schema: give --schema config/schema.json as well")
+    return read_schema(path)
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path}: holds no configuration")
+    return loaded
+
+
+def _task(config: Mapping[str, Any] | None) -> Task:
+    data = (config or {}).get("data", {}).get("train", {}) if config else {}
+    task = TASKS.get(str(data.get("name")))
+    if task is None:
+        return Task(f"trained on {data['name']}" if data.get("name") else "", "Input", "the input")
+    arguments = data.get("args") or {}
+    known = {"input_freq": arguments.get("input_freq", "a lower frequency")}
+    return Task(*(field.format(**known) for field in dataclasses.astuple(task)))
+
+
+def _published(path: Path) -> list[Published]:
+    names = [field.name for field in dataclasses.fields(Published)]
+    if not path.exists():
+        raise UserError(f"{path}: no such file; --paper is the folder of the published results (resources/paper)")
+    table = pandas.read_csv(path, dtype=str, keep_default_na=False)
+    if list(table.columns) != names:
+        raise UserError(f"{path}: its columns must be {', '.join(names)}")
+    return [Published(**row) for row in table.to_dict("records")]
+
+
+def _recipes(path: Path) -> dict[str, dict[str, str]]:
+    if not path.exists():
+        raise UserError(f"{path}: no such file; --paper is the folder of the published results (resources/paper)")
+    table = pandas.read_csv(path, dtype=str, keep_default_na=False)
+    return {row["network"]: row for row in table.to_dict("records")}
+
+
+def _scale(config: Mapping[str, Any], checkpoint: Mapping[str, Any] | None, recipe: Mapping[str, str] | None) -> Scale:
+    def of_recipe(column: str) -> int | None:
+        return int(recipe[column]) if recipe and recipe.get(column) else None
+
+    return Scale(
+        steps=int(checkpoint["step"] if checkpoint else config["train"]["steps"]),
+        recipe_steps=of_recipe("steps"),
+        batch_size=int(config["data"]["batch_size"]),
+        recipe_batch_size=of_recipe("batch_size"),
+        parameters=checkpoint["parameters"] if checkpoint else None,
+        recipe_parameters=of_recipe("generator_parameters"),
+        recipe_source=recipe["source"] if recipe else "",
+    )
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    """Step, package version and number of parameters of the generator of a checkpoint, its weights left on the disk."""
+    from finallyse.models.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(path)
+    # The gains of the weight norm are left out, as in published counts.
+    counted = [tensor.numel() for name, tensor in checkpoint.generator.items() if not name.endswith("original0")]
+    return {"step": checkpoint.step, "version": checkpoint.package_version, "parameters": sum(counted)}
+
+
+def _facts(config: Mapping[str, Any] | None, checkpoint: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    facts = []
+    wavlm = Path(config["wavlm"]) / "config.json" if config and config.get("wavlm") else None
+    if wavlm and wavlm.is_file():
+        shape = json.loads(wavlm.read_text())
+        facts.append(("WavLM", f"{shape['num_hidden_layers']} layers of {shape['hidden_size']}"))
+    if checkpoint:
+        facts.append(("Trained by", f"finallyse {checkpoint['version']}"))
+    return facts
+
+
+UNCOMPARED = re.compile(
+    r"exp\.|data\.num_workers|train\.(log_step|val_step|val_items|checkpoint_step|checkpoint_minutes|keep|stop_after)$"
+)
+"""Options that say where a run happens and how it is watched, not what it computes."""
+
+
+def _differences(config: Mapping[str, Any], recipe_path: Path, schema: dict) -> list[tuple[str, str, str]]:
+    """Options of the run whose values are not those of the recipe, both complete with their defaults."""
+    from finallyse.config import complete_experiment, merge, read_yaml
+
+    if not recipe_path.is_file():
+        return []
+    recipe = complete_experiment(merge(read_yaml(recipe_path), {"exp": config["exp"]}), str(recipe_path), schema)
+    of_recipe, of_run = _flat(recipe), _flat(config)
+    keys = [key for key in [*of_run, *(k for k in of_recipe if k not in of_run)] if not UNCOMPARED.match(key)]
+    return [
+        (key, of_recipe.get(key, "–"), of_run.get(key, "–")) for key in keys if of_recipe.get(key) != of_run.get(key)
+    ]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, str]:
+    """Nested options as `a.b.c` -> value in YAML's flow style; lists are values."""
+    if isinstance(value, Mapping) and value:
+        flat: dict[str, str] = {}
+        for key, inner in value.items():
+            flat |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+        return flat
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False).strip()
+    return {prefix: text.removesuffix("...").strip()}
+
+
+def _scores(path: Path) -> list[Score]:
+    """The summary of the metrics as scripts/evaluate.py writes it."""
+    table = pandas.read_csv(path, dtype=str, keep_default_na=False) if path.stat().st_size else pandas.DataFrame()
+    needed = ["metric", "mean", "ci95", "n", "unscored", "reasons", "missing", "unit", "better", "paper"]
+    for column in needed:
+        if column not in table:
+            raise UserError(f"{path}: has no column {column!r}; it is not a summary of scripts/evaluate.py")
+
+    def interval(row: Mapping[str, str], role: str) -> Interval | None:
+        if not row.get(f"{role}mean"):
+            return None
+        mean = float(row[f"{role}mean"])
+        half = float(row[f"{role}ci95"] or "nan")
+        return Interval(mean, mean - half, mean + half)
+
+    scores = []
+    for row in table.to_dict("records"):
+        try:
+            scores.append(
+                Score(
+                    metric=row["metric"],
+                    output=interval(row, ""),
+                    input=interval(row, "noisy_"),
+                    reference=interval(row, "reference_"),
+                    scored=int(row["n"]),
+                    failed=int(row["unscored"]),
+                    reason=row["missing"] or row["reasons"] or ("" if int(row["n"]) else "no utterance was measured"),
+                    higher_is_better=row["better"] == "higher",
+                    unit=row["unit"],
+                    about=row["paper"],
+                )
+            )
+        except ValueError as error:
+            raise UserError(
+                f"{path}: the row of {row['metric']} holds something that is not a number ({error})"
+            ) from error
+    return scores
+
+
+def _utterances(folder: Path, scores_path: Path | None) -> list[Utterance]:
+    """Enhanced utterances with their input, reference and scores, by name."""
+    rows: dict[str, dict[str, float]] = {}
+    if scores_path:
+        table = _table(scores_path, ["utterance"])
+        numeric = table.select_dtypes("number").columns
+        rows = {str(row["utterance"]): {c: float(row[c]) for c in numeric} for row in table.to_dict("records")}
+    utterances = []
+    for path in sorted((folder / "enhanced").rglob("*.wav")):
+        name = path.relative_to(folder / "enhanced").with_suffix("").as_posix()
+        paths = {kind: folder / kind / f"{name}.wav" for kind in ("noisy", "enhanced", "reference")}
+        scores = rows.get(name, {})
+        utterances.append(
+            Utterance(
+                name=name,
+                paths={kind: p for kind, p in paths.items() if p.is_file()},
+                scores={k: v for k, v in scores.items() if not k.startswith(("noisy_", "reference_"))},
+                input_scores={k.removeprefix("noisy_"): v for k, v in scores.items() if k.startswith("noisy_")},
+            )
+        )
+    return utterances
+
+
+def _training_data(config: Mapping[str, Any]) -> TrainingData | None:
+    manifest = (config["data"]["train"].get("args") or {}).get("manifest")
+    if not manifest or not Path(manifest).is_file():
+        return None
+    table = _table(Path(manifest), ["samples", "rate"])
+    return TrainingData(
+        manifest=manifest, files=len(table), hours=float((table["samples"] / table["rate"]).sum()) / 3600
+    )
+
+
+def _jobs(folder: Path) -> list[Job]:
+    """Time and memory of every job that left a benchmark, in the order in which they finished."""
+    jobs = []
+    for path in sorted(folder.rglob("*.tsv"), key=lambda p: p.stat().st_mtime) if folder.is_dir() else []:
+        try:
+            table = pandas.read_csv(path, sep="\t")
+            row = table.iloc[-1]  # one row a repetition; the rules have one
+            jobs.append(
+                Job(
+                    rule=path.relative_to(folder).parts[0].removesuffix(".tsv"),
+                    name=str(path.relative_to(folder).with_suffix("")).partition(os.sep)[2],
+                    seconds=float(row["s"]),
+                    # Snakemake writes "-" (or leaves it empty) for a job too short to be sampled.
+                    memory_mb=float(pandas.to_numeric(row["max_rss"], errors="coerce")),
+                    cpu_seconds=float(pandas.to_numeric(row.get("cpu_time"), errors="coerce")),
+                )
+            )
+        except (KeyError, IndexError, ValueError) as error:
+            raise UserError(f"{path}: not a benchmark as Snakemake writes them ({error})") from error
+    return jobs
+
+
+def _environment() -> dict[str, str]:
+    """Versions, commit and machine, of the process that makes the report."""
+    version = importlib.metadata.version
+    packages = [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)]
+    return {
+        "finallyse": version("finallyse"),
+        "Commit": _commit(),
+        "Machine of this report": _machine(),
+        "Versions": ", ".join(packages),
+    }
+
+
+def _commit() -> str:
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    if commit is None:
+        return "unknown (not in a git checkout)"
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return commit + (" with uncommitted changes" if changed else "")
+
+
+def _machine() -> str:
+    """Processor, cores, memory and GPUs."""
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").is_file():
+        models = [
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        cpu = models[0] if models else cpu
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    parts = [cpu, f"{cores} cores"]
+    if sys.platform != "win32":
+        parts.append(f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB of memory")
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, check=False
+        )
+        gpus = listed.stdout.strip().splitlines() if listed.returncode == 0 else []
+    except FileNotFoundError:
+        gpus = []
+    parts.append(", ".join(gpus) if gpus else "no GPU")
+    return "; ".join(parts)

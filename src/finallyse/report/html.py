@@ -1,0 +1,557 @@
+"""The report as one HTML file: puts what was read into words, charts and players, and writes it whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas
+import yaml
+from markupsafe import Markup
+
+from finallyse.audio.io import write_atomically
+from finallyse.errors import UserError
+from finallyse.report import figures
+from finallyse.report.collect import LABELS, Network, Report, Score
+from finallyse.report.figures import Interval, number
+from finallyse.report.listen import SIGNALS, Options, Sounds, chosen, network_players, player, ranking_metric
+
+FOLDER = Path(__file__).parent
+
+HEADLINES = ("wb_pesq", "stoi", "dnsmos", "distillmos", "utmos", "wv-mos", "si_sdr", "l1_mel_diff")
+"""Metrics of the overview, the first three that were computed."""
+
+FAR = 0.5
+"""A run with less than this share of the recipe's steps, batch or parameters is called far from it."""
+
+
+def write(report: Report, output: Path, options: Options) -> int:
+    """Render `report` to `output`, whole or not at all; returns its size in bytes."""
+    if options.rank_by:
+        check_ranking(report, options.rank_by)
+    page = render(report, options).encode()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(output, page)
+    return len(page)
+
+
+def render(report: Report, options: Options) -> str:
+    """The page."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    sounds = Sounds(options.seconds)
+    stages = _stages(report, options, sounds)  # first: a sound is embedded where it is first used
+    networks = [_network(network, report, options, sounds) for network in report.networks]
+    published = _published(report)
+    rules = _rules(report)
+    sections = [("overview", "Overview")]
+    sections += [("stages", "FINALLY’s stages")] if stages else []
+    sections += [("networks", "Networks")]
+    sections += [("published", "Published numbers")] if published else []
+    sections += [("missing", "Missing"), ("run", "The run")]
+    return environment.get_template("template.html.j2").render(
+        title=report.title,
+        subtitle=f"{_count(len(report.networks), 'network')} · {report.results} · {report.made:%d %B %Y, %H:%M %Z}",
+        version=report.environment["finallyse"],
+        style=Markup((FOLDER / "style.css").read_text() + figures.CHART_STYLE),
+        script=Markup((FOLDER / "player.js").read_text()),
+        sections=sections,
+        banner=_banner(report),
+        overview=_overview(report),
+        absent=report.absent,
+        stages=stages,
+        networks=networks,
+        published=published,
+        published_note=_published_note(report),
+        missing=_missing(report),
+        environment=list(report.environment.items()),
+        rules=rules,
+        rules_note=(
+            "Time and peak resident memory as Snakemake measured them, summed over the jobs of each rule. Jobs too "
+            "short to be sampled have no memory. A training that was interrupted counts from its last start."
+        ),
+        jobs=[
+            {
+                "name": f"{job.rule} {job.name}".strip(),
+                "time": duration(job.seconds),
+                "cpu": duration(job.cpu_seconds),
+                "memory": megabytes(job.memory_mb),
+            }
+            for job in report.jobs
+        ],
+        footer=(
+            f"Made by finallyse {report.environment['finallyse']} from {report.results}. The players hold MP3 "
+            f"at 64 kbit/s (16 kHz) and 128 kbit/s (48 kHz), cut to {options.seconds:g} s; what was measured are the "
+            f"whole WAV files in {report.results}/enhanced. Nothing in this file is loaded from elsewhere."
+        ),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Words and numbers
+
+
+def duration(seconds: float) -> str:
+    """12.3 s, 4 min 5 s, 3 h 20 min."""
+    if not math.isfinite(seconds):
+        return "–"
+    if seconds < 99.95:
+        return f"{number(seconds, 2)} s" if seconds < 1 else f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+
+
+def megabytes(value: float) -> str:
+    """Snakemake's MB (MiB) as MB or GB."""
+    if not math.isfinite(value):
+        return "–"
+    return f"{value / 1024:.1f} GiB" if value >= 1024 else f"{value:.0f} MiB"
+
+
+def count(value: int | float | None) -> str:
+    """12,345 or 76.97 M."""
+    if value is None:
+        return "–"
+    return f"{value / 1e6:.2f} M" if value >= 1e6 else f"{value:,.0f}"
+
+
+def speech(hours: float) -> str:
+    """Hours, or minutes where there is less than an hour."""
+    return f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"
+
+
+def percent(share: float) -> str:
+    """A share in per cent, with the digits that small shares need."""
+    return f"{number(100 * share, 2)} %"
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def _between(values: Sequence[str]) -> str:
+    values = list(dict.fromkeys(values))
+    return values[0] if len(values) == 1 else f"{values[0]} to {values[-1]}"
+
+
+def _anchor(name: str) -> str:
+    return "net-" + re.sub(r"[^A-Za-z0-9_-]", "-", name)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Banner and overview
+
+
+def _banner(report: Report) -> dict[str, Any] | None:
+    """How far the run is from the recipes, from the configurations and checkpoints alone."""
+    scaled = [n for n in report.networks if n.scale and n.scale.recipe_steps]
+    short = [n for n in scaled if n.scale.share < 1]
+    if not short:
+        return None
+    far = [n for n in short if n.scale.share < FAR]
+    words = []
+    named = far or short
+    fewer = [n.scale for n in named if n.scale.steps < n.scale.recipe_steps]
+    if fewer:
+        have, want = sorted({s.steps for s in fewer}), sorted({s.recipe_steps for s in fewer})
+        words.append(
+            f"{_between([f'{v:,}' for v in have])} training steps instead of {_between([f'{v:,}' for v in want])}"
+        )
+    smaller = [n.scale for n in named if n.scale.parameters and (n.scale.recipe_parameters or 0) > n.scale.parameters]
+    if smaller:
+        shares = sorted(s.parameters / s.recipe_parameters for s in smaller)
+        words.append(f"generators with {_between([percent(v) for v in shares])} of the parameters")
+    batches = [n.scale for n in named if n.scale.recipe_batch_size and n.scale.batch_size < n.scale.recipe_batch_size]
+    if batches:
+        have = sorted({s.batch_size for s in batches})
+        want = sorted({s.recipe_batch_size for s in batches})
+        words.append(f"batches of {_between([str(v) for v in have])} instead of {_between([str(v) for v in want])}")
+    hours = [n.data.hours for n in named if n.data]
+    if hours:
+        words.append(f"on {_between([speech(v) for v in sorted(hours)])} of speech")
+    which = "Every network here was" if len(named) == len(report.networks) else f"{', '.join(n.name for n in named)}:"
+    if far:
+        return {
+            "level": "warning",
+            "headline": "A demonstration, not a reproduction",
+            "lines": [
+                f"{which} trained far below its recipe: {', '.join(words)}.",
+                "This shows that the whole chain works, from the corpora to this page. The numbers and sounds below "
+                "are measured honestly on these networks; they say nothing about what the methods can do.",
+            ],
+        }
+    return {
+        "level": "note",
+        "headline": "Close to the recipe, not equal to it",
+        "lines": [f"{which} trained with less than its recipe: {', '.join(words)}."],
+    }
+
+
+def _overview(report: Report) -> dict[str, Any]:
+    computed = {s.metric for n in report.networks for s in n.scores if not s.missing}
+    metrics = [m for m in HEADLINES if m in computed][:3]
+    times = {job.name: job.seconds for job in report.jobs if job.rule == "train_network"}
+    rows = []
+    for network in report.networks:
+        scale = network.scale
+        scores = {s.metric: s for s in network.scores}
+        rows.append(
+            {
+                "id": _anchor(network.name),
+                "name": network.name,
+                "task": network.task.text,
+                "steps": f"{scale.steps:,}" if scale else "–",
+                "steps_recipe": f"of {scale.recipe_steps:,}" if scale and scale.recipe_steps else "",
+                "parameters": count(scale.parameters) if scale else "–",
+                "parameters_recipe": f"of {count(scale.recipe_parameters)}"
+                if scale and scale.recipe_parameters
+                else "",
+                "speech": speech(network.data.hours) if network.data else "–",
+                "time": duration(times.get(network.name, math.nan)),
+                "cells": [
+                    {
+                        "output": _mean(scores[m].output) if m in scores else "–",
+                        "input": _mean(scores[m].input) if m in scores and scores[m].input else "",
+                    }
+                    for m in metrics
+                ],
+            }
+        )
+    labels = [_label(m, report) for m in metrics]
+    return {
+        "rows": rows,
+        "metrics": labels,
+        "note": "Steps and generator parameters: of this run, of the recipe. Speech: length of the training set. "
+        "Metrics: means over the validation set, of the output, from the input.",
+    }
+
+
+def _label(metric: str, report: Report) -> str:
+    return next(s.label for n in report.networks for s in n.scores if s.metric == metric)
+
+
+def _mean(interval: Interval | None) -> str:
+    return number(interval.mean) if interval else "–"
+
+
+def _with_interval(interval: Interval | None) -> str:
+    if interval is None or not math.isfinite(interval.mean):
+        return "–"
+    half = (interval.high - interval.low) / 2
+    if not math.isfinite(half):
+        return number(interval.mean)
+    decimals = 0 if half >= 100 else 1 if half >= 10 else 2 if half >= 0.05 else 3
+    return f"{interval.mean:,.{decimals}f} ± {half:,.{decimals}f}".replace("-", "−")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One network
+
+
+def _network(network: Network, report: Report, options: Options, sounds: Sounds) -> dict[str, Any]:
+    scale, facts = network.scale, []
+    if scale:
+        of = f" of {scale.recipe_steps:,}" if scale.recipe_steps and scale.recipe_steps != scale.steps else ""
+        facts.append(("Steps", f"{scale.steps:,}{of}"))
+        of = f" of {scale.recipe_batch_size}" if scale.recipe_batch_size not in (None, scale.batch_size) else ""
+        facts.append(("Batch", f"{scale.batch_size}{of}"))
+        if scale.parameters is not None:
+            of = (
+                f" of {count(scale.recipe_parameters)}"
+                if scale.recipe_parameters and scale.recipe_parameters != scale.parameters
+                else ""
+            )
+            facts.append(("Generator parameters", f"{count(scale.parameters)}{of}"))
+    if network.history is not None and "seconds" in network.history and len(network.history):
+        facts.append(("Time per step", duration(float(network.history["seconds"].median()))))
+    if network.data:
+        facts.append(("Training set", f"{_count(network.data.files, 'file')}, {speech(network.data.hours)}"))
+    if network.config:
+        start = network.config["generator"].get("init_from")
+        if start:
+            facts.append(("Starts from", Path(start).stem))
+    facts += network.facts
+    history = curves(network.history)
+    has_input = any(s.input is not None for s in network.scores)
+    score = ranking_metric(network, options.rank_by)
+    listen = f"Listen: ranked by {score.label}" if score else "Listen"
+    if score and len(network.utterances) > options.utterances:
+        listen += f", {options.utterances} of {_count(len(network.utterances), 'utterance')}"
+    return {
+        "id": _anchor(network.name),
+        "name": network.name,
+        "task": network.task.text,
+        "facts": facts,
+        "missing": network.missing,
+        "rows": [_score_row(s) for s in network.scores],
+        "has_input": has_input,
+        "has_plot": has_input or any(s.reference is not None for s in network.scores),
+        "has_reference": any(s.reference is not None for s in network.scores),
+        "input_label": network.task.input_label or "Input",
+        "curves": [chart for chart in history if not chart["minor"]],
+        "minor_curves": [chart for chart in history if chart["minor"]],
+        "validations": curves(network.validation, dots=True),
+        "players": network_players(network, options, sounds),
+        "listen": listen,
+        "config": yaml.safe_dump(network.config, sort_keys=False, width=100) if network.config else "",
+        "differences": network.differences,
+    }
+
+
+def curves(table: pandas.DataFrame | None, dots: bool = False) -> list[dict[str, Any]]:
+    """A chart for every quantity over `step`; those that are watched rather than minimised are marked `minor`."""
+    charts = []
+    for column in [] if table is None else table.columns:
+        if column in ("step", "items", "seconds") or not pandas.api.types.is_numeric_dtype(table[column]):
+            continue
+        present = table[["step", column]].dropna()
+        terms = SUMS.get(column, ())
+        if any(term in table and np.allclose(table[term], table[column], equal_nan=True) for term in terms):
+            continue  # the sum of a single loss of weight 1
+        svg = figures.curve(present["step"], present[column], column, dots=dots) if len(present) else ""
+        if not svg:  # nothing finite
+            continue
+        values = present[column].to_numpy()
+        tenth = max(1, len(values) // 10)  # single steps are noisy: the ends are means of a tenth of the run
+        first, last = (number(float(np.nanmean(part))) for part in (values[:tenth], values[-tenth:]))
+        charts.append(
+            {
+                "title": CURVES.get(column) or LABELS.get(column) or column.replace("_", " "),
+                "change": last if dots and len(values) == 1 else f"{first} → {last}",
+                "minor": column.startswith(("lr_", "grad_norm_")),
+                "svg": Markup(svg),
+            }
+        )
+    return charts
+
+
+SUMS = {"generator": ("lmos", "l1_mel_loss", "gen_loss"), "discriminator": ("disc_loss",)}
+"""Columns that are weighted sums, and the losses that can be all of them."""
+
+CURVES = {
+    "generator": "generator, weighted sum",
+    "discriminator": "discriminators, weighted sum",
+    "l1_mel_loss": "mel L1",
+    "gen_loss": "adversarial",
+    "feature_loss": "feature matching",
+    "disc_loss": "discriminators",
+    "lmos": "LMOS",
+    "pesq": "PESQ loss",
+    "utmos": "UTMOS loss",
+    "lr_generator": "learning rate, generator",
+    "lr_discriminator": "learning rate, discriminators",
+    "grad_norm_generator": "gradient norm, generator",
+    "grad_norm_discriminator": "gradient norm, discriminators",
+}
+"""What the columns of history.csv are called; others keep their name."""
+
+
+def _score_row(score: Score) -> dict[str, Any]:
+    arrow, said = ("↑", "higher is better") if score.higher_is_better else ("↓", "lower is better")
+    row: dict[str, Any] = {
+        "label": score.label,
+        "about": score.about,
+        "unit": score.unit,
+        "arrow": arrow,
+        "arrow_said": said,
+        "missing": score.reason if score.missing else "",
+        "scored": score.scored,
+        "failed": score.failed,
+        "reason": score.reason,
+    }
+    if score.missing:
+        return row
+    row["reference"] = _with_interval(score.reference)
+    row |= {"output": _with_interval(score.output), "input": _with_interval(score.input), "change": "–", "verdict": ""}
+    if score.input is not None and math.isfinite(score.input.mean):
+        change = score.output.mean - score.input.mean
+        row["change"] = ("+" if change > 0 else "") + number(change)
+        if change:
+            row["verdict"] = "better" if (change > 0) == score.higher_is_better else "worse"
+    row["plot"] = Markup(figures.interval_pair(score.input, score.output, score.label, score.reference))
+    return row
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# FINALLY's stages
+
+
+def _stages(report: Report, options: Options, sounds: Sounds) -> dict[str, Any] | None:
+    """FINALLY's networks side by side: metrics as one chart each, the same utterances through every stage."""
+    stages = [n for n in report.networks if n.is_finally]
+    if len(stages) < 2:
+        return None
+    charts = []
+    for metric in dict.fromkeys(s.metric for n in stages for s in n.scores if not s.missing):
+        by_stage = [next((s for s in n.scores if s.metric == metric), None) for n in stages]
+        label = next(s.label for s in by_stage if s)
+        arrow = "↑" if next(s.higher_is_better for s in by_stage if s) else "↓"
+        rows = [
+            (_short(n.name), s.input if s else None, s.output if s else None)
+            for n, s in zip(stages, by_stage, strict=True)
+        ]
+        svg = figures.dot_plot(rows, label)
+        if svg:
+            charts.append({"title": f"{label} {arrow}", "svg": Markup(svg)})
+    named = [{u.name: u for u in n.utterances} for n in stages]
+    common = [u for u in stages[-1].utterances if all(u.name in names for names in named)]
+    last = dataclasses.replace(stages[-1], utterances=common)
+    score = ranking_metric(last, options.rank_by)
+    players = []
+    for utterance, badge in chosen(last, options):
+        signals = []
+        for kind in ("noisy", "reference"):
+            if kind in utterance.paths:
+                label = last.task.input_label or "Input" if kind == "noisy" else SIGNALS[kind]
+                signals.append((kind, label, utterance.paths[kind], ""))
+        between = []
+        for stage, names in zip(stages, named, strict=True):
+            value = names[utterance.name].scores.get(score.metric, math.nan) if score else math.nan
+            note = f"{score.label} {number(value)}" if score and math.isfinite(value) else ""
+            between.append(("enhanced", _short(stage.name), names[utterance.name].paths["enhanced"], note))
+        at = 1 if signals and signals[0][0] == "noisy" else 0
+        players.append(player(utterance.name, signals[:at] + between + signals[at:], sounds, badge=badge))
+    text = f"The same validation utterances through {_count(len(stages), 'network')}, in the order of training."
+    if players and score:
+        text += f" Best and worst are those of {stages[-1].name} by {score.label}."
+    return {"text": text, "charts": charts, "players": players}
+
+
+def _short(name: str) -> str:
+    """stage 3 pretrain for finally_stage3_pretrain."""
+    text = re.sub(r"(\d)", r" \1", name.removeprefix("finally_").replace("_", " "))
+    return text[:1].upper() + text[1:]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Published numbers, what is missing, the rules
+
+
+def _published(report: Report) -> list[dict[str, Any]]:
+    groups = []
+    for network in report.networks:
+        scores = {s.metric: s for s in network.scores}
+        rows = []
+        for entry in report.published:
+            if entry.network != network.name:
+                continue
+            score = scores.get(entry.metric)
+            label = PUBLISHED_LABELS.get(entry.metric) or LABELS.get(entry.metric, entry.metric)
+            rows.append(
+                {
+                    "metric": label,
+                    "ours": _with_interval(score.output) if score and not score.missing else "–",
+                    "over": _count(score.scored, "utterance") if score and not score.missing else "",
+                    "value": entry.value,
+                    "reference": f"ground truth {entry.reference_value}" if entry.reference_value else "",
+                    "system": entry.system,
+                    "dataset": entry.dataset,
+                    "source": entry.source,
+                    "url": entry.url,
+                    "mark": entry.mark,
+                    "differs": entry.differs,
+                }
+            )
+        if rows:
+            groups.append({"network": network.name, "rows": rows})
+    return groups
+
+
+PUBLISHED_LABELS = {
+    "mos": "MOS (listeners)",
+    "rtf": "Real-time factor",
+    "speed": "Times real time",
+    "utmos": "UTMOS",
+    "dnsmos": "DNSMOS",
+}
+"""Where a published number is not, or may not be, the metric of the same name here."""
+
+
+def _published_note(report: Report) -> str:
+    far = [n for n in report.networks if n.scale and n.scale.share < FAR]
+    note = (
+        "Numbers that others published, each with its source and with what sets it apart from the one beside it. "
+        "This run was measured on its own validation sets."
+    )
+    if far:
+        note += (
+            " This run is far below its recipes, so none of these pairs can be compared: they show where the numbers "
+            "of a full run belong."
+        )
+    return note
+
+
+def _missing(report: Report) -> list[dict[str, str]]:
+    entries = [{"what": f"{name}: no results yet", "where": ""} for name in report.absent]
+    for network in report.networks:
+        entries += [{"what": f"{network.name}: {what}", "where": ""} for what in network.missing]
+    by_reason: dict[tuple[str, str], list[str]] = {}
+    for network in report.networks:
+        for score in network.scores:
+            if score.missing:
+                by_reason.setdefault((score.label, score.reason), []).append(network.name)
+            elif score.failed:
+                what = f"{score.label}: {_count(score.failed, 'utterance')} of {network.name} not scored"
+                entries.append({"what": what, "where": score.reason})
+    for (label, reason), names in by_reason.items():
+        everywhere = len(names) == len(report.networks)
+        entries.append({"what": f"{label}: {reason}", "where": "" if everywhere else ", ".join(names)})
+    return entries
+
+
+def _rules(report: Report) -> list[dict[str, Any]]:
+    by_rule: dict[str, list] = {}
+    for job in report.jobs:
+        by_rule.setdefault(job.rule, []).append(job)
+    total = {rule: sum(j.seconds for j in jobs) for rule, jobs in by_rule.items()}
+    most = max(total.values(), default=1) or 1
+    return [
+        {
+            "rule": rule,
+            "jobs": len(jobs),
+            "time": duration(total[rule]),
+            "share": 100 * total[rule] / most,
+            "longest": duration(max(j.seconds for j in jobs)),
+            "memory": megabytes(max((j.memory_mb for j in jobs if math.isfinite(j.memory_mb)), default=math.nan)),
+        }
+        for rule, jobs in sorted(by_rule.items(), key=lambda item: -total[item[0]])
+    ]
+
+
+def check_ranking(report: Report, metric: str) -> None:
+    """Raise UserError if no network was measured with `metric`."""
+    known = {s.metric for n in report.networks for s in n.scores if not s.missing}
+    if metric not in known:
+        raise UserError(f"--rank-by {metric}: not among the metrics of this run ({', '.join(sorted(known)) or 'none'})")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Charts as files, for `snakemake --report`
+
+
+def write_figures(report: Report, folder: Path) -> None:
+    """NETWORK.training.svg and NETWORK.metrics.svg of every network, each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for network in report.networks:
+        training = [(c["title"], c["svg"]) for c in curves(network.history) + curves(network.validation, dots=True)]
+        label = network.task.input_label or "Input"
+        metrics = [
+            (f"{s.label} {'↑' if s.higher_is_better else '↓'} {s.unit}".strip(), figures.dot_plot(rows, s.label))
+            for s in network.scores
+            if not s.missing
+            for rows in [[*([(label, s.input, None)] if s.input else []), ("Output", None, s.output)]]
+        ]
+        for name, charts in (("training", training), ("metrics", metrics)):
+            write_atomically(folder / f"{network.name}.{name}.svg", figures.standalone(charts).encode())

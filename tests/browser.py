@@ -1,0 +1,188 @@
+"""Headless Chromium for tests, driven over a pipe by the Chrome DevTools protocol; needs nothing but Chromium."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import json
+import os
+import select
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+def find() -> str:
+    """Path of the browser. Without one: skips the test, or fails it where FINALLYSE_REQUIRE_BROWSER=1 asks for one."""
+    for name in NAMES:
+        if path := shutil.which(name):
+            return path
+    reason = "no Chromium on the PATH (Debian: apt-get install chromium)"
+    if os.environ.get("FINALLYSE_REQUIRE_BROWSER") == "1":
+        pytest.fail(f"FINALLYSE_REQUIRE_BROWSER=1, but there is {reason}")
+    pytest.skip(reason)
+
+
+class Browser:
+    """One headless Chromium with one page. Use as a context manager.
+
+    Attributes:
+        console: what the page wrote to the console as warning or error, and its uncaught exceptions.
+        requests: URLs that the page asked for, `data:` left out.
+    """
+
+    def __init__(self, profile: Path):
+        path = find()
+        to_read, to_write = os.pipe()
+        from_read, from_write = os.pipe()
+        # Chromium reads commands from descriptor 3 and writes answers to 4; ours are moved out of the way first.
+        to_read, from_write = (fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (to_read, from_write))
+
+        def connect() -> None:
+            os.dup2(to_read, 3)
+            os.dup2(from_write, 4)
+
+        self.process = subprocess.Popen(
+            [
+                path,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-dev-shm-usage",
+                "--hide-scrollbars",
+                "--mute-audio",
+                "--autoplay-policy=no-user-gesture-required",
+                "--remote-debugging-pipe",
+                f"--user-data-dir={profile}",
+            ],
+            pass_fds=(3, 4),
+            preexec_fn=connect,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(to_read)
+        os.close(from_write)
+        self._out, self._in, self._left = to_write, from_read, b""
+        self._next, self._session = 0, None
+        self.console: list[str] = []
+        self.requests: list[str] = []
+        self._loaded = False
+
+    def __enter__(self) -> Browser:
+        target = self.send("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.send(f"{domain}.enable")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        os.close(self._out)
+        os.close(self._in)
+
+    def send(self, method: str, timeout_s: float = 60, **params: Any) -> dict:
+        """Send a command and return its result."""
+        self._next += 1
+        message = {"id": self._next, "method": method, "params": params}
+        if self._session:
+            message["sessionId"] = self._session
+        rest = json.dumps(message).encode() + b"\0"
+        while rest:
+            rest = rest[os.write(self._out, rest) :]
+        answers: list[dict] = []
+
+        def answered() -> bool:
+            answers.extend(m for m in self._receive() if m.get("id") == message["id"])
+            return bool(answers)
+
+        self._until(answered, timeout_s, method)
+        if "error" in answers[0]:
+            raise RuntimeError(f"{method}: {answers[0]['error']['message']}")
+        return answers[0]["result"]
+
+    def open(self, path: Path, width: int, height: int, *, dark: bool = False, phone: bool = False) -> None:
+        """Load a file at a size of the window in CSS pixels."""
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        motion = {"name": "prefers-reduced-motion", "value": "reduce"}
+        self.send("Emulation.setEmulatedMedia", features=[scheme, motion])
+        self._loaded = False
+        self.send("Page.navigate", url=path.resolve().as_uri())
+        self._until(lambda: self._receive() is not None and self._loaded, 60, "loading the page")
+
+    def run(self, script: str, timeout_s: float = 60) -> Any:
+        """The value of a JavaScript expression; promises are awaited."""
+        result = self.send(
+            "Runtime.evaluate",
+            timeout_s=timeout_s,
+            expression=script,
+            awaitPromise=True,
+            returnByValue=True,
+            userGesture=True,
+        )
+        if "exceptionDetails" in result:
+            details = result["exceptionDetails"]
+            raise RuntimeError(details.get("exception", {}).get("description") or details["text"])
+        return result["result"].get("value")
+
+    def press(self, key: str, code: int = 0, text: str = "") -> None:
+        """Press and release a key."""
+        shared = {"key": key, "code": key, "windowsVirtualKeyCode": code}
+        self.send("Input.dispatchKeyEvent", type="keyDown", **shared, **({"text": text} if text else {}))
+        self.send("Input.dispatchKeyEvent", type="keyUp", **shared)
+
+    def screenshot(self, path: Path, *, whole_page: bool = False, scale: float = 1) -> Path:
+        """Write a PNG of the window, or of the whole page shrunk by `scale`."""
+        options: dict[str, Any] = {}
+        if whole_page:
+            size = self.send("Page.getLayoutMetrics")["cssContentSize"]
+            options = {
+                "captureBeyondViewport": True,
+                "clip": {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": scale},
+            }
+        path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot", format="png", **options)["data"]))
+        return path
+
+    def _receive(self) -> list[dict]:
+        """The messages that have arrived; events are noted."""
+        if not select.select([self._in], [], [], 0.05)[0]:
+            return []
+        chunk = os.read(self._in, 1 << 20)
+        if not chunk:
+            raise RuntimeError(f"Chromium ended (exit status {self.process.poll()})")
+        *complete, self._left = (self._left + chunk).split(b"\0")
+        messages = [json.loads(message) for message in complete]
+        for message in messages:
+            self._note(message.get("method"), message.get("params", {}))
+        return messages
+
+    def _note(self, event: str | None, params: dict) -> None:
+        if event == "Page.loadEventFired":
+            self._loaded = True
+        elif event == "Runtime.exceptionThrown":
+            self.console.append(json.dumps(params["exceptionDetails"])[:500])
+        elif event == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
+            self.console.append(json.dumps(params["args"])[:500])
+        elif event == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
+            self.console.append(params["entry"]["text"])
+        elif event == "Network.requestWillBeSent" and not params["request"]["url"].startswith("data:"):
+            self.requests.append(params["request"]["url"])
+
+    def _until(self, done: Callable[[], bool], timeout_s: float, what: str) -> None:
+        end = time.monotonic() + timeout_s
+        while not done():
+            if time.monotonic() > end:
+                raise TimeoutError(f"Chromium: {what} took longer than {timeout_s:g} s")

@@ -1,0 +1,256 @@
+"""The report in a real browser, on a phone and on a desk, in light and in dark: seen, heard and used by keyboard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import report_results
+from browser import Browser
+
+PHONE, DESK = (390, 844), (1280, 900)
+
+# Every text that is seen, with its colour on what lies behind it: WCAG's contrast ratio and the size of the type.
+CONTRAST = """
+(() => {
+  const parse = (text) => {
+    const [r, g, b, a = 1] = text.match(/[\\d.]+/g).map(Number);
+    return [r, g, b, a];
+  };
+  const over = (top, below) => [0, 1, 2].map((i) => top[i] * top[3] + below[i] * (1 - top[3])).concat(1);
+  const luminance = (c) => {
+    const [r, g, b] = c.slice(0, 3).map((v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (element) => {
+    const layers = [];
+    for (let e = element; e; e = e.parentElement) layers.push(parse(getComputedStyle(e).backgroundColor));
+    return layers.reverse().reduce((below, top) => over(top, below), [255, 255, 255, 1]);
+  };
+  const low = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  let seen = 0;
+  for (let node; (node = walker.nextNode()); ) {
+    const element = node.parentElement;
+    if (!node.data.trim() || ["SCRIPT", "STYLE", "TITLE"].includes(element.tagName)) continue;
+    if (!element.checkVisibility() || element.closest(".skip, .hz, .top")) continue; // on a spectrogram: own test
+    const style = getComputedStyle(element);
+    const color = parse(element.namespaceURI.endsWith("svg") ? style.fill : style.color);
+    const back = behind(element);
+    const [a, b] = [luminance(over(color, back)), luminance(back)];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    seen += 1;
+    if (ratio < 4.5) low.push(`${ratio.toFixed(2)} ${element.tagName}: ${node.data.trim().slice(0, 40)}`);
+  }
+  return [seen, low];
+})()
+"""
+
+DURATIONS = """
+(async () => {
+  const durations = {};
+  for (const audio of document.querySelectorAll("audio")) {
+    await new Promise((resolve, reject) => {
+      audio.onloadedmetadata = resolve;
+      audio.onerror = () => reject(new Error(audio.id + ": " + audio.error.message));
+      audio.preload = "metadata";
+      audio.load();
+    });
+    durations[audio.id] = audio.duration;
+    audio.preload = "none";
+  }
+  return durations;
+})()
+"""
+
+CONTROLS = """
+(() => {
+  const selector = 'a[href], button, input, summary, [tabindex="0"], audio[controls]';
+  window.controls = [...document.querySelectorAll(selector)].filter((e) => e.checkVisibility());
+  window.order = [];
+  addEventListener("focusin", (event) => order.push(controls.indexOf(event.target)));
+  return controls.length;
+})()
+"""
+
+STATE = """
+(() => {
+  const player = document.querySelectorAll(".player")[%d];
+  const tracks = [...player.querySelectorAll(".track")].map((t) => document.getElementById(t.dataset.audio));
+  return {
+    playing: player.classList.contains("playing"),
+    sounding: tracks.map((audio) => !audio.paused),
+    pressed: [...player.querySelectorAll(".pick")].map((b) => b.getAttribute("aria-pressed") === "true"),
+    positions: tracks.map((audio) => audio.currentTime),
+    seek: Number(player.querySelector(".seek").value),
+  };
+})()
+"""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory, speech: list[Path]) -> Path:
+    return report_results.page_once(report_results.results_once(tmp_path_factory, speech))
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with Browser(tmp_path_factory.mktemp("profile")) as started:
+        yield started
+
+
+def _pixels(path: Path) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.open(path).convert("RGB"), dtype=np.int16)
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
+def test_looks_right(browser: Browser, page: Path, tmp_path: Path, size: tuple[int, int], dark: bool) -> None:
+    """Nothing wider than the window, every section drawn, readable text, colours of the scheme, no complaint."""
+    browser.console.clear()
+    browser.requests.clear()
+    browser.open(page, *size, dark=dark, phone=size == PHONE)
+    width, inner = browser.run("[document.documentElement.scrollWidth, window.innerWidth]")
+    assert width == inner == size[0]
+
+    seen, low = browser.run(CONTRAST)
+    assert seen > 500
+    assert low == []
+
+    background = (17, 22, 28) if dark else (255, 255, 255)
+    first = _pixels(browser.screenshot(tmp_path / "first.png"))
+    assert first.shape == (size[1], size[0], 3)
+    assert tuple(first[size[1] // 2, 3]) == background
+    banner = browser.run('(({x, y, width, height}) => [x, y, width, height])'
+                         '(document.querySelector(".banner").getBoundingClientRect())')  # fmt: skip
+    x, y, w, h = map(int, banner)
+    assert y < size[1], "the banner is seen without scrolling"
+    inside = first[y + 3 : min(y + h, size[1]) - 3, x + 8 : x + w - 3].reshape(-1, 3)
+    assert len(np.unique(inside, axis=0)) > 20, "the banner holds text"
+    assert tuple(np.median(inside, axis=0)) == ((51, 39, 10) if dark else (255, 244, 214))
+
+    whole = _pixels(browser.screenshot(tmp_path / "whole.png", whole_page=True, scale=0.5))
+    boxes = browser.run(
+        'Object.fromEntries([...document.querySelectorAll("main > section, article")].map((e) => '
+        "{ const b = e.getBoundingClientRect(); return [e.id, [b.top + scrollY, b.bottom + scrollY]]; }))"
+    )
+    assert len(boxes) == 6 + len(report_results.NETWORKS)
+    for name, (top, bottom) in boxes.items():
+        part = whole[int(top / 2) : int(bottom / 2)]
+        assert (np.abs(part - background).max(axis=2) > 60).mean() > 0.01, f"{name} is drawn"
+    # The spectrograms are drawn: magma's purples, which nothing else on the page has.
+    purple = (whole[..., 0] > 90) & (whole[..., 2] > 90) & (whole[..., 1] < 60)
+    assert purple.mean() > 0.01
+    assert browser.console == []
+    assert browser.requests == [page.resolve().as_uri()]
+
+
+def test_every_sound_loads_and_has_its_length(browser: Browser, page: Path) -> None:
+    browser.open(page, *DESK)
+    durations = browser.run(DURATIONS)
+    assert len(durations) > 30
+    shown = browser.run(
+        'Object.fromEntries([...document.querySelectorAll(".track")].map((t) => '
+        '[t.dataset.audio, Number(t.closest(".player").dataset.seconds)]))'
+    )
+    assert durations.keys() == shown.keys()
+    for name, seconds in durations.items():
+        assert seconds == pytest.approx(shown[name], abs=0.03)
+    assert browser.console == []
+
+
+def test_signals_switch_at_the_same_position(browser: Browser, page: Path) -> None:
+    browser.open(page, *DESK)
+    wait = "new Promise((done) => setTimeout(done, {}))"
+    click = 'document.querySelectorAll(".player")[{}].querySelectorAll("button")[{}].click()'
+    browser.run(click.format(4, 0))
+    browser.run(wait.format(700))
+    first = browser.run(STATE % 4)
+    assert (
+        first["playing"]
+        and first["pressed"][0]
+        and first["sounding"] == [True] + [False] * (len(first["sounding"]) - 1)
+    )
+    assert 0.2 < first["positions"][0] < 2
+    browser.run(click.format(4, 1))
+    browser.run(wait.format(250))
+    second = browser.run(STATE % 4)
+    assert second["pressed"][1] and second["sounding"][:2] == [False, True]
+    assert first["positions"][0] - 0.05 < second["positions"][1] < first["positions"][0] + 1.5
+    # Another player silences this one.
+    browser.run(click.format(6, 1))
+    browser.run(wait.format(250))
+    assert not browser.run(STATE % 4)["playing"] and browser.run(STATE % 6)["playing"]
+    # A click into a spectrogram plays from there; the slider moves everything.
+    browser.run(
+        '(() => { const s = document.querySelectorAll(".player")[6].querySelector(".spectrogram"); '
+        "const b = s.getBoundingClientRect(); "
+        's.dispatchEvent(new MouseEvent("click", {clientX: b.left + b.width / 2})); })()'
+    )
+    browser.run(wait.format(150))
+    state = browser.run(STATE % 6)
+    seconds = browser.run('Number(document.querySelectorAll(".player")[6].dataset.seconds)')
+    assert state["sounding"][0] and seconds / 2 - 0.05 < state["positions"][0] < seconds / 2 + 1
+    assert browser.console == []
+
+
+def test_every_control_is_reached_by_tab_and_named(browser: Browser, page: Path) -> None:
+    browser.open(page, *DESK)
+    browser.run('document.querySelectorAll("details").forEach((d) => (d.open = true))')
+    count = browser.run(CONTROLS)
+    assert count > 100
+    for _ in range(count + 5):
+        browser.press("Tab", 9)
+        if browser.run("new Set(order.filter((i) => i >= 0)).size") == count:
+            break
+    left = browser.run("controls.filter((c, i) => !order.includes(i)).map((c) => c.outerHTML.slice(0, 120))")
+    assert left == []
+    order = browser.run("order.filter((i) => i >= 0)")
+    assert order == sorted(order), "the order of the focus is that of the page"
+    unnamed = browser.run(
+        'controls.filter((c) => !(c.ariaLabel || c.getAttribute("aria-label") || c.textContent.trim()))'
+        ".map((c) => c.outerHTML.slice(0, 120))"
+    )
+    assert unnamed == []
+    outline = browser.run("(() => { const s = getComputedStyle(document.activeElement); return s.outlineStyle; })()")
+    assert outline == "solid"
+
+
+def test_players_work_by_keyboard(browser: Browser, page: Path) -> None:
+    browser.open(page, *DESK)
+    browser.run('document.querySelectorAll(".player")[6].querySelector(".toggle").focus()')
+    browser.press("Enter", 13, "\r")
+    assert browser.run(STATE % 6)["playing"]
+    browser.press("3", 51, "3")
+    assert browser.run(STATE % 6)["pressed"][2]
+    browser.press("Tab", 9)
+    assert browser.run("document.activeElement.className") == "seek"
+    browser.press(" ", 32, " ")
+    state = browser.run(STATE % 6)
+    assert not state["playing"] and not any(state["sounding"])
+    before = state["seek"]
+    for _ in range(5):
+        browser.press("ArrowRight", 39)
+    assert browser.run(STATE % 6)["seek"] > before
+
+
+def test_without_scripts_the_browsers_own_players_are_there(browser: Browser, page: Path) -> None:
+    browser.send("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        browser.open(page, *PHONE, phone=True)
+        shown = browser.run(
+            '[...document.querySelectorAll("audio")].map((a) => a.controls && a.getBoundingClientRect().height)'
+        )
+        transports = browser.run(
+            '[...document.querySelectorAll(".transport")].filter((t) => t.checkVisibility()).length'
+        )
+        width = browser.run("document.documentElement.scrollWidth")
+    finally:
+        browser.send("Emulation.setScriptExecutionDisabled", value=False)
+    assert shown and all(height >= 30 for height in shown)
+    assert transports == 0 and width == PHONE[0]
