@@ -1,0 +1,58 @@
+"""Preparation: each corpus at each rate that is asked for becomes mono WAVs, with manifests of its splits."""
+
+from finallyse.corpora.layouts import CORPORA
+
+
+wildcard_constraints:
+    rate=r"\d+",
+
+
+# The WAVs are no declared output: after an interruption those that are finished are kept.
+rule prepare_corpus:
+    input:
+        unpacked=lambda wildcards: LOCATIONS.unpacked(wildcards.corpus),
+    output:
+        train=f"{RESOURCES}/prepared/{{corpus}}/{{rate}}/train.csv",
+        validation=f"{RESOURCES}/prepared/{{corpus}}/{{rate}}/validation.csv",
+        dropped=f"{RESOURCES}/prepared/{{corpus}}/{{rate}}/dropped.csv",
+    log:
+        f"{RESULTS}/logs/prepare_corpus/{{corpus}}_{{rate}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/prepare_corpus/{{corpus}}_{{rate}}.tsv"
+    wildcard_constraints:
+        corpus="|".join(
+            name for name, corpus in CORPORA.items() if "test" not in corpus.splits
+        ),
+    conda:
+        "../../envs/finallyse.yaml"
+    threads: config["prepare_jobs"]
+    resources:
+        mem_mb=lambda wildcards, threads: 1000 * (1 + threads),
+        runtime=360,
+    params:
+        source=lambda wildcards: LOCATIONS.folder(wildcards.corpus),
+        content=lambda wildcards: LOCATIONS.fingerprint(wildcards.corpus),
+        folder=lambda wildcards: f"{RESOURCES}/prepared/{wildcards.corpus}/{wildcards.rate}",
+        seed=config["seed"],
+    message:
+        "Preparing {wildcards.corpus} at {wildcards.rate} Hz; progress: {log}"
+    shell:
+        "python scripts/prepare.py --corpus {wildcards.corpus} --source {params.source:q} --output {params.folder:q} "
+        "--rate {wildcards.rate} --jobs {threads} --seed {params.seed} > {log} 2>&1"
+
+
+# Pairs of clean and noisy recordings come with test speakers of their own.
+use rule prepare_corpus as prepare_pairs with:
+    output:
+        train=f"{RESOURCES}/prepared/{{corpus}}/{{rate}}/train.csv",
+        validation=f"{RESOURCES}/prepared/{{corpus}}/{{rate}}/validation.csv",
+        test=f"{RESOURCES}/prepared/{{corpus}}/{{rate}}/test.csv",
+        dropped=f"{RESOURCES}/prepared/{{corpus}}/{{rate}}/dropped.csv",
+    log:
+        f"{RESULTS}/logs/prepare_pairs/{{corpus}}_{{rate}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/prepare_pairs/{{corpus}}_{{rate}}.tsv"
+    wildcard_constraints:
+        corpus="|".join(
+            name for name, corpus in CORPORA.items() if "test" in corpus.splits
+        ),
