@@ -61,7 +61,8 @@ def _check_arguments(cls: type, label: str) -> None:
     """Make a wrong argument of `cls(...)` a UserError that lists the accepted ones."""
     init = cls.__init__
     signature = inspect.signature(init)
-    accepted = [n for n in signature.parameters if n != "self"]
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    accepted = [n for n, p in signature.parameters.items() if n != "self" and p.kind not in variadic]
 
     @functools.wraps(init)
     def checked(self, *args, **kwargs):
@@ -70,7 +71,7 @@ def _check_arguments(cls: type, label: str) -> None:
             if unknown:
                 raise UserError(
                     f"{label} has no argument {unknown[0]!r}; {nearest(unknown[0], accepted)} "
-                    f"(accepted: {', '.join(accepted)})"
+                    f"(accepted: {', '.join(accepted) or 'none'})"
                 )
             try:
                 signature.bind(self, *args, **kwargs)

@@ -139,6 +139,8 @@ def _argument_schema(cls: type) -> dict:
     hints = typing.get_type_hints(inspect.unwrap(cls.__init__))
     properties, required = {}, []
     for name, parameter in inspect.signature(cls).parameters.items():
+        if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+            continue  # torch.nn.Module's own constructor, of a class that takes no arguments
         if name == "augmentations":
             schema: dict = {"$ref": "#/$defs/augmentations"}
         else:
