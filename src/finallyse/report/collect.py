@@ -6,6 +6,7 @@ stops the report with its path.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
@@ -22,6 +23,7 @@ from typing import Any
 import pandas
 import yaml
 
+from finallyse import __version__
 from finallyse.errors import UserError
 from finallyse.report.figures import Interval
 
@@ -489,6 +491,8 @@ def _jobs(folder: Path) -> list[Job]:
     """Time and memory of every job that left a benchmark, in the order in which they finished."""
     jobs = []
     for path in sorted(folder.rglob("*.tsv"), key=lambda p: p.stat().st_mtime) if folder.is_dir() else []:
+        if path == folder / "report.tsv":  # of the report before this one
+            continue
         try:
             table = pandas.read_csv(path, sep="\t")
             row = table.iloc[-1]  # one row a repetition; the rules have one
@@ -509,10 +513,12 @@ def _jobs(folder: Path) -> list[Job]:
 
 def _environment() -> dict[str, str]:
     """Versions, commit and machine, of the process that makes the report."""
-    version = importlib.metadata.version
-    packages = [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)]
+    packages = [f"Python {platform.python_version()}"]
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # this one did not make the report
+            packages.append(f"{name} {importlib.metadata.version(name)}")
     return {
-        "finallyse": version("finallyse"),
+        "finallyse": __version__,
         "Commit": _commit(),
         "Machine of this report": _machine(),
         "Versions": ", ".join(packages),

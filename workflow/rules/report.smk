@@ -1,0 +1,49 @@
+"""The report: one page that holds everything, and each network's charts for `snakemake --report`."""
+
+
+report: "../report/workflow.rst"
+
+
+rule report:
+    input:
+        checkpoints=expand("{results}/{network}.ckpt", results=RESULTS, network=NETWORKS),
+        configs=expand("{results}/configs/{network}.yaml", results=RESULTS, network=NETWORKS),
+        enhanced=expand("{results}/enhanced/{network}", results=RESULTS, network=NETWORKS),
+        metrics=expand("{results}/metrics/{network}.csv", results=RESULTS, network=NETWORKS),
+        summaries=expand("{results}/metrics/{network}.summary.csv", results=RESULTS, network=NETWORKS),
+        published="resources/paper/results.csv",
+        recipes="resources/paper/recipes.csv",
+    output:
+        page=report(
+            f"{RESULTS}/report.html",
+            caption="../report/page.rst",
+            category="Report",
+            labels={"what": "the whole run on one page"},
+        ),
+        figures=report(
+            directory(f"{RESULTS}/figures"),
+            patterns=["{network}.{figure}.svg"],
+            caption="../report/figure.rst",
+            category="Networks",
+            subcategory="{network}",
+            labels={"figure": "{figure}"},
+        ),
+    log:
+        f"{RESULTS}/logs/report.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/report.tsv"
+    conda:
+        "../../envs/finallyse.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    params:
+        results=RESULTS,
+        networks=NETWORKS,
+        paper=lambda wildcards, input: Path(input.published).parent,
+    message:
+        "Writing {output.page}"
+    shell:
+        "python scripts/report.py --results {params.results:q} --networks {params.networks:q} --paper {params.paper:q}"
+        " --output {output.page:q} --figures {output.figures:q} > {log} 2>&1"
