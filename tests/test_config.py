@@ -206,7 +206,7 @@ def test_the_experiment_file_is_required(schema):
 
 
 def test_an_experiment_that_lacks_a_needed_argument_says_which(schema, tmp_path):
-    experiment = yaml.safe_load(Path("config/experiments/hifigan.yaml").read_text())
+    experiment = yaml.safe_load(Path("config/experiments/finally_stage1.yaml").read_text())
     del experiment["data"]["train"]["args"]["manifest"]
     path = write(tmp_path / "x.yaml", yaml.safe_dump(experiment))
     with pytest.raises(UserError, match=r"argument 'manifest' is required"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from finallyse.errors import one_line_errors
@@ -17,6 +19,20 @@ app = typer.Typer(
 @app.callback()
 def finallyse() -> None:
     """Enhance speech, convert checkpoints, look at networks, corpora and runs."""
+
+
+@app.command()
+def status(
+    config: Annotated[
+        list[str] | None,
+        typer.Option(help="config file over config/config.yaml, or key=value, as for Snakemake"),
+    ] = None,
+    more: Annotated[list[str] | None, typer.Argument(metavar="[FILE | KEY=VALUE]...", help="more of the same")] = None,
+) -> None:
+    """What of the workflow exists, what runs, step and time left of each training."""
+    from finallyse.status import show
+
+    show([*(config or []), *(more or [])])
 
 
 def main() -> None:

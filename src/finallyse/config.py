@@ -13,6 +13,7 @@ against that schema before anything runs.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -251,13 +252,18 @@ def read_yaml(path: str | Path) -> dict:
 
 
 def merge(*layers: dict) -> dict:
-    """Deep merge of plain dicts, later ones win; lists are replaced whole."""
-    return OmegaConf.to_container(OmegaConf.merge(*[OmegaConf.create(layer) for layer in layers]), resolve=False)
+    """Deep merge of plain dicts into a new one, later ones win; lists are replaced whole."""
+    merged: dict = {}
+    for layer in layers:
+        for key, value in layer.items():
+            both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+            merged[key] = merge(merged[key], value) if both else copy.deepcopy(value)
+    return merged
 
 
 def _resolve(config: dict, source: str) -> dict:
     try:
-        return OmegaConf.to_container(OmegaConf.create(config), resolve=True, throw_on_missing=True)
+        return OmegaConf.to_container(OmegaConf.create(config), resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"{source}: {str(error).splitlines()[0]}") from None
 
@@ -271,8 +277,8 @@ def complete_experiment(config: dict, source: str, schema: dict) -> dict:
         for name in [name for name, part in parts.items() if part is None]:
             del parts[name]
     fill_arguments(full, schema["$defs"]["experiment"], schema)
-    validate(full, schema["$defs"]["experiment"], schema, source)
     check_required(full, schema["$defs"]["experiment"], schema, source)
+    validate(full, schema["$defs"]["experiment"], schema, source)
     required = {
         "trainer": full["trainer"],
         "generator.name": full["generator"]["name"],
@@ -319,7 +325,7 @@ def load_experiment(arguments: Sequence[str], schema: dict | None = None) -> Dic
             for step in key.split(".")[:-1]:
                 section = section[step]
             section["name"] = given[key].value()
-    fill_arguments(config, experiment_schema, schema)
+    fill_arguments(config, experiment_schema, schema, required=True)
     for override in overrides:
         if override.is_add() or override.is_force_add() or override.is_delete():
             continue

@@ -239,12 +239,15 @@ def _message(error: ValidationError, source: str) -> str:
     return f"{source}: {key}: {error.message}"
 
 
-def fill_arguments(value: Any, schema: dict, root: dict) -> None:
-    """Fill in, in place, the defaults of the arguments of every part that `value` names."""
+MISSING = "???"  # as OmegaConf writes a value that is yet to be given
+
+
+def fill_arguments(value: Any, schema: dict, root: dict, required: bool = False) -> None:
+    """Fill in, in place, the defaults of the arguments of every part that `value` names; `required`: MISSING elsewhere."""
     for args, arguments in _arguments(value, schema, root):
         for name, argument in arguments["properties"].items():
-            if "default" in argument and name not in args:
-                args[name] = json.loads(json.dumps(argument["default"]))
+            if name not in args and ("default" in argument or required):
+                args[name] = json.loads(json.dumps(argument.get("default", MISSING)))
 
 
 def check_required(value: Any, schema: dict, root: dict, source: str) -> None:

@@ -7,7 +7,7 @@ from scipy.signal import oaconvolve
 
 from finallyse.audio.io import read
 from finallyse.augmentations import augmentations_registry
-from finallyse.augmentations.base import Augmentation, fit, realign
+from finallyse.augmentations.base import Augmentation, fit, inner, realign
 from finallyse.augmentations.noise import check_rate
 from finallyse.corpora.manifest import Manifest
 from finallyse.errors import UserError
@@ -41,5 +41,5 @@ class ImpulseResponse(Augmentation):
             raise UserError(f"{params['file']}: an impulse response of zeros; prepare its corpus again")
         wet = fit(oaconvolve(wav, np.ascontiguousarray(response))[params["offset"] :], len(wav))
         wet = realign(wet, wav, sample_rate)
-        power, wet_power = (float(np.dot(x, x)) for x in (wav, wet))
+        power, wet_power = (inner(x, x) for x in (wav, wet))
         return wet * np.float32(np.sqrt(power / wet_power)) if wet_power > 0 else wet

@@ -53,6 +53,14 @@ class ChecksumLock:
             if sums.pop(self.key(file), None) is not None:
                 self._write(sums)
 
+    def forget_other_than(self, file: Path, contents: Path) -> None:
+        """Drop a file's sum if it is not that of `contents`, which was made anew to take its place."""
+        with self._exclusive():
+            sums = self._read()
+            if sums.get(self.key(file), "") not in ("", digest(contents, "sha256")):
+                del sums[self.key(file)]
+                self._write(sums)
+
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -85,26 +85,31 @@ class Locations:
         return self.settings.get(name, {}).get("folder")
 
     def local_files(self, name: str, *files: str) -> list[str]:
-        """The local files that these are copied from: one for each where the base URL is `file://`, none otherwise.
+        """The local files that these (without any: all) are copied from where the base URL is `file://`, else none.
 
         Optional files that are not there are left out.
         """
         if local_path(self.base_url(name)) is None:
             return []
         known = {file.name: file for file in self.source(name).files}
+        files = files or tuple(known)
         paths = {file: local_path(self.url(name, file)) or "" for file in files}
         return [path for file, path in paths.items() if not known[file].optional or Path(path).exists()]
 
-    def published(self, name: str) -> bool:
-        """Whether the files are expected to be the published ones."""
-        return self.settings.get(name, {}).get("verify", "published") == "published"
+    def verify(self, name: str) -> str:
+        """`published`: the files are the published ones; `lock`: they are others, held to what came first."""
+        return self.settings.get(name, {}).get("verify", "published")
 
     def expected(self, name: str, file: str) -> RemoteFile:
         """What is known of a file before it is fetched: only its name where the contents are not the published ones."""
         remote = self.source(name).file(file)
-        return remote if self.published(name) else RemoteFile(remote.name, optional=remote.optional)
+        return remote if self.verify(name) == "published" else RemoteFile(remote.name, optional=remote.optional)
 
     # Where to
+
+    def download_folder(self, name: str) -> str:
+        """The folder that a source's files are downloaded to."""
+        return f"{self.resources}/{'downloads' if self.source(name).is_corpus else 'weights'}/{name}"
 
     def folder(self, name: str) -> str:
         """The folder that preparation reads a corpus from."""
@@ -112,7 +117,7 @@ class Locations:
 
     def downloaded(self, name: str, file: str) -> str:
         """Path of a downloaded file."""
-        return f"{self.resources}/{'downloads' if self.source(name).is_corpus else 'weights'}/{name}/{file}"
+        return f"{self.download_folder(name)}/{file}"
 
     def downloads(self, name: str) -> list[str]:
         """Everything that is downloaded for a corpus or weight, as the rules know it."""
@@ -140,9 +145,12 @@ class Locations:
     def packs(self) -> bool:
         """Whether the config fetches anything from the archives that the demo packs."""
         return any(
-            (local_path(self.base_url(name)) or "").rstrip("/") == f"{self.resources}/archives/{name}"
-            for name in self.settings
+            (local_path(self.base_url(name)) or "").rstrip("/") == self.archives_folder(name) for name in self.settings
         )
+
+    def archives_folder(self, name: str) -> str:
+        """The folder of `archives`."""
+        return f"{self.resources}/archives/{name}"
 
     def fingerprint(self, name: str) -> str:
         """Changes when a folder that stands in for the corpus does; empty where there is none."""
@@ -169,6 +177,8 @@ def folder_fingerprint(folder: str | Path) -> str:
 
     Of a larger folder the files' times of change count instead: reading gigabytes at every start would take too long.
     """
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder}: no such folder of recordings")
     paths = [(name, Path(folder, name)) for name in files_below(folder)]
     stats = [(name, path, path.stat()) for name, path in paths if path.exists()]
     small = sum(stat.st_size for _, _, stat in stats) <= 32_000_000

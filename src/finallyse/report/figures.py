@@ -22,10 +22,11 @@ WINDOW_SECONDS = 0.032
 """Analysis window of the spectrograms: 31.25 Hz between bins at every rate."""
 
 STYLE = """
-svg.chart{--text:#1b2129;--muted:#57616d;--line:#d5dbe3;--accent:#0b62c4;--input:#a84f00;--enhanced:#0a7466;--reference:#6048b8;
+svg.chart{--text:#1b2129;--muted:#57616d;--line:#d5dbe3;--accent:#0b62c4;--input:#a84f00;--enhanced:#0a7466;--reference:#6048b8;--raised:#fff;
 font:11px system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;font-variant-numeric:tabular-nums}
 @media (prefers-color-scheme:dark){svg.chart{--text:#e6e9ee;--muted:#a3aebb;--line:#323b46;--accent:#6fb5ff;
---input:#f2a65e;--enhanced:#52d1b7;--reference:#b9a7ff}}
+--input:#f2a65e;--enhanced:#52d1b7;--reference:#b9a7ff;
+--raised:#11161c}}
 """
 CHART_STYLE = """
 svg.chart text{fill:var(--muted)}svg.chart text.name{fill:var(--text)}
@@ -36,7 +37,7 @@ svg.chart .point{fill:var(--accent)}
 svg.chart .input{stroke:var(--input);fill:none;stroke-width:1.8}
 svg.chart .enhanced{stroke:var(--enhanced);stroke-width:2}
 svg.chart .reference{stroke:var(--reference);stroke-width:2;stroke-dasharray:3 2}
-svg.chart circle.enhanced{fill:var(--enhanced)}svg.chart circle.input{fill:var(--raised,#fff)}
+svg.chart circle.enhanced{fill:var(--enhanced)}svg.chart circle.input{fill:var(--raised)}
 """
 
 
@@ -268,7 +269,7 @@ def interval_pair(
 
 def standalone(charts: Sequence[tuple[str, str]], columns: int = 3, width: int = 320) -> str:
     """Charts of this module, each under its title, laid out in one SVG file of its own."""
-    charts = [(title, chart) for title, chart in charts if chart]
+    charts = [(title, str(chart)) for title, chart in charts if chart]  # Markup would escape what is put in
     rows = [charts[i : i + columns] for i in range(0, len(charts), columns)]
     y, placed = 0, []
     for row in rows:
@@ -283,8 +284,8 @@ def standalone(charts: Sequence[tuple[str, str]], columns: int = 3, width: int =
     total = max(1, min(columns, len(charts))) * (width + 24)
     return (
         f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total} {max(y, 40)}" '
-        f'width="{total}" height="{max(y, 40)}"><style>{STYLE}{CHART_STYLE}svg.chart{{background:#fff}}'
-        "@media (prefers-color-scheme:dark){svg.chart{background:#11161c}}</style>"
+        f'width="{total}" height="{max(y, 40)}"><style>{STYLE}{CHART_STYLE}svg.chart{{background:var(--raised)}}'
+        "</style>"
         f"{''.join(placed)}</svg>\n"
     )
 

@@ -108,12 +108,14 @@ class Run:
         self.read_at = time.perf_counter()
 
     def __enter__(self) -> Run:
+        self.stop.listen()
         return self
 
     def __exit__(self, kind, error, trace) -> None:
         self.batches.close()
         self.stop.restore()
         if self.group.leader:
+            self.states.unlock()
             self.history.close()
             self.validations.close()
             self.writers.close(finished=error is None and self.step == self.last)
@@ -122,8 +124,10 @@ class Run:
 
     def steps(self) -> Iterator[int]:
         """The steps that are left, until the end or a reason to stop."""
+        first = self.step
         while self.step < self.last:
-            if self.group.highest(int(self.stop.due()))[0]:
+            # a time limit shorter than the start takes must not make runs that never get a step further
+            if self.group.highest(int(self.stop.due(out_of_time=self.step > first)))[0]:
                 return
             yield self.step
 
@@ -289,11 +293,15 @@ class StopRequests:
         self.reason: str | None = None
         self._deadline = None if minutes is None else time.monotonic() + 60 * minutes
         self._minutes = minutes
+        self._before: dict = {}
+
+    def listen(self) -> None:
+        """Take SIGTERM and SIGINT from here on."""
         self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def due(self) -> bool:
-        """Whether to stop."""
-        if self._deadline is not None and time.monotonic() >= self._deadline:
+    def due(self, out_of_time: bool = True) -> bool:
+        """Whether to stop; because of the time limit only if `out_of_time` counts."""
+        if out_of_time and self._deadline is not None and time.monotonic() >= self._deadline:
             self.reason = self.reason or f"train.stop_after={self._minutes} minutes"
         return self.reason is not None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import secrets
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -146,7 +147,7 @@ class Writers:
     def close(self, finished: bool) -> None:
         """Flush and end; `finished` is false where the run will be continued."""
         if self._run:
-            self._run.finish(exit_code=0 if finished else 1, quiet=True)
+            self._run.finish(exit_code=0 if finished else 1)
         if self._events:
             self._events.close()
 
@@ -165,7 +166,7 @@ def _start_wandb(options: Mapping, experiment: Mapping, folder: Path, run_id: st
             project=options["project"],
             entity=options["entity"],
             name=experiment["exp"]["run_name"],
-            id=run_id or wandb.util.generate_id(),
+            id=run_id or secrets.token_hex(4),
             resume="allow",
             mode=options["mode"],
             dir=str(home),

@@ -164,6 +164,12 @@ class StateFolder:
         for left in self.folder.glob("*.part"):
             left.unlink()
 
+    def unlock(self) -> None:
+        """Let others have the folder."""
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
     def newest(self, last: int) -> Path | None:
         """The newest state of this run that is whole and not beyond step `last`; None where there is none.
 
