@@ -39,7 +39,7 @@ rule report:
         mem_mb=4000,
         runtime=30,
     params:
-        results=RESULTS,
+        results=lambda wildcards, output: Path(output.page).parent,
         networks=NETWORKS,
         paper=lambda wildcards, input: Path(input.published).parent,
     message:

@@ -76,8 +76,10 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 def _tick_label(value: float, values: Sequence[float]) -> str:
     """Label of a tick with just the decimals that tell it from its neighbours."""
-    if value and (abs(value) >= 1e5 or abs(value) < 1e-4):
-        return f"{value:.0e}".replace("e+0", "e").replace("e-0", "e-").replace("e+", "e")
+    largest = max(map(abs, values))
+    if value and (largest >= 1e6 or largest < 1e-2):
+        digits, _, exponent = f"{value:.2e}".partition("e")
+        return f"{float(digits):g}e{int(exponent)}".replace("-", "−")
     step = min((b - a for a, b in itertools.pairwise(values)), default=abs(value) or 1.0)
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     if abs(step * 10**decimals - round(step * 10**decimals)) > 1e-6:  # 2.5, 0.25
