@@ -243,7 +243,7 @@ MISSING = "???"  # as OmegaConf writes a value that is yet to be given
 
 
 def fill_arguments(value: Any, schema: dict, root: dict, required: bool = False) -> None:
-    """Fill in, in place, the defaults of the arguments of every part that `value` names; `required`: MISSING elsewhere."""
+    """Fill in, in place, the defaults of the arguments of every part in `value`; if `required`, MISSING elsewhere."""
     for args, arguments in _arguments(value, schema, root):
         for name, argument in arguments["properties"].items():
             if name not in args and ("default" in argument or required):
@@ -254,10 +254,9 @@ def check_required(value: Any, schema: dict, root: dict, source: str) -> None:
     """Raise a UserError for the first argument without a default that a part was not given."""
     for args, arguments in _arguments(value, schema, root):
         for name in arguments.get("x-required", ()):
-            if name not in args:
-                raise UserError(
-                    f"{source}: argument {name!r} is required beside {', '.join(map(repr, args)) or 'none'}"
-                )
+            if args.get(name, MISSING) == MISSING:
+                beside = ", ".join(repr(a) for a in args if args[a] != MISSING) or "no other"
+                raise UserError(f"{source}: argument {name!r} is required (beside {beside})")
 
 
 def _arguments(value: Any, schema: dict, root: dict) -> Iterator[tuple[dict, dict]]:
