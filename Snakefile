@@ -22,12 +22,6 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 
 
-localrules:
-    all,
-    data,
-    *NETWORKS,
-
-
 rule all:
     default_target: True
     input:
