@@ -83,8 +83,10 @@ def training_weights(wildcards):
 
 
 def initial_checkpoint(wildcards):
-    """The checkpoint that a network starts from, if it does."""
-    return experiment_files(wildcards.network, f"{RESULTS}/")
+    """The checkpoints that a network starts from, if it does: of another network or of a file of one's own."""
+    experiment = EXPERIMENTS[wildcards.network]
+    starts = [experiment[part]["init_from"] for part in ("generator", "discriminators")]
+    return sorted(set(filter(None, starts)))
 
 
 def weight_files(paths):
