@@ -6,11 +6,23 @@ report: "../report/workflow.rst"
 
 rule report:
     input:
-        checkpoints=expand("{results}/{network}.ckpt", results=RESULTS, network=NETWORKS),
-        configs=expand("{results}/configs/{network}.yaml", results=RESULTS, network=NETWORKS),
-        enhanced=expand("{results}/enhanced/{network}", results=RESULTS, network=NETWORKS),
-        metrics=expand("{results}/metrics/{network}.csv", results=RESULTS, network=NETWORKS),
-        summaries=expand("{results}/metrics/{network}.summary.csv", results=RESULTS, network=NETWORKS),
+        checkpoints=expand(
+            "{results}/{network}.ckpt", results=RESULTS, network=NETWORKS
+        ),
+        configs=expand(
+            "{results}/configs/{network}.yaml", results=RESULTS, network=NETWORKS
+        ),
+        enhanced=expand(
+            "{results}/enhanced/{network}", results=RESULTS, network=NETWORKS
+        ),
+        metrics=expand(
+            "{results}/metrics/{network}.csv", results=RESULTS, network=NETWORKS
+        ),
+        summaries=expand(
+            "{results}/metrics/{network}.summary.csv",
+            results=RESULTS,
+            network=NETWORKS,
+        ),
         published="resources/paper/results.csv",
         recipes="resources/paper/recipes.csv",
     output:

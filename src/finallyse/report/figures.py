@@ -76,8 +76,10 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 def _tick_label(value: float, values: Sequence[float]) -> str:
     """Label of a tick with just the decimals that tell it from its neighbours."""
+    if value == 0:
+        return "0"
     largest = max(map(abs, values))
-    if value and (largest >= 1e6 or largest < 1e-2):
+    if largest >= 1e6 or largest < 1e-2:
         digits, _, exponent = f"{value:.2e}".partition("e")
         return f"{float(digits):g}e{int(exponent)}".replace("-", "−")
     step = min((b - a for a, b in itertools.pairwise(values)), default=abs(value) or 1.0)
