@@ -171,7 +171,7 @@ def test_tables_of_the_evaluation_are_read(results: Path, copy: Path) -> None:
     """What finallyse.metrics.evaluate writes reads as what the fixture wrote."""
     from finallyse.metrics.evaluate import evaluate
 
-    folder, metrics = copy / "enhanced" / "hifipp_denoise", ["si_sdr", "stoi", "wv-mos"]
+    folder, metrics = copy / "enhanced" / "hifipp_denoise", ["si_sdr", "lsd", "wv-mos"]
     evaluate(
         folder / "enhanced",
         metrics,
