@@ -11,7 +11,7 @@ class Progress:
     """Says how much is done, how fast, and how long the rest takes.
 
     Args:
-        label: what is being done.
+        label: what is being done; may be changed on the way.
         total: amount of work; None where it is unknown.
         unit: what is counted.
         stream: where to write.
@@ -21,42 +21,59 @@ class Progress:
     def __init__(
         self, label: str, total: float | None, unit: str, stream: TextIO | None = None, every_s: float = 20.0
     ) -> None:
-        self.label, self.total, self.unit = label, total, unit
+        self.label, self.unit = label, unit
         self.stream = stream or sys.stderr
         self.terminal = self.stream.isatty()
         self.every_s = 0.2 if self.terminal else every_s
-        self.started = self.written = time.monotonic()
-        self.done = 0.0
+        self.written = time.monotonic()
+        self.begin(total)
 
-    def add(self, amount: float, note: str = "") -> None:
-        """Count `amount` more; `note` is shown at the end of the line."""
+    def begin(self, total: float | None) -> None:
+        """Start counting anew."""
+        self.total, self.done, self.started = total, 0.0, time.monotonic()
+
+    def add(self, amount: float) -> None:
+        """Count `amount` more."""
         self.done += amount
         if time.monotonic() - self.written >= self.every_s:
-            self._write(note)
+            self.written = time.monotonic()
+            line = f"{self.label}: {self.describe(self.written - self.started)}"
+            self.stream.write(f"\r\x1b[K{line}" if self.terminal else f"{line}\n")
+            self.stream.flush()
+
+    def describe(self, elapsed: float) -> str:
+        """What is said of the work done in `elapsed` seconds."""
+        speed = self.done / elapsed if elapsed else 0.0
+        amount = f"{self.done:,.0f}" if self.total is None else f"{self.done:,.0f} of {self.total:,.0f}"
+        return f"{amount} {self.unit}, {speed:.3g} per s{self.left(speed)}"
+
+    def left(self, speed: float) -> str:
+        """How long the rest takes at `speed`, where that can be known."""
+        return f", {duration((self.total - self.done) / speed)} left" if self.total and speed else ""
 
     def say(self, line: str) -> None:
         """Write a line of its own, above the progress line."""
-        self._clear()
+        self.close()
         print(line, file=self.stream, flush=True)
 
     def close(self) -> None:
         """Remove the progress line."""
-        self._clear()
-
-    def _clear(self) -> None:
         if self.terminal:
             self.stream.write("\r\x1b[K")
             self.stream.flush()
 
-    def _write(self, note: str) -> None:
-        self.written = time.monotonic()
-        elapsed = self.written - self.started
-        speed = self.done / elapsed if elapsed else 0.0
-        amount = f"{self.done:,.0f}" if self.total is None else f"{self.done:,.0f} of {self.total:,.0f}"
-        left = f", {duration((self.total - self.done) / speed)} left" if self.total and speed else ""
-        line = f"{self.label}: {amount} {self.unit}, {speed:.3g} per s{left}{', ' + note if note else ''}"
-        self.stream.write(f"\r\x1b[K{line}" if self.terminal else f"{line}\n")
-        self.stream.flush()
+
+class AudioProgress(Progress):
+    """Counts seconds of audio, and says how the work compares with real time."""
+
+    def __init__(self, label: str = "", total: float | None = None, stream: TextIO | None = None) -> None:
+        super().__init__(label, total, "s of audio", stream)
+
+    def describe(self, elapsed: float) -> str:
+        """`2:05 of 1:00:00 of audio, real-time factor 0.08, 4:37 left`."""
+        amount = duration(self.done) if self.total is None else f"{duration(self.done)} of {duration(self.total)}"
+        factor = f", real-time factor {elapsed / self.done:.3g}" if self.done else ""
+        return f"{amount} of audio{factor}{self.left(self.done / elapsed if elapsed else 0.0)}"
 
 
 def duration(seconds: float) -> str:

@@ -4,6 +4,6 @@
     enhancer = Enhancer.from_checkpoint("results/hifipp_denoise.ckpt")
     clean = enhancer.enhance(wav, sample_rate)
 
-`windows` cuts long signals, `enhancer` runs networks over the windows, `files` reads and writes recordings, `validation`
-enhances the validation set of an experiment.
+`windows` cuts long signals, `enhancer` runs networks over the windows, `files` reads and writes recordings, `command`
+is `finallyse enhance`, `validation` enhances the validation set of an experiment.
 """

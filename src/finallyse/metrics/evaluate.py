@@ -22,15 +22,12 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from pathlib import Path
 
+from finallyse.audio.blocks import AUDIO_SUFFIXES
 from finallyse.audio.io import decode, mono
 from finallyse.errors import UserError
 from finallyse.metrics.base import Utterance
 from finallyse.metrics.measure import MetricSet, Scores, Summary, summarise
 from finallyse.progress import Progress
-
-AUDIO_SUFFIXES = frozenset(
-    (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".aif", ".aiff", ".au", ".caf", ".wma", ".g722")
-)
 
 
 @dataclasses.dataclass(frozen=True)

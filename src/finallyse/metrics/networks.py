@@ -86,6 +86,8 @@ def wav2vec2_mos_network():
     from torch import nn
     from transformers import Wav2Vec2Config, Wav2Vec2Model
 
+    from finallyse.audio.torchaudio_shim import torchaudio  # noqa: F401  transformers imports torchaudio
+
     class Wav2Vec2Mos(nn.Module):
         def __init__(self):
             super().__init__()

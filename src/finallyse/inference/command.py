@@ -1,0 +1,49 @@
+"""What `finallyse enhance` does."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from finallyse.errors import UserError
+from finallyse.inference.files import Options, enhance_files, plan_outputs
+
+
+def run(
+    inputs: Sequence[str],
+    output: str,
+    checkpoint: str,
+    *,
+    rate: int,
+    suffix: str,
+    subtype: str | None,
+    force: bool,
+    threads: int | None,
+    **options,
+) -> int:
+    """Enhance `inputs` into `output`; returns the exit status: 0, or 1 where a file could not be enhanced.
+
+    The command line is checked before PyTorch is loaded. `options` are those of `Enhancer.from_checkpoint`.
+    """
+    if options["device"] not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {options['device']}: must be auto, cpu or cuda")
+    if options["precision"] not in ("fp32", "bf16"):
+        raise UserError(f"--precision {options['precision']}: must be fp32 or bf16")
+    writing = Options(rate=rate, suffix=suffix, subtype=subtype, force=force)
+    if not Path(checkpoint).is_file():
+        raise UserError(f"--checkpoint {checkpoint}: no such file")
+    pairs = plan_outputs(inputs, output, writing)
+    # a killed run removes its temporary files on the way out
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+
+    import torch
+
+    from finallyse.inference.enhancer import Enhancer, keep_freed_memory
+
+    if threads:
+        torch.set_num_threads(threads)
+    keep_freed_memory()
+    enhancer = Enhancer.from_checkpoint(checkpoint, **options)
+    return 1 if enhance_files(enhancer, pairs, writing) else 0

@@ -1,0 +1,271 @@
+"""A generator made ready to enhance signals of any length, rate and number of channels."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from finallyse.audio.mel import LogMel
+from finallyse.audio.resample import resample
+from finallyse.errors import UserError
+from finallyse.inference.windows import Window, fit, join, length_at, plan
+from finallyse.models.checkpoint import Checkpoint, load_checkpoint
+from finallyse.models.hifipp import MultiScaleResnet, MultiScaleResnet2d, SpectralMaskNet
+from finallyse.models.norms import fold, normed_layers
+
+DEFAULT_RATE = 48000
+# What the generator is shown on either side of what is kept of a window. With random weights the published networks are
+# within -100 dB of the one-piece output 0.5 s from a window's edge (tests/test_enhancer.py).
+CONTEXT_S = 1.28
+WINDOW_S = 16.0
+FADE_S = 0.064
+# WavLM's attention sees a window as a whole: every kept frame has at least 5 s before and after it and 40 s in all.
+WAVLM_CONTEXT_S = 5.0
+WAVLM_WINDOW_S = 40.0
+WAVLM_FADE = 16  # frames of 20 ms
+
+Read = Callable[[int, int], np.ndarray]
+
+
+class Enhancer:
+    """Runs a generator over signals of any length, in windows, with the norms of its weights folded in.
+
+    Args:
+        generator: of `models_registry`, with trained weights; it is folded in place.
+        wavlm: the WavLM that conditions it, where its `input_kind` is "wav+ssl".
+        device: "auto" (a GPU where there is one), "cpu", "cuda".
+        precision: "fp32", or "bf16": twice as fast on CPUs and GPUs made for it, about -45 dB from fp32.
+        window_s: seconds that the generator is shown at a time; memory grows with it.
+        batch: windows of one forward pass; None: 1 on a CPU, 4 on a GPU.
+
+    A vocoder (`input_kind` "mel") makes the signal anew from its log-mel spectrogram (copy synthesis).
+
+    Attributes: `input_rate`, `output_rate` (Hz) of the generator.
+    Raises UserError for a device that is not there, a missing WavLM, or one of another size.
+    """
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        wavlm: nn.Module | None = None,
+        *,
+        device: str = "auto",
+        precision: Literal["fp32", "bf16"] = "fp32",
+        window_s: float = WINDOW_S,
+        batch: int | None = None,
+    ):
+        self.device = pick_device(device)
+        self.precision = precision
+        self.input_kind = generator.input_kind
+        self.input_rate, self.output_rate = generator.input_rate, generator.output_rate
+        self.factor = self.output_rate // self.input_rate
+        if self.input_kind == "wav+ssl":
+            if wavlm is None:
+                raise UserError("this network needs WavLM's features: give the folder of WavLM (--wavlm DIR)")
+            if wavlm.dim != generator.ssl_dim:
+                raise UserError(
+                    f"this network was trained with a WavLM of {generator.ssl_dim} features, the one given has "
+                    f"{wavlm.dim}: give the folder of the WavLM that it was trained with (--wavlm DIR)"
+                )
+        if normed_layers(generator):
+            fold(generator)
+        self.generator = generator.eval().requires_grad_(False).to(self.device)
+        self.wavlm = wavlm.to(self.device) if self.input_kind == "wav+ssl" else None
+        self.log_mel = LogMel() if self.input_kind == "mel" else None
+        self.grid = grid_of(generator, self.wavlm.hop if self.wavlm else 1)
+        self.context = math.ceil(CONTEXT_S * self.input_rate / self.grid) * self.grid
+        smallest = 2 * self.context + self.grid
+        if window_s * self.input_rate < smallest:
+            raise UserError(
+                f"--chunk {window_s:g}: this network needs {smallest / self.input_rate:g} s or more at a time"
+            )
+        self.window = int(window_s * self.input_rate)
+        self.batch = batch or (4 if self.device.type == "cuda" else 1)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, *, wavlm: str | Path | None = None, **options) -> Enhancer:
+        """The enhancer of a checkpoint file; `options` as for the class.
+
+        wavlm: folder of WavLM; None: where the checkpoint's config says, relative to the current folder or to the one
+        that the checkpoint's results folder lies in.
+        """
+        checkpoint = load_checkpoint(path)
+        generator = checkpoint.build_generator()
+        network = None
+        if generator.input_kind == "wav+ssl":
+            from finallyse.models.wavlm import WavLM
+
+            network = WavLM(find_wavlm(checkpoint, wavlm))
+        return cls(generator, network, **options)
+
+    def enhance(self, wav: np.ndarray, sample_rate: int, rate: int = DEFAULT_RATE) -> np.ndarray:
+        """Enhance a signal: float [T] or [C, T] in [-1, 1] at `sample_rate` Hz -> float32 [T'] or [C, T'] at `rate` Hz.
+
+        T' = T * rate / sample_rate, rounded half up, and at least 1. Channels are enhanced one by one. Where the rates
+        ask for resampling, peaks may exceed 1 a little; nothing is clipped.
+        Raises UserError for an empty signal, one with other axes, values that are not finite, or rates below 1 Hz.
+        """
+        wav = np.asarray(wav, np.float32)
+        if wav.ndim not in (1, 2) or wav.size == 0:
+            raise UserError(f"wav must be [T] or [C, T] with at least one sample, not {list(wav.shape)}")
+        if sample_rate < 1 or rate < 1:
+            raise UserError(f"sample rates must be positive, not {sample_rate} Hz in and {rate} Hz out")
+        if not np.isfinite(wav).all():
+            raise UserError("wav holds samples that are not finite numbers")
+        x = fit(
+            resample(np.atleast_2d(wav), sample_rate, self.input_rate),
+            length_at(wav.shape[-1], sample_rate, self.input_rate),
+        )
+        y = np.concatenate(list(self.render(lambda start, stop: x[:, start:stop], x.shape[1], x.shape[0])), axis=1)
+        y = fit(resample(y, self.output_rate, rate), length_at(wav.shape[-1], sample_rate, rate))
+        return y[0] if wav.ndim == 1 else y
+
+    def render(self, read: Read, length: int, channels: int) -> Iterator[np.ndarray]:
+        """Enhance `length` samples at `input_rate` in constant memory; yields consecutive [C, n] at `output_rate`.
+
+        read: (start, stop) -> float32 [C, stop - start]; called with rising starts.
+        """
+        windows = plan(length, self.window, self.context, self.grid)
+        scaled = [(start * self.factor, stop * self.factor) for start, stop in windows]
+        fade = int(FADE_S * self.output_rate)
+        return join(scaled, self._pieces(windows, read, length, channels), fade)
+
+    def _pieces(self, windows: list[Window], read: Read, length: int, channels: int) -> Iterator[np.ndarray]:
+        """Each window's output [C, n * factor]."""
+        features = Features(self, read, length, channels) if self.wavlm else None
+
+        def inputs() -> Iterator[tuple[np.ndarray, Tensor | None]]:
+            for start, stop in windows:
+                wav = read(start, stop)
+                ssl = features.of(start, stop) if features else itertools.repeat(None)
+                yield from zip(wav, ssl, strict=False)
+
+        remaining, rows = inputs(), []
+        while batch := list(itertools.islice(remaining, self.batch)):
+            wav = torch.from_numpy(np.stack([wav for wav, _ in batch]))
+            ssl = torch.stack([ssl for _, ssl in batch]) if features else None
+            rows += self.forward(wav, ssl)
+            while len(rows) >= channels:
+                yield np.stack(rows[:channels])
+                del rows[:channels]
+
+    @torch.inference_mode()
+    def forward(self, wav: Tensor, ssl: Tensor | None = None) -> list[np.ndarray]:
+        """One forward pass of the generator: wav [B, n] (and features [B, D, N]) -> B arrays [n * factor]."""
+        length = wav.shape[-1]
+        wav = wav.to(self.device)
+        with self.autocast():
+            if self.log_mel:
+                y = self.generator(self.log_mel(nn.functional.pad(wav, (0, -length % self.log_mel.hop))))
+            elif ssl is not None:
+                y = self.generator(wav[:, None], ssl.to(self.device))
+            else:
+                y = self.generator(wav[:, None])
+        y = y[:, 0, : length * self.factor].float().cpu().numpy()
+        if not np.isfinite(y).all():
+            raise UserError("the network's output is not finite; the checkpoint is not fit for use")
+        return list(y)
+
+    def autocast(self) -> torch.autocast:
+        """The context that sets the precision."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+class Features:
+    """WavLM's features of a long signal, made in windows of their own as they are asked for, with rising starts."""
+
+    def __init__(self, enhancer: Enhancer, read: Read, length: int, channels: int):
+        self.enhancer, self.read, self.channels = enhancer, read, channels
+        wavlm, rate = enhancer.wavlm, enhancer.input_rate
+        self.hop, self.sees = wavlm.hop, wavlm.receptive_field
+        context = int(WAVLM_CONTEXT_S * rate) // self.hop * self.hop
+        windows = plan(length, int(WAVLM_WINDOW_S * rate), context, self.hop)
+        frames = [(start // self.hop, start // self.hop + self.count(stop - start)) for start, stop in windows]
+        self.stream = join(frames, map(self._compute, windows), WAVLM_FADE)
+        self.first, self.held = 0, None
+
+    def count(self, samples: int) -> int:
+        """Frames that WavLM makes of so many samples."""
+        return max(1, (samples - self.sees) // self.hop + 1)
+
+    @torch.inference_mode()
+    def _compute(self, window: Window) -> np.ndarray:
+        wav = torch.from_numpy(np.ascontiguousarray(self.read(*window))).to(self.enhancer.device)
+        with self.enhancer.autocast():
+            return np.stack([self.enhancer.wavlm.last_hidden_state(row[None])[0].float().cpu().numpy() for row in wav])
+
+    def of(self, start: int, stop: int) -> Tensor:
+        """The features [C, D, N] of the samples from start (a multiple of the hop) to stop."""
+        first = start // self.hop
+        last = first + self.count(stop - start)
+        parts = [] if self.held is None else [self.held[..., first - self.first :]]
+        self.first = first if self.held is not None else 0
+        have = self.first + sum(part.shape[-1] for part in parts)
+        while have < last:
+            parts.append(next(self.stream))
+            have += parts[-1].shape[-1]
+        self.held = np.concatenate(parts, axis=-1)
+        return torch.from_numpy(self.held[..., first - self.first : last - self.first])
+
+
+def grid_of(generator: nn.Module, hop: int) -> int:
+    """Samples of the input whose multiples keep each stride and padding of the generator, and WavLM's hop, in step."""
+    sizes = [4096, getattr(generator, "crop", 1), hop]
+    for module in generator.modules():
+        if isinstance(module, MultiScaleResnet2d):
+            sizes.append(SpectralMaskNet.hop * max(8, module.multiple))
+        elif isinstance(module, MultiScaleResnet):
+            sizes.append(module.multiple)
+    return math.lcm(*sizes)
+
+
+def find_wavlm(checkpoint: Checkpoint, folder: str | Path | None) -> Path:
+    """The folder of the WavLM that a checkpoint was trained with; UserError names the places where it is not."""
+    if folder is not None:
+        return Path(folder)
+    configured = checkpoint.config.get("wavlm")
+    if not configured:
+        raise UserError(f"{checkpoint.path}: its config names no WavLM; give its folder (--wavlm DIR)")
+    places = [Path(configured)]
+    results = Path(checkpoint.config.get("exp", {}).get("results", "results"))
+    folder_of_results = checkpoint.path.resolve().parent
+    if not results.is_absolute() and folder_of_results.parts[-len(results.parts) :] == results.parts:
+        places.append(folder_of_results.parents[len(results.parts) - 1] / configured)
+    for place in places:
+        if place.is_dir():
+            return place
+    raise UserError(
+        f"{checkpoint.path}: needs the WavLM that it was trained with, not in {' or '.join(map(str, places))}; "
+        "give its folder (--wavlm DIR)"
+    )
+
+
+def pick_device(device: str) -> torch.device:
+    """ "auto" (a GPU where there is one), "cpu" or "cuda" as a torch device; UserError for a GPU that is not there."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {device}: no CUDA device is visible; use --device cpu or auto")
+    return torch.device(device)
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep the memory that PyTorch frees, for the rest of this process (glibc only).
+
+    By default each large activation is mapped anew from the kernel, which clears it page by page: on long signals that
+    costs as much time as the convolutions do.
+    """
+    libc = ctypes.CDLL(ctypes.util.find_library("c"))
+    if hasattr(libc, "mallopt"):
+        m_trim_threshold, m_mmap_max = -1, -4
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, -1)

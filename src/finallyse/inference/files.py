@@ -1,0 +1,336 @@
+"""Recordings of any container, rate, length and number of channels through an `Enhancer`, in constant memory.
+
+A recording is decoded and resampled into a temporary file, enhanced window by window into another, and only then
+written in its final format and put in place by a rename: outputs appear whole or not at all. Both temporary files hold
+32-bit floats and lie beside the output: 0.23 and 0.69 GB per hour and channel at 16 kHz in and 48 kHz out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import soundfile as sf
+import soxr
+
+from finallyse.audio.blocks import AUDIO_SUFFIXES, BLOCK, BlockReader
+from finallyse.errors import UserError
+from finallyse.inference.windows import length_at
+from finallyse.progress import AudioProgress, Progress, duration
+
+if TYPE_CHECKING:  # it loads PyTorch, which checking the command line does not need
+    from finallyse.inference.enhancer import Enhancer
+
+# suffix -> libsndfile's format and default subtype
+FORMATS = {
+    ".wav": ("WAV", "PCM_16"),
+    ".flac": ("FLAC", "PCM_16"),
+    ".ogg": ("OGG", "VORBIS"),
+    ".opus": ("OGG", "OPUS"),
+    ".mp3": ("MP3", "MPEG_LAYER_III"),
+}
+SUBTYPES = ("PCM_16", "PCM_24", "FLOAT")
+WAV_LIMIT = 0xFFFF0000  # bytes; beyond, RF64
+VIDEO_SUFFIXES = (
+    ".mp4",
+    ".m4v",
+    ".mkv",
+    ".mov",
+    ".webm",
+    ".avi",
+    ".mpg",
+    ".mpeg",
+    ".ts",
+    ".wmv",
+    ".flv",
+    ".3gp",
+    ".ogv",
+)
+RECORDINGS = AUDIO_SUFFIXES.union(VIDEO_SUFFIXES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How outputs are written.
+
+    rate: Hz.    suffix: of outputs in a folder, e.g. ".wav".    subtype: PCM_16, PCM_24, FLOAT; None: the format's.
+    force: replace files that exist.
+    """
+
+    rate: int = 48000
+    suffix: str = ".wav"
+    subtype: str | None = None
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1000 <= self.rate <= 768000:
+            raise UserError(f"--rate {self.rate}: must be between 1000 and 768000 Hz")
+        if self.suffix not in FORMATS:
+            raise UserError(f"--format {self.suffix.lstrip('.')}: must be one of {', '.join(f[1:] for f in FORMATS)}")
+        if self.subtype not in (None, *SUBTYPES):
+            raise UserError(f"--subtype {self.subtype}: must be one of {', '.join(SUBTYPES)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """One enhanced recording: its duration, the time it took (s), and the gain that kept it from clipping (1: none)."""
+
+    seconds: float
+    elapsed: float
+    gain: float
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which files
+
+
+def plan_outputs(inputs: Sequence[str], output: str, options: Options) -> list[tuple[str, str]]:
+    """(input, output) pairs; "-" stands for stdin or stdout.
+
+    One file goes to `output`, or into it where it is a folder or has no audio suffix; several files, and folders with
+    everything below them, go into the folder `output` under their own names with the output's suffix.
+    Raises UserError for inputs that are not there, folders without recordings, outputs that coincide.
+    """
+    single = len(inputs) == 1 and (inputs[0] == "-" or Path(inputs[0]).is_file())
+    if "-" in inputs and len(inputs) > 1:
+        raise UserError("'-' (stdin) must be the only input")
+    if output == "-" and not single:
+        raise UserError("'-' (stdout) takes one input file")
+    if single and (output == "-" or (Path(output).suffix.lower() in FORMATS and not Path(output).is_dir())):
+        pairs = [(inputs[0], output)]
+    else:
+        if Path(output).is_file():
+            raise UserError(f"{output}: is a file; several inputs need a folder to go into")
+        pairs = [
+            (str(path), str(Path(output) / name.with_suffix(options.suffix)))
+            for path, name in _recordings(inputs, Path(output))
+        ]
+    seen: dict[str, str] = {}
+    for source, target in pairs:
+        if target in seen:
+            raise UserError(
+                f"{seen[target]} and {source} would both become {target}; enhance them into different folders"
+            )
+        seen[target] = source
+        if "-" not in (source, target) and Path(source).resolve() == Path(target).resolve():
+            raise UserError(f"{source}: would overwrite itself; choose another output")
+    return pairs
+
+
+def _recordings(inputs: Sequence[str], output: Path) -> Iterator[tuple[Path, Path]]:
+    """(path, name below the output folder) of every recording."""
+    for given in inputs:
+        path = Path(given)
+        if given == "-":
+            yield path, Path("stdin")
+        elif path.is_dir():
+            found = [
+                file
+                for file in sorted(path.rglob("*"))
+                if file.suffix.lower() in RECORDINGS
+                and file.is_file()
+                and not any(part.startswith(".") for part in file.relative_to(path).parts)
+                and (output.resolve() == path.resolve() or output.resolve() not in file.resolve().parents)
+            ]
+            if not found:
+                raise UserError(f"{path}: holds no recordings ({' '.join(sorted(RECORDINGS))})")
+            yield from ((file, file.relative_to(path)) for file in found)
+        elif path.exists():
+            yield path, Path(path.name)
+        else:
+            raise UserError(f"{path}: no such file or folder")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One recording
+
+
+class _Spool:
+    """Interleaved 32-bit floats in a file: appended to, then read at any place. Tracks the peak."""
+
+    def __init__(self, path: Path, channels: int):
+        self.path, self.channels = path, channels
+        self.frames, self.peak = 0, 0.0
+        self._file = path.open("w+b")
+
+    def append(self, block: np.ndarray) -> None:
+        """Add [C, n] samples."""
+        if block.shape[1]:
+            self.peak = max(self.peak, float(np.abs(block).max()))
+            self._file.write(np.ascontiguousarray(block.T, np.float32).tobytes())
+            self.frames += block.shape[1]
+
+    def fit(self, frames: int) -> None:
+        """Make it `frames` long: cut, or padded with zeros."""
+        self._file.flush()
+        self._file.truncate(frames * self.channels * 4)
+        self.frames = frames
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Samples [C, stop - start]."""
+        self._file.seek(start * self.channels * 4)
+        data = self._file.read((stop - start) * self.channels * 4)
+        return np.frombuffer(data, np.float32).reshape(-1, self.channels).T.copy()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Resampler:
+    """Resamples [C, n] blocks of one signal as a whole; the same as `finallyse.audio.resample` in one go."""
+
+    def __init__(self, from_rate: int, to_rate: int, channels: int):
+        self._stream = None
+        if from_rate != to_rate:
+            self._stream = soxr.ResampleStream(from_rate, to_rate, channels, dtype="float32", quality="VHQ")
+
+    def __call__(self, block: np.ndarray, last: bool = False) -> np.ndarray:
+        if self._stream is None:
+            return block
+        return self._stream.resample_chunk(np.ascontiguousarray(block.T), last=last).reshape(-1, len(block)).T
+
+
+def enhance_file(
+    enhancer: Enhancer, source: str, target: str, options: Options, progress: Progress | None = None
+) -> Done:
+    """Enhance one recording; the output appears whole or not at all.
+
+    source: path, or "-" for stdin.    target: path whose suffix gives the format, or "-" for a WAV on stdout.
+    Where a peak would exceed what an integer or lossy format holds, the output is turned down, never clipped.
+    Raises UserError for an input that cannot be decoded, and for an output that exists, unless `options.force`.
+    """
+    started = time.perf_counter()
+    to_stdout = target == "-"
+    path = Path("stdout.wav") if to_stdout else Path(target)
+    if path.suffix.lower() not in FORMATS:
+        raise UserError(f"{target}: its suffix must be one of {' '.join(FORMATS)}")
+    if not to_stdout and path.exists() and not options.force:
+        raise UserError(f"{target}: exists; give --force to replace it")
+    try:
+        if not to_stdout:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".enhance-", dir=None if to_stdout else path.parent) as work:
+            done = _enhance_in(Path(work), enhancer, source, path, options, progress, started)
+            made = Path(work) / f"output{path.suffix.lower()}"
+            if to_stdout:
+                with made.open("rb") as file:
+                    shutil.copyfileobj(file, sys.stdout.buffer)
+                sys.stdout.buffer.flush()
+            else:
+                made.replace(path)
+    except (OSError, sf.LibsndfileError) as error:
+        raise UserError(f"{target}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
+    return done
+
+
+def _enhance_in(
+    work: Path, enhancer: Enhancer, source: str, path: Path, options: Options, progress: Progress | None, started: float
+) -> Done:
+    if source == "-":
+        source = str(work / "stdin")
+        with Path(source).open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        if not Path(source).stat().st_size:
+            raise UserError("stdin: holds no data")
+    with BlockReader(source) as reader:
+        rate, channels = reader.rate, reader.channels
+        container, subtype = _output_format(path, channels, options)
+        heard = _Spool(work / "input.f32", channels)
+        resampler, samples = _Resampler(rate, enhancer.input_rate, channels), 0
+        for block in reader:
+            samples += block.shape[1]
+            heard.append(resampler(block))
+        heard.append(resampler(np.zeros((channels, 0), np.float32), last=True))
+    heard.fit(length_at(samples, rate, enhancer.input_rate))
+    if progress:
+        progress.begin(samples / rate)
+
+    made = _Spool(work / "output.f32", channels)
+    resampler = _Resampler(enhancer.output_rate, options.rate, channels)
+    for block in enhancer.render(heard.read, heard.frames, channels):
+        made.append(resampler(block))
+        if progress:
+            progress.add(block.shape[1] / enhancer.output_rate)
+    made.append(resampler(np.zeros((channels, 0), np.float32), last=True))
+    made.fit(length_at(samples, rate, options.rate))
+    heard.close()
+
+    gain = 1.0 if subtype == "FLOAT" else min(1.0, 1.0 / made.peak) if made.peak else 1.0
+    _write(made, work / f"output{path.suffix.lower()}", options.rate, container, subtype, gain)
+    made.close()
+    return Done(samples / rate, time.perf_counter() - started, gain)
+
+
+def _output_format(path: Path, channels: int, options: Options) -> tuple[str, str]:
+    """libsndfile's format and subtype for an output; UserError where it cannot hold the rate or the channels."""
+    container, subtype = FORMATS[path.suffix.lower()]
+    if container in ("WAV", "FLAC") and options.subtype:
+        subtype = options.subtype
+    if container == "FLAC" and subtype == "FLOAT":
+        raise UserError(f"{path}: FLAC holds integers; give --subtype PCM_16 or PCM_24, or --format wav")
+    most = {"WAV": 1024, "FLAC": 8, "OGG": 255, "MP3": 2}[container]
+    if channels > most:
+        raise UserError(f"{path}: {container} holds {most} channels, the recording has {channels}; use --format wav")
+    rates = {
+        "OPUS": (8000, 12000, 16000, 24000, 48000),
+        "MPEG_LAYER_III": (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000),
+    }
+    if options.rate not in rates.get(subtype, (options.rate,)):
+        raise UserError(f"{path}: {subtype} holds {', '.join(map(str, rates[subtype]))} Hz, not {options.rate} Hz")
+    return container, subtype
+
+
+def _write(made: _Spool, path: Path, rate: int, container: str, subtype: str, gain: float) -> None:
+    """The final file, in blocks; a WAV that would exceed 4 GB becomes an RF64."""
+    width = {"PCM_16": 2, "PCM_24": 3, "FLOAT": 4}.get(subtype, 0)
+    if container == "WAV" and made.frames * made.channels * width > WAV_LIMIT:
+        container = "RF64"
+    with sf.SoundFile(path, "w", rate, made.channels, subtype, format=container) as file:
+        for start in range(0, made.frames, BLOCK):
+            file.write(made.read(start, min(start + BLOCK, made.frames)).T * np.float32(gain))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Many recordings
+
+
+def enhance_files(enhancer: Enhancer, pairs: Sequence[tuple[str, str]], options: Options) -> list[str]:
+    """Enhance (input, output) pairs; a bad one does not stop the others. Returns what went wrong, one line per file."""
+    progress = AudioProgress()
+    failures: list[str] = []
+    seconds = 0.0
+    started = time.perf_counter()
+    for index, (source, target) in enumerate(pairs, 1):
+        name = "stdin" if source == "-" else source
+        progress.label = (
+            f"enhance {index}/{len(pairs)} {Path(name).name}" if len(pairs) > 1 else f"enhance {Path(name).name}"
+        )
+        try:
+            done = enhance_file(enhancer, source, target, options, progress)
+        except UserError as error:
+            failures.append(str(error))
+            progress.say(f"error: {error}")
+            continue
+        seconds += done.seconds
+        if done.gain < 1:
+            progress.say(f"{target}: turned down by {-20 * np.log10(done.gain):.2f} dB, or its peaks would clip")
+    progress.close()
+    elapsed = time.perf_counter() - started
+    good = len(pairs) - len(failures)
+    if good:
+        progress.say(
+            f"enhanced {good} of {len(pairs)} files, {duration(seconds)} of audio in {duration(elapsed)}: real-time "
+            f"factor {elapsed / seconds:.3g}, {seconds / elapsed:.3g} times real time"
+        )
+    if failures and len(pairs) > 1:
+        progress.say(f"{len(failures)} of {len(pairs)} files were not enhanced:")
+        for failure in failures:
+            progress.say(f"  {failure}")
+    return failures

@@ -1,0 +1,66 @@
+"""Long signals in overlapping windows that a network sees one by one, joined again without a seam."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+Window = tuple[int, int]
+
+
+def plan(length: int, size: int, context: int, grid: int) -> list[Window]:
+    """Overlapping windows [start, stop) that cover `length` samples.
+
+    Every window starts on a multiple of `grid` and is as long as the whole modulo `grid`. Networks that stride and pad
+    by divisors of `grid` then see the same samples at the same phase, and pad by the same amount, whether they are shown
+    a window or the whole: away from a window's edges their output is the same.
+
+    size: length of a window, about (rounded down to the grid, plus length % grid).
+    context: what neighbouring windows have at least in common on either side of where they are joined.
+    """
+    size = size // grid * grid + length % grid
+    stride = (size - 2 * context) // grid * grid
+    if stride < grid:
+        raise ValueError(f"windows of {size} samples leave nothing between contexts of {context} on a grid of {grid}")
+    if length <= size:
+        return [(0, length)]
+    starts = [*range(0, length - size, stride), length - size]
+    return [(start, start + size) for start in starts]
+
+
+def join(windows: Sequence[Window], pieces: Iterable[np.ndarray], fade: int) -> Iterator[np.ndarray]:
+    """Join what was made of `windows`, cross-fading over `fade` samples in the middle of each overlap.
+
+    pieces: [..., stop - start] arrays in the windows' order, read one at a time. Yields consecutive [..., n] arrays.
+    """
+    middles = [(left[1] + right[0]) // 2 for left, right in itertools.pairwise(windows)]
+    half = fade // 2
+    begin, tail = windows[0][0], None
+    for index, ((start, stop), piece) in enumerate(zip(windows, pieces, strict=True)):
+        if tail is not None:
+            rising = ((np.arange(2 * half) + 0.5) / (2 * half)).astype(piece.dtype)
+            own = piece[..., begin - start : begin - start + 2 * half]
+            yield tail + (own - tail) * rising
+            begin += 2 * half
+        if index == len(middles):
+            yield piece[..., begin - start : stop - start]
+            return
+        end = middles[index] - half
+        yield piece[..., begin - start : end - start]
+        tail = piece[..., end - start : end - start + 2 * half].copy()
+        begin = end
+
+
+def length_at(samples: int, from_rate: int, to_rate: int) -> int:
+    """Samples at another rate, rounded half up, at least 1."""
+    return max(1, (2 * samples * to_rate + from_rate) // (2 * from_rate))
+
+
+def fit(wav: np.ndarray, length: int) -> np.ndarray:
+    """Cut or pad the end with zeros: [..., T] -> [..., length]. Resamplers may be a sample short or long."""
+    missing = length - wav.shape[-1]
+    if missing <= 0:
+        return wav[..., :length]
+    return np.pad(wav, [(0, 0)] * (wav.ndim - 1) + [(0, missing)])
