@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -33,6 +34,67 @@ def status(
     from finallyse.status import show
 
     show([*(config or []), *(more or [])])
+
+
+@app.command()
+def enhance(
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="recordings or folders of them; -: stdin")],
+    output: Annotated[str, typer.Argument(help="a file, or a folder for several; -: a WAV on stdout")],
+    checkpoint: Annotated[str, typer.Option(help="a trained network, results/NETWORK.ckpt")],
+    rate: Annotated[int, typer.Option(help="sample rate of the output, Hz")] = 48000,
+    format: Annotated[str, typer.Option(help="of outputs in a folder: wav, flac, ogg, opus, mp3")] = "wav",
+    subtype: Annotated[str | None, typer.Option(help="of WAV and FLAC: PCM_16 (default), PCM_24, FLOAT")] = None,
+    force: Annotated[bool, typer.Option("--force", help="replace files that exist")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, or bf16: faster, about -45 dB from fp32")] = "fp32",
+    batch: Annotated[int | None, typer.Option(min=1, help="windows at a time; default: 1 on a CPU, 4 on a GPU")] = None,
+    chunk: Annotated[float, typer.Option(help="seconds that the network is shown at a time")] = 16.0,
+    wavlm: Annotated[str | None, typer.Option(help="folder of WavLM, where the checkpoint's own path is gone")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: PyTorch's own")] = None,
+) -> None:
+    """Enhance recordings of any format, rate, length and number of channels; video gives its sound track.
+
+    Several inputs, or folders, go into the folder OUTPUT. Files appear whole or not at all. A file that cannot be
+    enhanced does not stop the others; it is listed at the end and the exit status is 1.
+    """
+    from finallyse.inference.command import run
+
+    sys.exit(
+        run(
+            inputs,
+            output,
+            checkpoint,
+            rate=rate,
+            suffix=f".{format.lower().lstrip('.')}",
+            subtype=subtype,
+            force=force,
+            device=device,
+            precision=precision,
+            batch=batch,
+            window_s=chunk,
+            wavlm=wavlm,
+            threads=threads,
+        )
+    )
+
+
+@app.command()
+def data(
+    plan: Annotated[bool, typer.Option("--plan", help="what each corpus costs in bytes, and what is here")] = False,
+    citations: Annotated[bool, typer.Option("--citations", help="licence and citation of each")] = False,
+    config: Annotated[
+        list[str] | None,
+        typer.Option(help="config file over config/config.yaml, or key=value, as for Snakemake"),
+    ] = None,
+    more: Annotated[list[str] | None, typer.Argument(metavar="[FILE | KEY=VALUE]...", help="more of the same")] = None,
+) -> None:
+    """What the corpora and weights cost, where they come from, how to cite them. `snakemake data` fetches them."""
+    from finallyse.corpora.plan import show_citations, show_plan
+
+    if citations:
+        show_citations()
+    if plan or not citations:
+        show_plan([*(config or []), *(more or [])])
 
 
 def main() -> None:

@@ -13,9 +13,9 @@ Window = tuple[int, int]
 def plan(length: int, size: int, context: int, grid: int) -> list[Window]:
     """Overlapping windows [start, stop) that cover `length` samples.
 
-    Every window starts on a multiple of `grid` and is as long as the whole modulo `grid`. Networks that stride and pad
-    by divisors of `grid` then see the same samples at the same phase, and pad by the same amount, whether they are shown
-    a window or the whole: away from a window's edges their output is the same.
+    Every window starts on a multiple of `grid` and is as long as the whole modulo `grid`. Networks whose strides and
+    paddings divide `grid` then see the same samples at the same phase, and pad by the same amount, whether they are
+    shown a window or the whole: away from a window's edges their output is the same.
 
     size: length of a window, about (rounded down to the grid, plus length % grid).
     context: what neighbouring windows have at least in common on either side of where they are joined.
