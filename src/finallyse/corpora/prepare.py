@@ -10,9 +10,10 @@ reasons below and for no other, each with a line in `dropped.csv`; nothing is cu
 - a clean recording has no noisy counterpart, or one of another length.
 
 A recording whose peak does not fit into 16 bits is scaled down as a whole (column `gain`), a pair by the same factor.
-Impulse responses are brought to unit energy; of the silence before the sound arrives 2.5 ms are kept, of the tail all
-but the last millionth of the energy, and the column `offset` says at which sample the direct path (the first tap at
-least half as strong as the strongest) lies. Of several channels the first is taken: their mean would be a comb filter.
+Impulse responses are brought to unit energy; of the silence before the sound arrives 2.5 ms are kept (all, if it holds
+more than a thousandth of the energy), of the tail all but the last millionth of the energy. The column `offset` says at
+which sample the direct path lies: the first tap at least half as strong as the strongest. Of several channels the
+first is taken: their mean would be a comb filter.
 
 What is finished is noted in `journal.jsonl` beside the manifests, so that a killed run continues where it was.
 """
@@ -44,7 +45,7 @@ from finallyse.errors import UserError
 SILENT_PEAK = 1e-3  # -60 dBFS
 SHORTEST = 0.1  # seconds of speech or noise
 LEAD = 0.0025  # seconds kept before the direct path of an impulse response
-NEGLIGIBLE = 1e-6  # share of an impulse response's energy that may be left out at its end, and at its beginning
+NEGLIGIBLE_LEAD, NEGLIGIBLE_TAIL = 1e-3, 1e-6  # shares of an impulse response's energy that may be left out
 FORMAT = 1  # of the prepared files; a change makes everything be prepared anew
 
 
@@ -203,10 +204,10 @@ def _prepare_response(wav: np.ndarray, from_rate: int, rate: int, output: Path) 
         return {"dropped": "silent: it holds no energy"}
     # A later reflection, or two that arrive together, may be a little stronger than the direct sound.
     direct = int(np.argmax(np.abs(response) >= 0.5 * np.abs(response).max()))
-    end = int(np.searchsorted(energy, energy[-1] * (1 - NEGLIGIBLE))) + 1
+    end = int(np.searchsorted(energy, energy[-1] * (1 - NEGLIGIBLE_TAIL))) + 1
     start = max(0, direct - round(LEAD * rate))
     if (
-        start and energy[start - 1] > NEGLIGIBLE * energy[-1]
+        start and energy[start - 1] > NEGLIGIBLE_LEAD * energy[-1]
     ):  # not silence: the response rings before its strongest tap
         start = 0
     response = response[start:end] / np.sqrt(energy[-1])

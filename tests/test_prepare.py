@@ -1,0 +1,452 @@
+"""Preparation: layouts, splits, dropped files, continuing after a kill."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finallyse.audio.io import decode, mono, read
+from finallyse.audio.resample import resample
+from finallyse.corpora.layouts import CORPORA, Recording, assign_splits, find_recordings
+from finallyse.corpora.manifest import Manifest
+from finallyse.corpora.prepare import prepare
+from finallyse.errors import UserError
+
+
+def rows(path: Path) -> list[dict]:
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
+
+
+def tone(seconds: float = 0.3, rate: int = 16000, channels: int = 1, level: float = 0.5) -> np.ndarray:
+    wav = level * np.sin(np.arange(round(seconds * rate)) * 0.2)
+    return np.stack([wav] * channels, axis=1)
+
+
+def write(path: Path, wav: np.ndarray | None = None, rate: int = 16000, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sf.write(path, tone() if wav is None else wav, rate, **options)
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Layouts
+
+PUBLISHED = {
+    "vctk": [
+        f"wav48_silence_trimmed/p{speaker}/p{speaker}_00{n}_mic{mic}.flac"
+        for speaker, n, mic in itertools.product((225, 226, 227), (1, 2), (1, 2))
+    ]
+    + ["txt/p225/p225_001.txt", "log.txt"],
+    "voicebank": [
+        f"{side}_{part}_wav/{speaker}_00{n}.wav"
+        for side, n in itertools.product(("clean", "noisy"), (1, 2))
+        for part, speaker in (
+            ("trainset_28spk", "p226"),
+            ("trainset_28spk", "p227"),
+            ("testset", "p232"),
+            ("testset", "p257"),
+        )
+    ],
+    "libritts-r": [
+        f"LibriTTS_R/{part}/{speaker}/1/{speaker}_1_00000{n}_000000.wav"
+        for part, speaker, n in itertools.product(("train-clean-100", "train-clean-360"), (103, 118), (1, 2))
+    ]
+    + ["LibriTTS_R/test-clean/61/70968/61_70968_000000_000000.wav", "LibriTTS_R/test-clean/61/70968/61.trans.tsv"],
+    "daps": [f"daps/clean/{speaker}_script{n}_clean.wav" for speaker in ("f1", "m1", "m10") for n in (1, 2)]
+    + ["daps/clean/._f1_script1_clean.wav", "daps/ipad_office1/f1_script1_ipad_office1.wav"],
+    "dns5-noise": [f"datasets_fullband/noise_fullband/{name}.wav" for name in ("-0G2vNrtg", "door_1", "0a b")]
+    + [f"datasets_fullband/noise_fullband/door_Freesound_validated_38049{k}_{n}.wav" for k in (1, 2) for n in (0, 1)],
+    "dns5-rooms": [
+        f"datasets_fullband/impulse_responses/SLR26/simulated_rirs_48k/smallroom/Room00{room}/Room00{room}-0000{n}.wav"
+        for room, n in itertools.product((1, 2, 3), (1, 2))
+    ]
+    + ["datasets_fullband/impulse_responses/SLR28/RIRS_NOISES/real_rirs_isotropic_noises/air_1.wav"],
+    "micirp": ["AKG D12.wav", "Beyer M500 Ribbon.wav", "Altec_639.wav", "collection.csv"],
+}
+
+
+def make_published(corpus: str, folder: Path) -> None:
+    for name in PUBLISHED[corpus]:
+        if name.endswith((".wav", ".flac")) and "/._" not in name:
+            write(folder / name)
+        else:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(b"no audio")
+
+
+@pytest.mark.parametrize("corpus", CORPORA)
+def test_published_layouts(corpus, tmp_path):
+    make_published(corpus, tmp_path / "in")
+    counts = prepare(corpus, tmp_path / "in", tmp_path / "out", 16000)
+    assert all(counts.values()) and set(counts) == set(CORPORA[corpus].splits)
+    assert rows(tmp_path / "out" / "dropped.csv") == []
+    table = [row for split in counts for row in rows(tmp_path / "out" / f"{split}.csv")]
+    expected = {"vctk": 6, "voicebank": 8, "libritts-r": 9, "daps": 6, "dns5-noise": 7, "dns5-rooms": 6, "micirp": 3}
+    assert len(table) == expected[corpus]
+    groups = defaultdict(set)
+    for row in table:
+        assert (tmp_path / "out" / row["path"]).is_file() and row["rate"] == "16000"
+        assert bool(row["speaker"]) == (CORPORA[corpus].kind in ("speech", "pairs"))
+        group = {"dns5-rooms": Path(row["path"]).parent, "dns5-noise": row["path"].rpartition("_")[0]}.get(corpus)
+        groups[row["speaker"] or group or row["path"]].add(row["split"])
+        if corpus == "voicebank":
+            assert (row["split"] == "test") == (row["speaker"] in ("p232", "p257"))
+            assert row["noisy_path"] == row["path"].replace("clean", "noisy")
+            assert (tmp_path / "out" / row["noisy_path"]).is_file()
+        if corpus == "libritts-r":
+            assert (row["split"] == "validation") == (row["speaker"] == "61")
+    if corpus != "dns5-noise":  # there the pieces of one recording stay together, other names that end in _1 do not
+        assert all(len(splits) == 1 for splits in groups.values())
+    else:
+        assert len(groups["wav/datasets_fullband/noise_fullband/door_Freesound_validated_380491"]) <= 1
+
+
+def test_a_speakers_column_says_who(tmp_path):
+    for corpus, speakers in (("vctk", {"p225", "p226", "p227"}), ("daps", {"f1", "m1", "m10"})):
+        make_published(corpus, tmp_path / corpus)
+        recordings, remarks = find_recordings(corpus, tmp_path / corpus)
+        assert {r.speaker for r in recordings} == speakers
+        assert "outside the published layout" in remarks[0]
+
+
+@pytest.mark.parametrize("corpus", [name for name, corpus in CORPORA.items() if corpus.kind != "pairs"])
+def test_any_folder_of_recordings(corpus, tmp_path):
+    for speaker in ("Anna Ä", "Bert", "Carl", "Dora"):
+        write(tmp_path / "in" / "export" / speaker / "take 1" / "ä.flac", tone(rate=44100, channels=2), 44100)
+        write(tmp_path / "in" / "export" / speaker / "b.ogg", tone(0.5, 22050), 22050)
+    write(tmp_path / "in" / "export" / "alone.wav")
+    counts = prepare(corpus, tmp_path / "in", tmp_path / "out", 48000)
+    assert sum(counts.values()) == 9 and all(counts.values())
+    if CORPORA[corpus].kind == "speech":
+        speakers = {split: {row["speaker"] for row in rows(tmp_path / "out" / f"{split}.csv")} for split in counts}
+        assert speakers["train"] | speakers["validation"] == {"Anna Ä", "Bert", "Carl", "Dora", "alone"}
+        assert not speakers["train"] & speakers["validation"]
+
+
+def test_own_recordings_as_voicebank_come_in_pairs(tmp_path):
+    write(tmp_path / "in" / "a.wav")
+    with pytest.raises(UserError, match=r"put the clean recordings into .*/clean and the noisy ones"):
+        prepare("voicebank", tmp_path / "in", tmp_path / "out", 16000)
+    for n in range(5):
+        write(tmp_path / "in" / "clean" / f"{n}.wav")
+        write(tmp_path / "in" / "noisy" / f"{n}.flac", tone(0.3 if n else 0.4))
+    write(tmp_path / "in" / "clean" / "lonely.wav")
+    counts = prepare("voicebank", tmp_path / "in", tmp_path / "out", 16000)
+    assert counts == {"train": 2, "validation": 1, "test": 1}
+    reasons = {row["path"]: row["reason"] for row in rows(tmp_path / "out" / "dropped.csv")}
+    assert reasons["clean/lonely.wav"] == "no noisy counterpart"
+    assert "differ in length: 4800 samples at 16000 Hz, 6400" in reasons["clean/0.wav"]
+
+
+def test_two_files_of_one_name_stay_two(tmp_path):
+    for name in ("a.wav", "a.flac", "x/b_c.wav", "x_b/c.wav", "d.wav"):
+        write(tmp_path / "in" / name)
+    prepare("vctk", tmp_path / "in", tmp_path / "out", 16000)
+    paths = [row["path"] for split in ("train", "validation") for row in rows(tmp_path / "out" / f"{split}.csv")]
+    manifests = [Manifest(tmp_path / "out" / f"{split}.csv") for split in ("train", "validation")]
+    names = {manifest.name(index) for manifest in manifests for index in range(len(manifest))}
+    assert len(set(paths)) == len(names) == 5
+
+
+def test_a_link_to_a_folder_above_is_no_loop(tmp_path):
+    write(tmp_path / "in" / "a" / "a.wav")
+    (tmp_path / "in" / "a" / "up").symlink_to(tmp_path / "in")
+    (tmp_path / "linked").symlink_to(tmp_path / "in")
+    assert [r.source for r in find_recordings("daps", tmp_path / "linked")[0]] == ["a/a.wav"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Splits
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(
+    corpus=st.sampled_from(sorted(CORPORA)),
+    speakers=st.lists(st.integers(0, 500), min_size=1, max_size=40, unique=True),
+    files=st.integers(1, 5),
+    seed=st.integers(0, 9),
+)
+def test_splits_by_names_alone(corpus, speakers, files, seed):
+    recordings = [Recording(f"{s}/{n}.wav", f"{s}/{n}.wav", f"s{s}", f"s{s}") for s in speakers for n in range(files)]
+    needed = len(CORPORA[corpus].splits)
+    if len(recordings) < needed:
+        with pytest.raises(UserError, match="cannot fill the splits"):
+            assign_splits(recordings, corpus, seed)
+        return
+    split, _ = assign_splits(recordings, corpus, seed)
+    again, _ = assign_splits(recordings[::-1], corpus, seed)
+    assert {r.source: r.split for r in split} == {r.source: r.split for r in again}
+    assert {r.split for r in split} == set(CORPORA[corpus].splits)
+    where = defaultdict(set)
+    for r in split:
+        where[r.speaker].add(r.split)
+    assert all(len(splits) == 1 for splits in where.values())
+    if len(speakers) >= needed:
+        assert {r.speaker for r in split} == {r.speaker for r in recordings}
+
+
+def test_more_speakers_move_few_others():
+    def held_out(count: int) -> set:
+        recordings = [Recording(f"{s}.wav", f"{s}.wav", f"p{s}", f"p{s}") for s in range(count)]
+        return {r.speaker for r in assign_splits(recordings, "vctk", 0)[0] if r.split == "validation"}
+
+    assert len(held_out(110)) == 6  # whole speakers, 5 %
+    assert len(held_out(110) - held_out(100)) <= 2
+    assert held_out(110) == held_out(110)
+
+
+def test_a_missing_set_is_split_from_the_others(tmp_path):
+    for speaker in ("1", "2", "3"):
+        write(tmp_path / "LibriTTS_R" / "train-clean-100" / speaker / "9" / f"{speaker}_9_0_0.wav")
+    recordings, _ = assign_splits(find_recordings("libritts-r", tmp_path)[0], "libritts-r", 0)
+    assert sorted(r.split for r in recordings) == ["train", "train", "validation"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is written, and what is left out
+
+
+def test_resampled_once_mixed_and_nothing_cut(tmp_path, speech):
+    for number, clip in enumerate(speech[:3]):
+        wav, rate = sf.read(clip, dtype="float32")
+        write(tmp_path / "in" / f"{number}.wav", np.stack([wav, 0.5 * wav], 1), rate, subtype="PCM_24")
+    prepare("vctk", tmp_path / "in", tmp_path / "out", 16000)
+    for row in rows(tmp_path / "out" / "train.csv"):
+        source = next(path for path in (tmp_path / "in").iterdir() if path.stem == Path(row["path"]).stem)
+        wav, rate = decode(source)
+        expected = resample(mono(wav), rate, 16000)
+        written, written_rate = read(tmp_path / "out" / row["path"])
+        assert written_rate == 16000 and sf.info(tmp_path / "out" / row["path"]).subtype == "PCM_16"
+        assert len(written) == int(row["samples"]) == len(expected)
+        np.testing.assert_allclose(written, expected, atol=0.51 / 32768)
+        assert float(row["peak"]) == pytest.approx(np.abs(expected).max(), abs=1e-5) and row["gain"] == "1.0"
+
+
+def test_too_loud_is_scaled_and_said(tmp_path):
+    for name in "abcd":
+        write(tmp_path / "in" / "clean" / f"{name}.wav", tone(level=0.6), subtype="FLOAT")
+        write(tmp_path / "in" / "noisy" / f"{name}.wav", tone(level=1.5), subtype="FLOAT")
+    prepare("voicebank", tmp_path / "in", tmp_path / "out", 16000)
+    row = rows(tmp_path / "out" / "train.csv")[0]
+    clean, noisy = (read(tmp_path / "out" / row[key])[0] for key in ("path", "noisy_path"))
+    assert float(row["gain"]) == pytest.approx(1 / 1.5, rel=1e-3) and float(row["peak"]) == pytest.approx(0.4, rel=1e-3)
+    np.testing.assert_allclose(noisy, 2.5 * clean, atol=1e-3)
+    assert np.abs(noisy).max() == pytest.approx(1, abs=1e-3)
+
+
+def test_dropped_by_rule_each_with_a_line(tmp_path):
+    source = tmp_path / "in"
+    for name in ("good 1.wav", "gut ä.wav", "好.wav", "new\nline.wav", "d.wav", "e.wav", "f.wav"):
+        write(source / name)
+    write(source / "bytes.wav").rename(source / os.fsdecode(b"\xff\xfe.wav"))  # not UTF-8
+    write(source / "silent.wav", np.zeros(8000))
+    write(source / "nearly silent.wav", tone(level=5e-4), subtype="FLOAT")
+    write(source / "short.wav", tone(0.05))
+    (source / "zero.wav").write_bytes(b"")
+    (source / "corrupt.flac").write_bytes(b"fLaC" + bytes(400))
+    write(source / "no samples.wav", np.zeros(0))
+    (source / "notes.txt").write_text("not even tried")
+    prepare("vctk", source, tmp_path / "out", 16000)
+    reasons = {row["path"]: row["reason"] for row in rows(tmp_path / "out" / "dropped.csv")}
+    assert set(reasons) == {
+        "silent.wav",
+        "nearly silent.wav",
+        "short.wav",
+        "zero.wav",
+        "corrupt.flac",
+        "no samples.wav",
+    }
+    for name, reason in {"silent": "silent: peak 0", "short": "shorter than 0.1 s", "zero": "empty"}.items():
+        assert reason in reasons[f"{name}.wav"]
+    kept = [row for split in ("train", "validation") for row in rows(tmp_path / "out" / f"{split}.csv")]
+    assert len(kept) == 8 and all((tmp_path / "out" / row["path"]).is_file() for row in kept)
+    for split in ("train", "validation"):
+        manifest = Manifest(tmp_path / "out" / f"{split}.csv")
+        for index in range(len(manifest)):
+            assert len(read(manifest.path(index))[0]) == manifest.samples[index]
+
+
+def test_nothing_or_too_little_to_use(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        prepare("vctk", tmp_path / "in", tmp_path / "out", 16000)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "readme.txt").write_text("nothing here")
+    with pytest.raises(UserError, match="holds no audio files"):
+        prepare("vctk", tmp_path / "in", tmp_path / "out", 16000)
+    write(tmp_path / "in" / "a.wav")
+    with pytest.raises(UserError, match="1 usable recordings cannot fill the splits train, validation"):
+        prepare("vctk", tmp_path / "in", tmp_path / "out", 16000)
+    for name in ("b", "c"):
+        write(tmp_path / "in" / f"{name}.wav", np.zeros(9000))
+    with pytest.raises(UserError, match=r"2 of 3 recordings of vctk are unusable, more than 50% \(b\.wav: silent"):
+        prepare("vctk", tmp_path / "in", tmp_path / "out", 16000)
+    assert not (tmp_path / "out" / "train.csv").exists() and len(rows(tmp_path / "out" / "dropped.csv")) == 2
+    with pytest.raises(UserError, match="did you mean 'voicebank'"):
+        prepare("voicebnk", tmp_path / "in", tmp_path / "out", 16000)
+
+
+def test_responses_are_aligned_and_bounded(tmp_path):
+    rng = np.random.default_rng(0)
+    for number, delay in enumerate((0, 30, 4800)):
+        response = 0.01 * rng.standard_normal(48000) * np.exp(-np.arange(48000) / 2000)
+        response[:delay] = 0
+        response[delay] = 0.5
+        response[delay + 300] = -0.6  # two reflections that arrive together
+        second = 0.1 * rng.standard_normal(48000)
+        write(tmp_path / "in" / f"Room{number}" / "a.wav", np.stack([response, second], axis=1), 48000)
+    write(tmp_path / "in" / "Room9" / "silent.wav", np.zeros(48000), 48000)
+    for rate in (16000, 48000):
+        out = tmp_path / str(rate)
+        prepare("dns5-rooms", tmp_path / "in", out, rate)
+        assert "no energy" in rows(out / "dropped.csv")[0]["reason"]
+        for row in [row for split in ("train", "validation") for row in rows(out / f"{split}.csv")]:
+            wav, offset = read(out / row["path"])[0], int(row["offset"])
+            assert sf.info(out / row["path"]).subtype == "FLOAT" and len(wav) == int(row["samples"])
+            assert np.sum(wav.astype(np.float64) ** 2) == pytest.approx(1, rel=1e-4)
+            assert offset <= round(0.0025 * rate) and abs(wav[offset]) > 0.5 * np.abs(wav).max()
+            reflection = round(offset + 300 * rate / 48000)
+            assert np.argmax(np.abs(wav)) == pytest.approx(reflection, abs=1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Again, elsewhere, and after a kill
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "journal.jsonl"
+    }
+
+
+def test_only_what_changed_is_prepared_again(tmp_path, capsys):
+    for name in "abcdef":
+        write(tmp_path / "in" / f"{name}.wav")
+    prepare("vctk", tmp_path / "in", tmp_path / "out", 16000)
+    stamps = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "wav").iterdir()}
+    write(tmp_path / "in" / "a.wav", tone(0.4))  # other contents
+    os.utime(tmp_path / "in" / "b.wav")  # touched
+    (tmp_path / "in" / "c.wav").unlink()
+    (tmp_path / "out" / "wav" / "d.wav").write_bytes(b"damaged")
+    (tmp_path / "out" / "wav" / "stale.wav.123.part").write_bytes(b"left by a kill")
+    capsys.readouterr()
+    prepare("vctk", tmp_path / "in", tmp_path / "out", 16000)
+    again = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "wav").iterdir()}
+    assert set(again) == {"a.wav", "b.wav", "d.wav", "e.wav", "f.wav"}
+    assert {name for name in again if again[name] != stamps[name]} == {"a.wav", "d.wav"}
+    assert "5 of 5 recordings (2 kept from an earlier run)" in capsys.readouterr().out
+    fresh = prepare("vctk", tmp_path / "in", tmp_path / "fresh", 16000)
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh") and sum(fresh.values()) == 5
+    prepare("vctk", tmp_path / "in", tmp_path / "out", 48000)  # another rate into the same folder
+    assert {row["rate"] for row in rows(tmp_path / "out" / "train.csv")} == {"48000"}
+    assert sf.info(tmp_path / "out" / "wav" / "e.wav").samplerate == 48000
+
+
+def test_killed_and_continued_with_more_processes(tmp_path, root, speech):
+    """SIGKILL amid the work; the next run keeps what was finished, and the result is as if never interrupted."""
+    for copy, clip in itertools.product(range(5), speech):
+        target = tmp_path / "in" / f"{clip.stem.split('_')[0]}{copy}" / clip.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(clip)
+
+    def command(output: str, jobs: int) -> list[str]:
+        options = {
+            "corpus": "vctk",
+            "source": tmp_path / "in",
+            "output": tmp_path / output,
+            "rate": 16000,
+            "jobs": jobs,
+        }
+        return [sys.executable, "scripts/prepare.py", *(f"--{key}={value}" for key, value in options.items())]
+
+    journal = tmp_path / "out" / "journal.jsonl"
+    process = subprocess.Popen(command("out", 2), cwd=root, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 40:
+        assert process.poll() is None, "finished before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "out" / "train.csv").exists()
+    deadline = time.monotonic() + 20  # the workers notice that they are orphans
+    while _group_is_alive(process.pid):
+        assert time.monotonic() < deadline, "the workers outlived the run"
+        time.sleep(0.05)
+    with journal.open("a") as file:
+        file.write('{"source": "torn li')
+
+    done = subprocess.run(command("out", 1), cwd=root, capture_output=True, text=True, check=True)
+    kept = int(done.stdout.split(" kept from an earlier run")[0].rpartition("(")[2])
+    assert 40 <= kept < 5 * len(speech)
+    subprocess.run(command("whole", 2), cwd=root, capture_output=True, check=True)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def _group_is_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_full_disk_stops_and_drops_nothing(tmp_path, monkeypatch):
+    for name in "abc":
+        write(tmp_path / "in" / f"{name}.wav")
+
+    def full(self, target):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        with pytest.raises(UserError, match=r"a\.wav: cannot be written \(No space left on device\)"):
+            prepare("vctk", tmp_path / "in", tmp_path / "out", 16000)
+    assert not list((tmp_path / "out").glob("*.csv")) and not list((tmp_path / "out" / "wav").iterdir())
+    assert sum(prepare("vctk", tmp_path / "in", tmp_path / "out", 16000).values()) == 3
+
+
+def test_the_command_line_says_errors_in_one_line(tmp_path, root):
+    (tmp_path / "in").mkdir()
+    command = [sys.executable, "scripts/prepare.py", "--corpus=vctk", f"--source={tmp_path / 'in'}"]
+    done = subprocess.run(
+        [*command, f"--output={tmp_path / 'out'}", "--rate=16000"], cwd=root, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr == f"error: {tmp_path / 'in'}: holds no audio files for vctk\n"
+    assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Manifests
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no column 'path'"),
+        ("path,samples,rate\n", "lists no recordings"),
+        ("path,rate\na.wav,16000\n", "no column 'samples'"),
+        ("path,samples,rate\na.wav,many,16000\n", "line 2 is not a manifest's row"),
+        ("path,samples,rate\na.wav,5\n", "line 2 has 2 columns"),
+        ("path,samples,rate\na.wav,0,16000\n", "without samples"),
+        ("path,samples,rate\na.wav,5,16000\nb.wav,5,48000\n", "different sample rates"),
+    ],
+)
+def test_a_manifest_that_is_none(tmp_path, text, message):
+    (tmp_path / "train.csv").write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        Manifest(tmp_path / "train.csv")
+    assert str(tmp_path / "train.csv") in str(error.value)
