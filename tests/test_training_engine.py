@@ -1,0 +1,415 @@
+"""The six trainers under the engine: resuming, stages, pieces of batches, bad steps, what is written."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from finallyse.audio.io import read
+from finallyse.errors import UserError
+from finallyse.training.base import BaseTrainer
+from finallyse.training.criteria import Criteria
+from finallyse.training.distributed import Group
+from finallyse.training.engine import TRY_AGAIN, Run, train
+from training_parts import (
+    ONE_OF_EACH_TRAINER,
+    assert_same_bits,
+    checkpoint,
+    experiment,
+    history,
+    prepare_resources,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def resources(tmp_path_factory) -> Path:
+    return prepare_resources(tmp_path_factory.mktemp("resources"))
+
+
+# ---------------------------------------------------------------------------------------------------------- resuming
+
+
+class Interrupted(BaseException):
+    """Stands for a kill: nothing of ours may catch it."""
+
+
+def after_step(monkeypatch, step: int, do) -> None:
+    """Call `do` when `step` has been made and nothing about it has been written yet."""
+    original = Run.after
+
+    def after(self, made, *arguments):
+        if made == step:
+            do()
+        original(self, made, *arguments)
+
+    monkeypatch.setattr(Run, "after", after)
+
+
+def die() -> None:
+    raise Interrupted
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("network", ONE_OF_EACH_TRAINER)
+def test_a_killed_run_ends_as_one_never_killed(network, resources, tmp_path, monkeypatch):
+    options = {"train__steps": 5, "train__checkpoint_step": 2, "train__clip__mode": "quantile"}
+    options |= {"generator__ema_decay": 0.9, "data__num_workers": 2 if network == "hifigan" else 0}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert train(experiment(network, resources, whole, **options)) == 0
+    for kill in (1, 4):
+        with monkeypatch.context() as patch, pytest.raises(Interrupted):
+            after_step(patch, kill, die)
+            train(experiment(network, resources, broken, **options))
+    assert train(experiment(network, resources, broken, **options)) == 0
+    assert_same_bits(checkpoint(whole, network), checkpoint(broken, network))
+    assert history(whole, network) == history(broken, network)
+    assert [row["step"] for row in history(broken, network)] == [1, 2, 3, 4, 5]
+
+
+@pytest.fixture(scope="module")
+def finished(resources, tmp_path_factory) -> Path:
+    """Results of a run of four steps of stage 1, saved after each two."""
+    results = tmp_path_factory.mktemp("finished")
+    assert train(stage1(resources, results)) == 0
+    return results
+
+
+def stage1(resources: Path, results: Path, **changes) -> dict:
+    small = {"train__steps": 4, "train__checkpoint_step": 2, "train__log_step": 2}
+    return experiment("finally_stage1", resources, results, **(small | changes))
+
+
+def test_sigterm_saves_and_asks_for_another_start(resources, finished, tmp_path, monkeypatch, caplog):
+    with monkeypatch.context() as patch:
+        after_step(patch, 3, terminate)
+        handler = signal.getsignal(signal.SIGTERM)
+        assert train(stage1(resources, tmp_path)) == TRY_AGAIN
+        assert signal.getsignal(signal.SIGTERM) == handler
+    assert (tmp_path / "state/finally_stage1/step-00000003.json").is_file()
+    assert not (tmp_path / "finally_stage1.ckpt").exists()
+    assert train(stage1(resources, tmp_path)) == 0
+    assert_same_bits(checkpoint(tmp_path, "finally_stage1"), checkpoint(finished, "finally_stage1"))
+
+
+def test_a_time_limit_stops_after_a_step_at_least_and_is_continued(resources, finished, tmp_path):
+    limited = stage1(resources, tmp_path, train__stop_after=1e-9)
+    assert [train(limited) for _ in range(4)] == [TRY_AGAIN] * 3 + [0]
+    assert_same_bits(checkpoint(tmp_path, "finally_stage1"), checkpoint(finished, "finally_stage1"))
+
+
+def test_a_lost_checkpoint_is_written_from_the_last_state(resources, tmp_path, monkeypatch):
+    train(stage1(resources, tmp_path, train__steps=1))
+    before = checkpoint(tmp_path, "finally_stage1")
+    (tmp_path / "finally_stage1.ckpt").unlink()
+    monkeypatch.setattr(BaseTrainer, "begin", die)
+    assert train(stage1(resources, tmp_path, train__steps=1)) == 0
+    assert_same_bits(before, checkpoint(tmp_path, "finally_stage1"))
+
+
+def test_a_truncated_state_falls_back_and_ends_the_same(resources, finished, tmp_path, caplog):
+    train(stage1(resources, tmp_path, train__steps=3))
+    newest = tmp_path / "state/finally_stage1/step-00000003.pt"
+    newest.write_bytes(newest.read_bytes()[:5000])
+    assert train(stage1(resources, tmp_path)) == 0
+    assert "damaged (5000 bytes" in caplog.text
+    assert_same_bits(checkpoint(tmp_path, "finally_stage1"), checkpoint(finished, "finally_stage1"))
+    assert history(tmp_path, "finally_stage1") == history(finished, "finally_stage1")
+
+
+def test_a_changed_recipe_starts_anew_and_says_why(resources, tmp_path, caplog):
+    train(stage1(resources, tmp_path, train__steps=1))
+    train(stage1(resources, tmp_path, train__steps=1, generator__optimizer__lr=1e-5))
+    assert "generator.optimizer.lr: 0.0002 -> 1e-05" in caplog.text
+    assert [row["lr_generator"] for row in history(tmp_path, "finally_stage1")] == [1e-5]
+    assert (tmp_path / "state/finally_stage1/superseded/history.csv").is_file()
+
+
+# ------------------------------------------------------------------------------------------------- stages hand over
+
+
+def test_stages_hand_over(resources, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    one_step = {"train__steps": 1}
+    assert train(experiment("finally_stage1", resources, tmp_path, **one_step)) == 0
+    weights = {"finally_stage1": checkpoint(tmp_path, "finally_stage1")}
+    for network, before in (
+        ("finally_stage2", "finally_stage1"),
+        ("finally_stage3_pretrain", "finally_stage2"),
+        ("finally_stage3", "finally_stage3_pretrain"),
+    ):
+        start = str(tmp_path / f"{before}.ckpt")
+        # so small a step that what was taken over can be told from what was drawn anew
+        options = one_step | {"generator__init_from": start, "generator__optimizer__lr": 1e-9}
+        caplog.clear()
+        assert train(experiment(network, resources, tmp_path, **options)) == 0
+        weights[network] = checkpoint(tmp_path, network)
+        assert f"from {start}" in caplog.text
+        shared = weights[network].keys() & weights[before].keys()
+        for name in (name for name in shared if name.startswith("generator.")):
+            torch.testing.assert_close(weights[network][name], weights[before][name], atol=1e-6, rtol=0)
+        if network == "finally_stage3_pretrain":
+            head = [name for name in weights[network] if "upsamplewaveunet" in name]
+            assert head and not any("upsamplewaveunet" in name for name in weights[before])
+            assert "new: upsamplewaveunet.*" in caplog.text and "frozen: " in caplog.text
+            assert all(torch.equal(weights[network][name], weights[before][name]) for name in shared)
+    assert any(name.startswith("ms-stft_disc.") for name in weights["finally_stage2"])
+
+
+def test_a_stage_that_does_not_fit_is_an_error(resources, tmp_path):
+    train(experiment("finally_stage1", resources, tmp_path, train__steps=1))
+    start = {"generator__init_from": str(tmp_path / "finally_stage1.ckpt"), "train__steps": 1}
+    with pytest.raises(UserError, match=r"finally_stage1\.ckpt lacks upsamplewaveunet"):
+        train(experiment("finally_stage3", resources, tmp_path, **start))
+    wider = experiment("finally_stage2", resources, tmp_path, **start)
+    wider["generator"]["args"]["waveunet_block_widths"] = [8, 12, 16, 32]
+    with pytest.raises(UserError, match=r"has shape .* the network here"):
+        train(wider)
+    with pytest.raises(UserError, match="no such checkpoint"):
+        train(experiment("finally_stage2", resources, tmp_path, **(start | {"generator__init_from": "nowhere.ckpt"})))
+
+
+def test_discriminators_are_fresh_unless_configured(resources, tmp_path):
+    first = experiment("finally_stage2", resources, tmp_path, train__steps=2)
+    assert train(first) == 0
+    trained = checkpoint(tmp_path, "finally_stage2")
+    start = str(tmp_path / "finally_stage2.ckpt")
+    still = {"train__steps": 1, "exp__run_name": "next", "discriminators__optimizer__lr": 1e-12}
+    kept = still | {"discriminators__init_from": start}
+    for options, same in ((still, False), (kept, True)):
+        assert train(experiment("finally_stage2", resources, tmp_path, **options)) == 0
+        weights = checkpoint(tmp_path, "next")
+        name = next(n for n in weights if n.startswith("ms-stft_disc") and n.endswith("original1"))
+        assert torch.allclose(weights[name], trained[name], atol=1e-9) == same
+
+
+# ------------------------------------------------------------------------------------------------ the mathematics
+
+
+@pytest.mark.parametrize("network", ONE_OF_EACH_TRAINER)
+def test_pieces_of_a_batch_give_the_result_of_the_whole(network, resources, tmp_path):
+    rows = []
+    for size in (None, 3):
+        options = {"data__batch_size": 4, "data__sub_batch_size": size, "train__steps": 2}
+        assert train(experiment(network, resources, tmp_path / str(size), **options)) == 0
+        rows.append(history(tmp_path / str(size), network))
+    for whole, pieces in zip(*rows, strict=True):
+        assert whole.keys() == pieces.keys()
+        for key in whole:  # a gradient through magnitudes near zero holds fewer digits than the losses
+            assert whole[key] == pytest.approx(pieces[key], rel=1e-3 if key.startswith("grad") else 2e-5), key
+
+
+def test_wavlm_runs_once_per_batch(resources, tmp_path, monkeypatch):
+    from finallyse.models.wavlm import Transformer
+
+    calls = []
+    original = Transformer.forward
+    monkeypatch.setattr(Transformer, "forward", lambda self, x: calls.append(x.shape[0]) or original(self, x))
+    monkeypatch.setattr("finallyse.training.validation.Validation.run", lambda *_: {"step": 1, "items": 0, "seconds": 0})
+    options = {"data__batch_size": 4, "data__sub_batch_size": 2, "train__steps": 3}
+    assert train(experiment("finally_stage2", resources, tmp_path, **options)) == 0
+    assert calls == [4, 4, 4]
+
+
+def test_the_frames_of_a_segment_are_those_of_its_place_in_the_context(resources):
+    settings = experiment("finally_stage1", resources, Path("unused"))
+    keys = {"wav", "input_wav", "context_wav", "start"}
+    trainer = _trainer(settings, keys)
+    context = 0.1 * torch.randn(2, 65536)
+    starts = torch.tensor([0, 320 * 179])
+    segment = torch.stack([wav[start : start + 8192] for wav, start in zip(context, starts, strict=True)])
+    from finallyse.training.batches import Batch
+
+    batch = Batch({"input_wav": segment.unsqueeze(1), "context_wav": context, "start": starts}, ["a", "b"])
+    features, whole = trainer.ssl_features(batch), trainer.wavlm.last_hidden_state(context)
+    assert features.shape[-1] == 25 and whole.shape[-1] == 204
+    assert torch.equal(features[0], whole[0, :, :25]) and torch.equal(features[1], whole[1, :, 179:])
+
+
+def _trainer(settings: dict, keys: set[str]) -> BaseTrainer:
+    from finallyse.training import trainers_registry
+
+    return trainers_registry[settings["trainer"]](settings, Group(torch.device("cpu")), keys)
+
+
+def test_bf16_stays_close_to_fp32(resources, tmp_path):
+    rows = {}
+    for precision in ("fp32", "bf16"):
+        options = {"train__precision": precision, "train__steps": 2}
+        assert train(experiment("finally_stage2", resources, tmp_path / precision, **options)) == 0
+        rows[precision] = history(tmp_path / precision, "finally_stage2")
+    for one, other in zip(rows["fp32"], rows["bf16"], strict=True):
+        assert one["generator"] == pytest.approx(other["generator"], rel=0.05)
+        assert one["discriminator"] == pytest.approx(other["discriminator"], rel=0.01)
+
+
+def test_the_checkpoint_holds_the_average_where_one_is_kept(resources, tmp_path):
+    options = {"train__steps": 2, "generator__ema_decay": 1.0}
+    assert train(experiment("finally_stage1", resources, tmp_path / "average", **options)) == 0
+    plain = {"train__steps": 2, "generator__optimizer__lr": 1e-12}
+    assert train(experiment("finally_stage1", resources, tmp_path / "start", **plain)) == 0
+    average, start = (checkpoint(tmp_path / name, "finally_stage1") for name in ("average", "start"))
+    torch.testing.assert_close(average, start, atol=1e-9, rtol=0)  # a decay of 1 keeps the first weights
+
+
+# ---------------------------------------------------------------------------------------------------- bad steps
+
+
+def spoil(monkeypatch, *steps: int) -> None:
+    """Make the generator's first loss NaN at these steps (counted from 1)."""
+    original, made = Criteria.forward, []
+
+    def forward(self, inputs):
+        total, values = original(self, inputs)
+        if self.kind == "generator":
+            made.append(0)
+            if len(made) in steps:
+                total, values[0] = total * float("nan"), float("nan")
+        return total, values
+
+    monkeypatch.setattr(Criteria, "forward", forward)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(resources, finished, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        spoil(patch, 4)
+        with pytest.raises(UserError) as error:
+            train(stage1(resources, tmp_path))
+    message = str(error.value)
+    assert "step 4: not finite: generator, lmos, gradient of the generator" in message
+    assert "step-00000002.pt" in message and message.count("\n") == 0
+    names = [name for name in ("alpha_01", "joe_01", "kumo_04", "nezumi_01", "tebukuro_04") if name in message]
+    assert 1 <= len(names) <= 2
+    assert history(tmp_path, "finally_stage1")[:3] == history(finished, "finally_stage1")[:3]
+    assert train(stage1(resources, tmp_path)) == 0  # from the last good state
+    assert_same_bits(checkpoint(tmp_path, "finally_stage1"), checkpoint(finished, "finally_stage1"))
+
+
+def test_bad_steps_are_skipped_within_a_bound(resources, tmp_path, monkeypatch, caplog):
+    options = {"train__on_nonfinite": "skip", "train__max_skips": 2}
+    with monkeypatch.context() as patch:
+        spoil(patch, 2, 3)
+        assert train(stage1(resources, tmp_path / "few", **options)) == 0
+    assert "step 2: not finite" in caplog.text and "skip 2 of at most 2" in caplog.text
+    assert all(torch.isfinite(value).all() for value in checkpoint(tmp_path / "few", "finally_stage1").values())
+    with monkeypatch.context() as patch:
+        spoil(patch, 1, 2, 3)
+        with pytest.raises(UserError, match=r"step 3: not finite.*2 steps were skipped before"):
+            train(stage1(resources, tmp_path / "many", **options))
+
+
+# ------------------------------------------------------------------------------------------------ what is written
+
+
+def test_what_a_run_writes(resources, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    settings = experiment(
+        "hifipp_denoise", resources, tmp_path, train__steps=4, train__log_step=2, train__val_step=2, exp__tensorboard=True
+    )
+    settings["exp"]["wandb"]["mode"] = "offline"
+    home_before = set(Path.home().iterdir())
+    assert train(settings) == 0
+    assert set(Path.home().iterdir()) == home_before
+    rows = history(tmp_path, "hifipp_denoise")
+    losses = {"generator", "l1_mel_loss", "gen_loss", "feature_loss", "discriminator", "disc_loss"}
+    rates = {"lr_generator", "lr_discriminator", "grad_norm_generator", "grad_norm_discriminator"}
+    assert [row["step"] for row in rows] == [1, 2, 3, 4] and rows[0].keys() == losses | rates | {"step"}
+    assert rows[0]["generator"] == pytest.approx(
+        45 * rows[0]["l1_mel_loss"] + rows[0]["gen_loss"] + 2 * rows[0]["feature_loss"], rel=1e-5
+    )
+    folder = tmp_path / "state" / "hifipp_denoise"
+    with (folder / "validation.csv").open(newline="") as file:
+        validations = list(csv.DictReader(file))
+    assert [row["step"] for row in validations] == ["2", "4"] and np.isfinite(float(validations[0]["si_sdr"]))
+    (samples,) = (folder / "samples").iterdir()
+    assert sorted(path.name for path in samples.iterdir()) == [
+        "input.wav",
+        "output-00000002.wav",
+        "output-00000004.wav",
+        "target.wav",
+    ]
+    assert len({len(read(path)[0]) for path in samples.iterdir()}) == 1
+    lines = [line for line in caplog.text.splitlines() if " it/s | ETA " in line]
+    assert len(lines) == 2 and "step 2/4 50.0%" in lines[0] and "lr_generator 0.0002" in lines[0]
+    assert list((folder / "wandb").rglob("*.wandb")) and list((folder / "tensorboard").iterdir())
+
+
+def test_wandb_continues_under_its_id(resources, tmp_path, monkeypatch):
+    settings = stage1(resources, tmp_path)
+    settings["exp"]["wandb"]["mode"] = "offline"
+    with monkeypatch.context() as patch:
+        after_step(patch, 2, terminate)
+        assert train(settings) == TRY_AGAIN
+    (first,) = (tmp_path / "state/finally_stage1/wandb/wandb").glob("offline-run-*")
+    assert train(settings) == 0
+    runs = list((tmp_path / "state/finally_stage1/wandb/wandb").glob("offline-run-*"))
+    assert len(runs) == 2 and len({path.name.rsplit("-", 1)[1] for path in (*runs, first)}) == 1
+
+
+# ------------------------------------------------------------------------------------------ mistakes told at once
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_without_cuda_is_told_in_one_line(resources, tmp_path):
+    with pytest.raises(UserError, match=r"exp\.device=cuda.*use exp\.device=auto"):
+        train(stage1(resources, tmp_path, exp__device="cuda"))
+
+
+def without_wavlm(settings: dict) -> None:
+    settings["wavlm"] = None
+
+
+def without_discriminators(settings: dict) -> None:
+    settings["discriminators"]["parts"] = {}
+
+
+def without_their_loss(settings: dict) -> None:
+    settings["losses"]["discriminator"] = {}
+
+
+def wrong_prefix(settings: dict) -> None:
+    settings["generator"]["train_only"] = ["head"]
+
+
+def wrong_data(settings: dict) -> None:
+    settings["data"]["train"] = settings["data"]["validation"]
+    settings["data"]["train"]["args"]["target_manifest"] = None
+
+
+def stage1_trainer(settings: dict) -> None:
+    settings["trainer"] = "finally_stage1_trainer"
+
+
+@pytest.mark.parametrize(
+    "mistake,message",
+    [
+        (without_wavlm, "takes WavLM's features; set `wavlm`"),
+        (without_discriminators, r"losses\.generator\.gen_loss needs 'logits_fake': there are no discriminators"),
+        (without_their_loss, r"discriminators\.parts without losses\.discriminator"),
+        (wrong_prefix, "no parameter begins with 'head'; the parts are "),
+        (wrong_data, "targets at 16000 Hz; the generator makes 48000 Hz"),
+        (stage1_trainer, r"no adversarial training; remove discriminators\.parts"),
+    ],
+)
+def test_parts_that_do_not_fit_are_told_before_the_first_step(mistake, message, resources, tmp_path):
+    settings = experiment("finally_stage3", resources, tmp_path)
+    mistake(settings)
+    with pytest.raises(UserError, match=message):
+        train(settings)

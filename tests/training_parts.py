@@ -1,0 +1,131 @@
+"""What the training tests train on: the demo's experiments over a few embedded clips, prepared as the workflow does."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from finallyse.audio.io import read, write_wav
+from finallyse.audio.resample import resample
+from finallyse.corpora.manifest import COLUMNS, write_csv
+
+ROOT = Path(__file__).resolve().parents[1]
+NETWORKS = (
+    "hifigan",
+    "hifipp_bwe1",
+    "hifipp_bwe2",
+    "hifipp_bwe4",
+    "hifipp_denoise",
+    "finally_stage1",
+    "finally_stage2",
+    "finally_stage3_pretrain",
+    "finally_stage3",
+)
+ONE_OF_EACH_TRAINER = tuple(n for n in NETWORKS if n not in ("hifipp_bwe2", "hifipp_bwe4", "hifipp_denoise"))
+CLIPS = {"train": ("alpha_01", "joe_01", "kumo_04", "nezumi_01", "tebukuro_04"), "validation": ("alpha_07",)}
+
+
+def prepare_resources(folder: Path) -> Path:
+    """The part of a resources folder that training reads, made from a few clips; WavLM is a small random one."""
+    rng = np.random.default_rng(0)
+    for rate in (16000, 48000):
+        for corpus in ("vctk", "libritts-r", "daps"):
+            for split, names in CLIPS.items():
+                _write(folder, corpus, rate, split, {name: _clip(name, rate) for name in names})
+        for split, names in {"train": CLIPS["train"], "validation": CLIPS["validation"], "test": ("joe_07",)}.items():
+            clean = {name: _clip(name, rate) for name in names}
+            noisy = {name: wav + 0.01 * rng.standard_normal(len(wav)) for name, wav in clean.items()}
+            _write(folder, "voicebank", rate, split, clean, noisy)
+        _write(folder, "dns5-noise", rate, "train", {"white": 0.1 * rng.standard_normal(rate)})
+        decay = np.exp(-np.arange(rate // 10) / (0.02 * rate))
+        _write(folder, "dns5-rooms", rate, "train", {"room": 0.3 * decay * rng.standard_normal(rate // 10)})
+        _write(folder, "micirp", rate, "train", {"microphone": np.array([0.9, 0.3, -0.1])})
+    _write_wavlm(folder / "weights" / "wavlm-large")
+    return folder
+
+
+@cache
+def _clip(name: str, rate: int) -> np.ndarray:
+    wav, own_rate = read(ROOT / "resources" / "demo" / "speech" / f"{name}.flac")
+    return 0.9 * resample(wav[: 3 * own_rate], own_rate, rate)
+
+
+def _write(folder: Path, corpus: str, rate: int, split: str, wavs: Mapping, noisy: Mapping | None = None) -> None:
+    prepared, rows = folder / "prepared" / corpus / str(rate), []
+    for name, wav in wavs.items():
+        row = {"path": f"wav/{name}.wav", "samples": len(wav), "rate": rate, "speaker": name.split("_")[0]}
+        row |= {"split": split, "peak": float(np.abs(wav).max()), "source_checksum": "0" * 64, "gain": 1}
+        (prepared / "wav").mkdir(parents=True, exist_ok=True)
+        write_wav(prepared / row["path"], wav, rate, overload="scale")
+        if noisy:
+            row["noisy_path"] = f"wav/{name}_noisy.wav"
+            write_wav(prepared / row["noisy_path"], noisy[name], rate, overload="scale")
+        rows.append(row | {"offset": 0})
+    write_csv(prepared / f"{split}.csv", (*COLUMNS, "offset", *(["noisy_path"] if noisy else [])), rows)
+
+
+def _write_wavlm(folder: Path) -> None:
+    from finallyse.audio.torchaudio_shim import torchaudio  # noqa: F401  transformers imports it
+    from transformers import WavLMConfig, WavLMModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    convolutions = {"conv_dim": [16] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
+    config = WavLMConfig(**sizes, **convolutions, feat_extract_norm="layer", do_stable_layer_norm=True)
+    WavLMModel(config).eval().save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": True}))
+
+
+@cache
+def _demo() -> dict:
+    from finallyse.config import load_pipeline
+    from finallyse.schema import build_schema
+
+    files = [ROOT / "config" / "config.yaml", ROOT / "config" / "demo.yaml"]
+    overrides = {"results": "RESULTS", "resources": "RESOURCES"}
+    return load_pipeline(files, overrides, build_schema())["experiments"]
+
+
+def experiment(network: str, resources: Path, results: Path, **changes) -> dict:
+    """The demo's experiment of a network, smaller still; `changes` are dotted options with `__` for the dots."""
+    text = json.dumps(_demo()[network]).replace("RESULTS", str(results)).replace("RESOURCES", str(resources))
+    made = copy.deepcopy(json.loads(text))
+    small = {"data__batch_size": 2, "data__sub_batch_size": None, "data__num_workers": 0, "exp__threads": 1}
+    small |= {"metrics": ["si_sdr"], "train__val_items": 1, "train__val_step": None, "generator__init_from": None}
+    for key, value in (small | changes).items():
+        *path, last = key.split("__")
+        inside = made
+        for step in path:
+            inside = inside[step]
+        assert last in inside, key
+        inside[last] = value
+    return made
+
+
+def history(results: Path, network: str) -> list[dict[str, float]]:
+    """The rows of history.csv without what a clock measured."""
+    with (results / "state" / network / "history.csv").open(newline="") as file:
+        return [{k: float(v) for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def checkpoint(results: Path, network: str) -> dict:
+    """All weights of a checkpoint, flat."""
+    loaded = torch.load(results / f"{network}.ckpt", weights_only=True)
+    weights = {f"generator.{name}": value for name, value in loaded["generator"].items()}
+    for part, state in loaded["discriminators"].items():
+        weights |= {f"{part}.{name}": value for name, value in state.items()}
+    return weights
+
+
+def assert_same_bits(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> None:
+    """Every weight equal, bit for bit."""
+    assert one.keys() == other.keys()
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not different, f"{len(different)} of {len(one)} weights differ, e.g. {different[0]}"
