@@ -37,6 +37,7 @@ class Strings(Sequence[str]):
         return len(self._ends) - 1
 
     def __getitem__(self, index: int) -> str:
+        index = range(len(self))[index]  # negative ones count from the end; IndexError beyond
         start, end = self._ends[index], self._ends[index + 1]
         return self._bytes[start:end].tobytes().decode("utf-8", "surrogateescape")
 

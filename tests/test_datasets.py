@@ -1,0 +1,359 @@
+"""Datasets: what items hold, that they depend on (seed, epoch, index) alone, errors."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import scipy.signal
+import soundfile as sf
+import torch
+
+from finallyse.audio.io import read, write_wav
+from finallyse.audio.mel import LogMel
+from finallyse.audio.resample import resample
+from finallyse.corpora.manifest import COLUMNS, Manifest, write_csv
+from finallyse.datasets import datasets_registry
+from finallyse.datasets.bandwidth import without_highs
+from finallyse.errors import UserError
+from small_corpora import lag, make_corpora, recipe
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory, speech):
+    return make_corpora(tmp_path_factory.mktemp("corpora"), speech)
+
+
+def manifest(corpora: dict, corpus: str, rate: int = 16000, split: str = "train") -> str:
+    return str(corpora[corpus] / str(rate) / f"{split}.csv")
+
+
+def build(name: str, corpora: dict, **options):
+    """A dataset for training, of the small corpora."""
+    arguments = {
+        "mel_dataset": lambda: {"manifest": manifest(corpora, "libritts-r"), "segment": 8192},
+        "vctk": lambda: {"manifest": manifest(corpora, "libritts-r"), "segment": 8192, "input_freq": 2000},
+        "voicebank": lambda: {"manifest": manifest(corpora, "voicebank"), "segment": 8192},
+        "augmented_libritts-r": lambda: {
+            "manifest": manifest(corpora, "libritts-r"),
+            "augmentations": recipe(corpora, 16000),
+        },
+        "augmented_daps": lambda: {
+            "manifest": manifest(corpora, "daps", 48000),
+            "augmentations": recipe(corpora, 48000),
+            "virtual_len": 1000,
+            "silence_ratio": 0.2,
+        },
+        "finally_dataset": lambda: {"folder": str(corpora["sources"] / "voicebank" / "noisy")},
+        "vctk-demand": lambda: {
+            "manifest": manifest(corpora, "voicebank", 16000, "test"),
+            "target_manifest": manifest(corpora, "voicebank", 48000, "test"),
+        },
+    }
+    return datasets_registry[name](**{**arguments[name](), **options})
+
+
+SEEDED = ["mel_dataset", "vctk", "voicebank", "augmented_libritts-r", "augmented_daps"]
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(
+        torch.equal(a[key], b[key]) if torch.is_tensor(a[key]) else a[key] == b[key] for key in a
+    )
+
+
+@pytest.mark.parametrize("name", datasets_registry)
+def test_items_hold_what_they_say(name, corpora):
+    dataset = build(name, corpora)
+    item = dataset[(3, 1 % len(dataset))]
+    length = len(item["input_wav"])
+    assert isinstance(item["name"], str) and "/" not in item["name"] and not item["name"].endswith(".wav")
+    for key, value in item.items():
+        if torch.is_tensor(value):
+            assert value.dtype == torch.float32 and torch.isfinite(value).all(), key
+            assert "wav" not in key or (value.dim() == 1 and value.abs().max() <= 1), key
+    if name != "finally_dataset":
+        assert len(item["wav"]) * dataset.input_rate == length * dataset.output_rate
+    expected = {
+        "mel_dataset": (8192, 16000, 16000),
+        "vctk": (8192, 16000, 16000),
+        "voicebank": (8192, 16000, 16000),
+        "augmented_libritts-r": (8192, 16000, 16000),
+        "augmented_daps": (8192, 16000, 48000),
+        "finally_dataset": (length, 16000, 16000),
+        "vctk-demand": (length, 16000, 48000),
+    }
+    assert (length, dataset.input_rate, dataset.output_rate) == expected[name]
+
+
+@pytest.mark.parametrize("name", datasets_registry)
+def test_an_item_is_a_function_of_seed_epoch_and_index(name, corpora):
+    first, second = build(name, corpora), build(name, corpora)
+    last = len(first) - 1
+    keys = [(0, 0), (1, 0), (0, last), (7, last)]
+    backwards = [second[key] for key in reversed(keys)][::-1]
+    assert all(same(first[key], other) for key, other in zip(keys, backwards, strict=True))
+    assert same(first[0], first[(0, 0)]) and same(first[-1], first[(0, last)])
+    with pytest.raises(IndexError):
+        first[len(first)]
+    if name in SEEDED:
+        assert not same(first[(0, 0)], first[(1, 0)])
+        assert not same(first[(0, 0)], build(name, corpora, seed=1)[(0, 0)])
+    else:
+        assert same(first[(0, 0)], first[(1, 0)])
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("name", ["augmented_libritts-r", "augmented_daps", "mel_dataset"])
+def test_the_number_of_workers_changes_nothing(name, corpora):
+    dataset = build(name, corpora)
+    keys = [[(epoch, index)] for epoch in (0, 5) for index in range(4)]
+    runs = [
+        list(torch.utils.data.DataLoader(dataset, batch_sampler=keys, collate_fn=lambda b: b[0], num_workers=workers))
+        for workers in (0, 2, 8)
+    ]
+    for run in runs[1:]:
+        assert all(same(a, b) for a, b in zip(runs[0], run, strict=True))
+
+
+@pytest.mark.parametrize("name", ["mel_dataset", "vctk", "voicebank", "augmented_libritts-r", "augmented_daps"])
+def test_whole_recordings_for_validation(name, corpora):
+    dataset = build(name, corpora, segment=None)
+    recordings = Manifest(dataset.manifest.file)
+    assert len(dataset) == len(recordings)
+    for index in range(2):
+        samples = int(recordings.samples[index])
+        item = dataset[index]
+        assert abs(len(item["wav"]) - samples) < (256 if name == "mel_dataset" else 3)
+        assert same(item, dataset[(0, index)])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One by one
+
+
+def test_mels_belong_to_the_wav(corpora):
+    dataset = build("mel_dataset", corpora, fmax=6000.0)
+    item = dataset[(0, 1)]
+    assert item["mel"].shape == item["mel_for_loss"].shape == (80, 32)
+    assert torch.equal(item["mel"], LogMel(16000, 1024, 256, 1024, 80, 0, 6000)(item["wav"][None])[0])
+    assert torch.equal(item["mel_for_loss"], LogMel(16000, 1024, 256, 1024, 80, 0, 8000)(item["wav"][None])[0])
+    assert item["wav"].abs().max() == pytest.approx(0.95, abs=1e-4) and torch.equal(item["wav"], item["input_wav"])
+    with pytest.raises(UserError, match="multiple of hop"):
+        build("mel_dataset", corpora, segment=8000)
+
+
+def test_ready_made_mels_belong_to_the_segment(corpora, tmp_path):
+    whole = build("mel_dataset", corpora, segment=None, mels_folder=None)
+    for index in range(len(whole)):
+        frames = int(whole.manifest.samples[index]) // 256
+        np.save(tmp_path / f"{whole.manifest.name(index)}.npy", np.tile(np.arange(frames, dtype=np.float32), (80, 1)))
+    dataset = build("mel_dataset", corpora, mels_folder=str(tmp_path))
+    for epoch in range(4):
+        item = dataset[(epoch, 0)]
+        first = int(item["mel"][0, 0])
+        wav = read(dataset.manifest.path(0), first * 256, 8192)[0]
+        np.testing.assert_array_equal(item["wav"].numpy(), wav)
+        np.testing.assert_array_equal(item["mel"][5].numpy(), np.arange(first, first + 32))
+    (tmp_path / f"{whole.manifest.name(0)}.npy").unlink()
+    with pytest.raises(UserError, match=r"\.npy: cannot be read as the mel of"):
+        dataset[0]
+
+
+@pytest.mark.parametrize("lowpass", ["polyphase", "decimate"])
+@pytest.mark.parametrize("input_freq", [1000, 2000, 4000])
+def test_bandwidth_inputs_have_no_highs(corpora, lowpass, input_freq):
+    item = build("vctk", corpora, input_freq=input_freq, lowpass=lowpass)[(0, 1)]
+    assert item["wav"].abs().max() == pytest.approx(0.95, abs=1e-4)
+    assert item["input_wav"].abs().max() == pytest.approx(0.95, abs=1e-4)
+    frequencies, power = scipy.signal.welch(item["input_wav"].numpy(), 16000, nperseg=1024)
+    _, target = scipy.signal.welch(item["wav"].numpy(), 16000, nperseg=1024)
+    high = frequencies > 1.25 * input_freq
+    assert power[high].sum() < 1e-3 * power.sum() and power[high].sum() < 0.1 * target[high].sum() + 1e-9
+    assert lag(item["wav"].numpy(), item["input_wav"].numpy(), 100) == 0
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_lowpass_is_scipys(factor, speech_16k):
+    wav = speech_16k[:8192]
+    low = scipy.signal.resample_poly(wav, 1, factor)
+    np.testing.assert_allclose(
+        without_highs(wav, factor, "polyphase"), scipy.signal.resample_poly(low, factor, 1)[:8192], atol=1e-6
+    )
+    low = scipy.signal.decimate(wav, factor)
+    np.testing.assert_allclose(
+        without_highs(wav, factor, "decimate"), scipy.signal.resample_poly(low, factor, 1)[:8192], atol=1e-5
+    )
+    for length in (1, 2, 7, 100):
+        assert without_highs(wav[:length], factor, "decimate").shape == (length,)
+
+
+def test_random_lowpass_is_both(corpora):
+    random = build("vctk", corpora)
+    fixed = {kind: build("vctk", corpora, lowpass=kind) for kind in ("polyphase", "decimate")}
+    kinds = [next(k for k, d in fixed.items() if same(random[(e, 0)], d[(e, 0)])) for e in range(20)]
+    assert set(kinds) == {"polyphase", "decimate"}
+    with pytest.raises(UserError, match="must divide"):
+        build("vctk", corpora, input_freq=3000)
+
+
+def test_voicebank_pairs_stay_in_step(corpora):
+    item = build("voicebank", corpora)[(2, 0)]
+    assert lag(item["wav"].numpy(), item["input_wav"].numpy(), 1000) == 0
+    assert not torch.equal(item["wav"], item["input_wav"])
+    with pytest.raises(UserError, match="has no column 'noisy_path'"):
+        datasets_registry["voicebank"](manifest(corpora, "libritts-r"))
+
+
+def test_libritts_segments_lie_in_their_context(corpora):
+    dataset = build("augmented_libritts-r", corpora)
+    starts = set()
+    for epoch in range(6):
+        item = dataset[(epoch, 0)]
+        start = item["start"]
+        starts.add(start)
+        assert item["context_wav"].shape == (65536,) and start % 320 == 0 and 0 <= start <= 65536 - 8192
+        assert torch.equal(item["input_wav"], item["context_wav"][start : start + 8192])
+    assert len(starts) > 3
+    clean = datasets_registry["augmented_libritts-r"](manifest(corpora, "libritts-r"), [])[(1, 0)]
+    assert torch.equal(clean["wav"], clean["input_wav"])
+
+
+def test_degraded_inputs_are_in_step_with_their_targets(corpora):
+    gentle = {"augmentations": [link for link in recipe(corpora, 16000) if link["name"] != "vibrato"]}
+    item = build("augmented_libritts-r", corpora, **gentle, segment=None)[(0, 1)]
+    assert abs(lag(item["wav"].numpy(), item["input_wav"].numpy(), 500)) <= 2  # up to 8 augmentations in a row
+    gentle = {"augmentations": [{"name": "codec"}]}
+    item = build("augmented_daps", corpora, **gentle, segment=96000)[(0, 1)]
+    assert abs(lag(resample(item["wav"].numpy(), 48000, 16000), item["input_wav"].numpy(), 500)) <= 1
+
+
+def test_daps_segments_come_from_everywhere(corpora):
+    dataset = build("augmented_daps", corpora, augmentations=[], silence_ratio=0.0, virtual_len=5000)
+    assert len(dataset) == 5000
+    rows = [dataset._segment(0, index)[0] for index in range(3000)]
+    share = np.bincount(rows, minlength=len(dataset.manifest)) / 3000
+    np.testing.assert_allclose(share, dataset.manifest.samples / dataset.manifest.samples.sum(), atol=0.04)
+
+
+def test_daps_silence_lies_around_the_speech(corpora):
+    dataset = build("augmented_daps", corpora, augmentations=[], silence_ratio=0.5)
+    before, after, total = [], [], []
+    for index in range(200):
+        sounding = np.flatnonzero(dataset[(0, index)]["wav"].numpy())
+        before.append(sounding[0])
+        after.append(24575 - sounding[-1])
+        total.append(before[-1] + after[-1])
+    assert np.mean(total) == pytest.approx(0.25 * 24576, rel=0.2) and max(total) < 0.55 * 24576
+    assert np.mean(before) == pytest.approx(np.mean(after), rel=0.4)
+
+
+def test_vctk_demand_at_both_rates(corpora):
+    both = build("vctk-demand", corpora)
+    alone = build("vctk-demand", corpora, target_manifest=None)
+    assert (alone.input_rate, alone.output_rate) == (16000, 16000) and len(alone) == len(both)
+    assert torch.equal(both[0]["input_wav"], alone[0]["input_wav"])
+    down = resample(both[0]["wav"].numpy(), 48000, 16000)
+    assert np.abs(down - alone[0]["wav"].numpy()).mean() < 1e-3
+    limited = build("vctk-demand", corpora, manifest=manifest(corpora, "voicebank"), target_manifest=None, limit=3)
+    names = [Manifest(manifest(corpora, "voicebank")).name(i) for i in (0, -1)]
+    assert len(limited) == 3 and [limited[0]["name"], limited[-1]["name"]] == names
+    with pytest.raises(UserError, match="lists no"):
+        build("vctk-demand", corpora, target_manifest=manifest(corpora, "voicebank", 48000, "train"))
+
+
+def test_a_folder_of_anything(tmp_path, speech_48k):
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    stereo = np.stack([speech_48k, np.zeros_like(speech_48k)], axis=1)
+    sf.write(tmp_path / "deep" / "er" / "ä b.flac", stereo, 48000)
+    sf.write(tmp_path / "one.wav", speech_48k[:48000], 48000)
+    sf.write(tmp_path / "one.ogg", speech_48k[:48000], 48000)
+    (tmp_path / "notes.txt").write_text("no audio")
+    dataset = datasets_registry["finally_dataset"](str(tmp_path))
+    items = {item["name"]: item for item in (dataset[i] for i in range(len(dataset)))}
+    assert set(items) == {"deep_er_ä b", "one.wav", "one.ogg"}
+    expected = resample(0.5 * speech_48k, 48000, 16000)
+    np.testing.assert_allclose(items["deep_er_ä b"]["input_wav"].numpy(), expected, atol=1e-3)
+    (tmp_path / "empty.wav").write_bytes(b"")
+    with pytest.raises(UserError, match=r"empty\.wav: the file is empty"):
+        [item for item in datasets_registry["finally_dataset"](str(tmp_path))]
+    with pytest.raises(UserError, match="holds no audio files"):
+        (tmp_path / "none").mkdir()
+        datasets_registry["finally_dataset"](str(tmp_path / "none"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Short, broken and missing files
+
+
+def list_files(folder, wavs: dict, rate: int = 16000, **more) -> str:
+    rows = []
+    for name, wav in wavs.items():
+        write_wav(folder / name, wav, rate)
+        rows.append({"path": name, "samples": len(wav), "rate": rate, "noisy_path": name, **more})
+    write_csv(folder / "m.csv", [*COLUMNS, "noisy_path"], rows)
+    return str(folder / "m.csv")
+
+
+@pytest.mark.parametrize("name", SEEDED)
+@pytest.mark.parametrize("samples", [1, 700, 8191])
+def test_a_short_recording_is_followed_by_zeros(name, samples, corpora, tmp_path, speech_16k):
+    rate = 48000 if name == "augmented_daps" else 16000
+    path = list_files(tmp_path, {"a.wav": np.maximum(np.abs(speech_16k[20000 : 20000 + samples]), 0.01)}, rate)
+    dataset = build(name, corpora, manifest=path, **({"silence_ratio": 0.0} if name == "augmented_daps" else {}))
+    item = dataset[(0, 0)]
+    wav = item["wav"].numpy()
+    assert len(wav) == (24576 if name == "augmented_daps" else 8192)
+    assert np.all(wav[: samples - 1] != 0) and not wav[samples:].any()
+    assert item.get("start", 0) == 0
+
+
+def test_digital_silence_gives_zeros(corpora, tmp_path):
+    path = list_files(tmp_path, {"a.wav": np.zeros(70000)})
+    for name in ("mel_dataset", "vctk", "voicebank", "augmented_libritts-r"):
+        item = build(name, corpora, manifest=path)[(0, 0)]
+        assert not item["wav"].any() and torch.isfinite(item["input_wav"]).all()
+
+
+def test_errors_name_the_file(corpora, tmp_path):
+    path = list_files(tmp_path, {"a.wav": np.ones(20000) * 0.1})
+    (tmp_path / "a.wav").write_bytes((tmp_path / "a.wav").read_bytes()[:900])
+    for name in ("mel_dataset", "vctk", "voicebank", "augmented_libritts-r"):
+        with pytest.raises(UserError, match=r"a\.wav: cut short"):
+            build(name, corpora, manifest=path)[(1, 0)]
+    sf.write(tmp_path / "a.wav", np.full(20000, np.nan), 16000, subtype="FLOAT")
+    for name in ("mel_dataset", "vctk", "voicebank", "augmented_libritts-r"):
+        with pytest.raises(UserError, match=r"a\.wav.* finite"):
+            build(name, corpora, manifest=path)[(1, 0)]
+    sf.write(tmp_path / "a.wav", np.zeros((20000, 2)), 16000)
+    with pytest.raises(UserError, match=r"a\.wav: has 2 channels"):
+        build("voicebank", corpora, manifest=path)[(1, 0)]
+    (tmp_path / "a.wav").unlink()
+    with pytest.raises(UserError, match=r"a\.wav: No such file"):
+        build("voicebank", corpora, manifest=path)[(1, 0)]
+
+
+@pytest.mark.parametrize("name", SEEDED)
+def test_wrong_arguments(name, corpora):
+    with pytest.raises(UserError, match=r"nowhere\.csv: no such manifest"):
+        build(name, corpora, manifest="nowhere.csv")
+    with pytest.raises(UserError, match="segment=0"):
+        build(name, corpora, segment=0)
+    with pytest.raises(UserError, match="seed=-1"):
+        build(name, corpora, seed=-1)
+    other = 16000 if name == "augmented_daps" else 48000
+    with pytest.raises(UserError, match=f"holds {other} Hz recordings"):
+        build(name, corpora, manifest=manifest(corpora, "voicebank", other))
+    with pytest.raises(UserError, match=r"no argument 'segmnt'.*did you mean 'segment'"):
+        build(name, corpora, segmnt=5)
+
+
+def test_a_manifest_of_100_000_is_small_and_shared(tmp_path):
+    """What a loader process would have to copy: arrays, not lists of objects."""
+    paths = (f"wav/train-clean-360/{i % 900}/{i}/x.wav" for i in range(100_000))
+    write_csv(tmp_path / "m.csv", COLUMNS, ({"path": path, "samples": 9, "rate": 16000} for path in paths))
+    many = Manifest(tmp_path / "m.csv")
+    assert len(many) == 100_000 and many.paths[99_999] == "wav/train-clean-360/99/99999/x.wav"
+    assert len(pickle.dumps(many)) < 12_000_000
+    assert not any(isinstance(value, list) for value in vars(many).values())
