@@ -1,0 +1,191 @@
+"""What the corpora and weights of a configuration cost in bytes, and what of them is here: `finallyse data`."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from finallyse.corpora.collection import files_of_collection
+from finallyse.corpora.locations import COLLECTION, Locations, local_path
+from finallyse.corpora.sources import RemoteFile, Source, read_sources
+from finallyse.corpora.space import RESERVE, megabytes
+from finallyse.status import read_config
+
+
+@dataclasses.dataclass
+class Cost:
+    """Of one source. known, about: bytes; unknown: number of files; here: bytes that need not be fetched any more."""
+
+    source: Source
+    origin: str
+    needed_by: list[str]
+    files: int = 0
+    files_here: int = 0
+    known: int = 0
+    about: int = 0
+    unknown: int = 0
+    here: int = 0
+    left: int = 0
+
+    def add(self, size: int | None, exact: bool, here: int, complete: bool) -> None:
+        """Count one file."""
+        self.files += 1
+        self.files_here += complete
+        self.here += here
+        if size is None:
+            self.unknown += 1
+            return
+        if exact:
+            self.known += size
+        else:
+            self.about += size
+        self.left += 0 if complete else max(0, size - here)
+
+
+def costs(config: dict) -> list[Cost]:
+    """The cost of every source of the registry under a configuration (`finallyse.config.load_pipeline`)."""
+    locations = Locations(read_sources(), config["corpora"], config["resources"])
+    needed_by = _needed_by(config)
+    rows = []
+    for name, source in locations.sources.items():
+        folder = locations.own_folder(name)
+        base_url = locations.base_url(name)
+        path = local_path(base_url)
+        origin = f"folder {folder}" if folder else path if path is not None else urlsplit(base_url).netloc
+        cost = Cost(source, origin, needed_by.get(name, []))
+        if not folder:
+            table = Path(locations.downloaded(name, COLLECTION))
+            there = {path.name for path in files_of_collection(table)} if table.is_file() else None
+            for file in source.files:
+                if there is not None and file.name not in there:
+                    continue  # missing at the source
+                cost.add(*_size(locations, name, file), *_here(Path(locations.downloaded(name, file.name))))
+        rows.append(cost)
+    return rows
+
+
+def _size(locations: Locations, name: str, file: RemoteFile) -> tuple[int | None, bool]:
+    """Bytes of a file, None where nobody knows, and whether that is exact."""
+    downloaded = Path(locations.downloaded(name, file.name))
+    local = locations.local_files(name, file.name)
+    for path in (downloaded, *map(Path, local)):
+        if path.is_file():
+            return path.stat().st_size, True
+    expected = locations.expected(name, file.name)
+    return (expected.bytes, True) if expected.bytes is not None else (expected.about_bytes, False)
+
+
+def _here(path: Path) -> tuple[int, bool]:
+    """Bytes of a file that are here, and whether it is complete."""
+    if path.is_file():
+        return path.stat().st_size, True
+    part = path.with_name(path.name + ".part")
+    return (part.stat().st_size if part.is_file() else 0), False
+
+
+def _needed_by(config: dict) -> dict[str, list[str]]:
+    """source -> networks of the config that read its data or weights."""
+    needed: dict[str, list[str]] = {}
+    for network, experiment in config["experiments"].items():
+        for path in _strings(experiment):
+            for kind in ("prepared", "weights"):
+                prefix = f"{config['resources']}/{kind}/"
+                if path.startswith(prefix):
+                    name = path.removeprefix(prefix).split("/")[0]
+                    if network not in needed.setdefault(name, []):
+                        needed[name].append(network)
+    return needed
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [text for inner in value.values() for text in _strings(inner)]
+    if isinstance(value, list):
+        return [text for inner in value for text in _strings(inner)]
+    return [value] if isinstance(value, str) else []
+
+
+def show_plan(arguments: Sequence[str], console: Console | None = None) -> None:
+    """Print the table. arguments: config files and key=value, as for Snakemake."""
+    config = read_config(arguments)
+    console = console or Console()
+    rows = costs(config)
+    table = Table(title="Corpora and weights", title_justify="left")
+    for column in ("source", "needed by", "from"):
+        table.add_column(column, overflow="fold")
+    for column in ("files", "download", "here", "left"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for cost in rows:
+        table.add_row(
+            cost.source.name,
+            _networks(cost, list(config["experiments"])),
+            escape(cost.origin),
+            f"{cost.files_here} of {cost.files}" if cost.files else "",
+            _download(cost),
+            megabytes(cost.here) if cost.here else "",
+            _left(cost),
+            style=None if cost.needed_by else "dim",
+        )
+    console.print(table)
+    needed = [cost for cost in rows if cost.needed_by]
+    left, about = sum(cost.left for cost in needed), sum(cost.about for cost in needed)
+    unknown = sum(cost.unknown for cost in needed)
+    free = shutil.disk_usage(_existing(Path(config["resources"]))).free
+    console.print(
+        f"The networks of this config need {megabytes(sum(cost.known + cost.about for cost in needed))}"
+        + (f", of which {megabytes(about)} are estimates" if about else "")
+        + (f", and {unknown} files of unknown size" if unknown else "")
+        + f"; {megabytes(left)} are still to be fetched. Free in {config['resources']}: {megabytes(free)}."
+        + (" Not enough." if free < left + RESERVE else ""),
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(
+        "≈ estimate; ? size not known before the download. What is unpacked and prepared needs space beside this.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _networks(cost: Cost, networks: list[str]) -> str:
+    if not cost.needed_by:
+        return f"not trained with ({', '.join(cost.source.used_for)})"
+    return "all networks" if len(cost.needed_by) == len(networks) > 1 else ", ".join(cost.needed_by)
+
+
+def _download(cost: Cost) -> str:
+    parts = []
+    if cost.known or cost.about:
+        parts.append(("≈ " if cost.about else "") + megabytes(cost.known + cost.about))
+    if cost.unknown:
+        parts.append(f"? ({cost.unknown} files)")
+    return " + ".join(parts) or "nothing"
+
+
+def _left(cost: Cost) -> str:
+    if cost.files_here == cost.files:
+        return "–"
+    parts = [("≈ " if cost.about else "") + megabytes(cost.left)] if cost.left else []
+    return " + ".join(parts + (["?"] if cost.unknown else []))
+
+
+def _existing(folder: Path) -> Path:
+    """The folder itself, or the nearest above that exists."""
+    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+
+
+def show_citations(console: Console | None = None) -> None:
+    """Print licence, source and citation of everything in the registry."""
+    console = console or Console()
+    for source in read_sources().values():
+        console.print(f"[bold]{escape(source.name)}[/bold]  {escape(source.title)}", highlight=False)
+        for label, text in (("licence", source.licence), ("from", source.homepage), ("cite", source.citation)):
+            console.print(f"    {label}: {escape(text)}", highlight=False, soft_wrap=True)
