@@ -14,10 +14,6 @@ from finallyse.audio.io import PathLike, _as_user_error, _data_is_cut_short, _pl
 from finallyse.errors import UserError
 
 BLOCK = 1 << 16  # samples per channel
-AUDIO_SUFFIXES = frozenset(
-    (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".aif", ".aiff", ".au", ".caf", ".wma", ".amr")
-    + (".ac3", ".g722", ".w64", ".rf64")
-)
 
 
 class BlockReader:

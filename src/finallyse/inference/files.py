@@ -20,7 +20,8 @@ import numpy as np
 import soundfile as sf
 import soxr
 
-from finallyse.audio.blocks import AUDIO_SUFFIXES, BLOCK, BlockReader
+from finallyse.audio.blocks import BLOCK, BlockReader
+from finallyse.corpora.layouts import audio_files
 from finallyse.errors import UserError
 from finallyse.inference.windows import length_at
 from finallyse.progress import AudioProgress, Progress, duration
@@ -38,22 +39,6 @@ FORMATS = {
 }
 SUBTYPES = ("PCM_16", "PCM_24", "FLOAT")
 WAV_LIMIT = 0xFFFF0000  # bytes; beyond, RF64
-VIDEO_SUFFIXES = (
-    ".mp4",
-    ".m4v",
-    ".mkv",
-    ".mov",
-    ".webm",
-    ".avi",
-    ".mpg",
-    ".mpeg",
-    ".ts",
-    ".wmv",
-    ".flv",
-    ".3gp",
-    ".ogv",
-)
-RECORDINGS = AUDIO_SUFFIXES.union(VIDEO_SUFFIXES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,17 +116,12 @@ def _recordings(inputs: Sequence[str], output: Path) -> Iterator[tuple[Path, Pat
         if given == "-":
             yield path, Path("stdin")
         elif path.is_dir():
-            found = [
-                file
-                for file in sorted(path.rglob("*"))
-                if file.suffix.lower() in RECORDINGS
-                and file.is_file()
-                and not any(part.startswith(".") for part in file.relative_to(path).parts)
-                and (output.resolve() == path.resolve() or output.resolve() not in file.resolve().parents)
-            ]
+            found = [Path(name) for name in audio_files(path)]
+            if output.resolve() != path.resolve():  # outputs of an earlier run inside the input folder are no inputs
+                found = [name for name in found if output.resolve() not in (path / name).resolve().parents]
             if not found:
-                raise UserError(f"{path}: holds no recordings ({' '.join(sorted(RECORDINGS))})")
-            yield from ((file, file.relative_to(path)) for file in found)
+                raise UserError(f"{path}: holds no recordings")
+            yield from ((path / name, name) for name in found)
         elif path.exists():
             yield path, Path(path.name)
         else:

@@ -22,8 +22,8 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from pathlib import Path
 
-from finallyse.audio.blocks import AUDIO_SUFFIXES
 from finallyse.audio.io import decode, mono
+from finallyse.corpora.layouts import audio_files
 from finallyse.errors import UserError
 from finallyse.metrics.base import Utterance
 from finallyse.metrics.measure import MetricSet, Scores, Summary, summarise
@@ -139,20 +139,19 @@ def evaluate(
 # Which files
 
 
-def audio_files(folder: Path) -> dict[str, Path]:
+def files_by_name(folder: Path) -> dict[str, Path]:
     """Name -> path of every audio file below `folder`; the name is the path below it without its suffix."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     files: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in AUDIO_SUFFIXES or path.name.startswith(".") or not path.is_file():
-            continue
-        name = path.relative_to(folder).with_suffix("").as_posix()
+    for relative in audio_files(folder):
+        path = folder / relative
+        name = Path(relative).with_suffix("").as_posix()
         if name in files:
             raise UserError(f"{folder}: {files[name].name} and {path.name} have the same name; keep one of them")
         files[name] = path
     if not files:
-        raise UserError(f"{folder}: holds no audio files ({' '.join(sorted(AUDIO_SUFFIXES))})")
+        raise UserError(f"{folder}: holds no audio files")
     return files
 
 
@@ -160,12 +159,12 @@ def _tasks(
     enhanced: Path, reference: Path | None, noisy: Path | None, score_reference: bool
 ) -> tuple[list[Task], list[str]]:
     """One task per enhanced file, and what is worth saying about names that do not match."""
-    folders = {"enhanced": audio_files(enhanced)}
+    folders = {"enhanced": files_by_name(enhanced)}
     notes = []
     for role, folder in (("reference", reference), ("noisy", noisy)):
         if folder is None:
             continue
-        folders[role] = audio_files(folder)
+        folders[role] = files_by_name(folder)
         absent = [name for name in folders["enhanced"] if name not in folders[role]]
         if len(absent) == len(folders["enhanced"]):
             raise UserError(

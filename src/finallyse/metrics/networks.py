@@ -197,3 +197,19 @@ class DistillMos(Metric):
                 scores.append(network(x).item())
             lengths.append(x.shape[-1])
         return {"distillmos": float(np.average(scores, weights=lengths))}
+
+
+@metrics_registry.register("utmos")
+class Utmos(Metric):
+    """UTMOSv2 (not comparable with UTMOS of 2022): mean over crops drawn with a fixed seed, so that two runs agree."""
+
+    columns = ("utmos",)
+    unit = "MOS"
+    needs = Needs(
+        reference=False,
+        rate=RATE,
+        device="any",
+        paper="UTMOSv2, arXiv 2409.09305",
+        weights="weights/utmosv2/fold0_s42_best_model.pth",
+        source="huggingface.co/sarulab-speech/UTMOSv2",
+    )

@@ -1,0 +1,46 @@
+"""Enhance the validation set of an experiment with its checkpoint, and measure it.
+
+    python scripts/inference.py exp.config_path=config/experiments/finally_stage3.yaml exp.run_name=finally_stage3
+
+loads <exp.results>/<exp.run_name>.ckpt, writes <exp.results>/enhanced/<exp.run_name>/{enhanced,reference,noisy}/ and
+prints the experiment's metrics. Another dataset, e.g. a folder of recordings: data.validation.name=finally_dataset
+data.validation.args.folder=DIR. metrics=[] measures nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from finallyse.config import load_experiment
+from finallyse.errors import UserError, one_line_errors
+
+
+def main(arguments: list[str]) -> None:
+    """Parse the command line, enhance, print."""
+    config = load_experiment(arguments)
+    checkpoint = Path(config.exp.results) / f"{config.exp.run_name}.ckpt"
+    if not checkpoint.is_file():
+        raise UserError(f"{checkpoint}: no such checkpoint; train it first, or set exp.results and exp.run_name")
+    import torch
+
+    from finallyse.inference.enhancer import keep_freed_memory
+    from finallyse.inference.validation import enhance_validation
+    from finallyse.metrics import summarise
+
+    if config.exp.threads:
+        torch.set_num_threads(config.exp.threads)
+    keep_freed_memory()
+    folder = Path(config.exp.results) / "enhanced" / config.exp.run_name
+    metrics, scores = enhance_validation(config, checkpoint, folder)
+    for column, summary in summarise(scores, metrics.columns()).items():
+        unscored = f"  unscored: {summary.reasons_text}" if summary.unscored else ""
+        print(f"{column:18} {summary.mean:8.3f} ± {summary.ci95:.3f}  n {summary.n}{unscored}")
+    for reason in metrics.missing.values():
+        print(reason)
+    print(f"wrote {folder}")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(sys.argv[1:])

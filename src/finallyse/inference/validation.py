@@ -1,0 +1,81 @@
+"""Enhances the validation set of an experiment with its checkpoint, and measures the result."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from finallyse.audio.io import write_wav
+from finallyse.datasets import datasets_registry
+from finallyse.errors import UserError
+from finallyse.inference.enhancer import Enhancer
+from finallyse.metrics import MetricSet, Scores, Utterance
+from finallyse.progress import Progress
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+log = logging.getLogger(__name__)
+
+
+def enhance_validation(config: DictConfig, checkpoint: Path, folder: Path) -> tuple[MetricSet, list[Scores]]:
+    """Enhance every utterance of `config.data.validation` and write `folder`/{enhanced,reference,noisy}/<name>.wav.
+
+    enhanced/ and reference/ are at the network's rate, noisy/ at the input's; all are WAVs of 32-bit floats, so that
+    nothing is clipped or rounded before it is measured. Without a target in the dataset there is no reference/; a
+    vocoder, whose input is the target's mel spectrogram, has no noisy/. The folder appears whole, at the end.
+
+    Returns the metrics of `config.metrics` and each utterance's scores.
+    Raises UserError for a checkpoint of another network, and for a dataset that does not fit the network.
+    """
+    dataset = datasets_registry[config.data.validation.name](**config.data.validation.args)
+    enhancer = Enhancer.from_checkpoint(checkpoint, wavlm=config.wavlm, device=config.exp.device)
+    if dataset.input_rate != enhancer.input_rate:
+        raise UserError(
+            f"data.validation gives {dataset.input_rate} Hz, the network of {checkpoint} takes {enhancer.input_rate} Hz"
+        )
+    metrics = MetricSet(list(config.metrics), config.exp.resources, str(enhancer.device))
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    scores, written = [], set()
+    progress = Progress(f"inference {config.exp.run_name}", len(dataset), "utterances", every_s=10)
+    for index in range(len(dataset)):
+        item = dataset[index]
+        name = str(item["name"])
+        if name in written:
+            raise UserError(f"data.validation: two utterances are called {name!r}")
+        written.add(name)
+        enhanced = enhance_item(enhancer, item)
+        _write(part / "enhanced" / f"{name}.wav", enhanced, enhancer.output_rate)
+        reference = item.get("wav")
+        if reference is not None:
+            reference = np.asarray(reference)
+            _write(part / "reference" / f"{name}.wav", reference, dataset.output_rate)
+        if enhancer.input_kind != "mel":
+            _write(part / "noisy" / f"{name}.wav", np.asarray(item["input_wav"]), dataset.input_rate)
+        if metrics.metrics:
+            scores.append(metrics.score(Utterance(enhanced, enhancer.output_rate, reference, dataset.output_rate)))
+        progress.add(1)
+    progress.close()
+    shutil.rmtree(folder, ignore_errors=True)
+    part.replace(folder)
+    return metrics, scores
+
+
+def enhance_item(enhancer: Enhancer, item: dict) -> np.ndarray:
+    """The network's output for an item of a dataset, float32 [T] at its output rate."""
+    if enhancer.input_kind == "mel" and "mel" in item:  # it may be ready-made, not that of `wav`
+        with torch.inference_mode(), enhancer.autocast():
+            return enhancer.generator(item["mel"][None].to(enhancer.device))[0, 0].float().cpu().numpy()
+    wav = np.asarray(item["input_wav"], np.float32)[None]
+    return np.concatenate(list(enhancer.render(lambda start, stop: wav[:, start:stop], wav.shape[1], 1)), axis=1)[0]
+
+
+def _write(path: Path, wav: np.ndarray, sample_rate: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_wav(path, wav, sample_rate, subtype="FLOAT")

@@ -1,0 +1,64 @@
+"""Enhancing each network's validation set and measuring it."""
+
+from finallyse.metrics import metrics_registry
+
+
+rule enhance_validation:
+    input:
+        config=f"{RESULTS}/configs/{{network}}.yaml",
+        ckpt=f"{RESULTS}/{{network}}.ckpt",
+        data=training_manifests,
+        weights=training_weights,
+    output:
+        folder=directory(f"{RESULTS}/enhanced/{{network}}"),
+    log:
+        f"{RESULTS}/logs/enhance_validation/{{network}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/enhance_validation/{{network}}.tsv"
+    conda:
+        "../../envs/finallyse.yaml"
+    threads: lambda wildcards: config["networks"][wildcards.network]["threads"]
+    resources:
+        mem_mb=16000,
+        runtime=240,
+    message:
+        "Enhancing the validation set of {wildcards.network}"
+    shell:
+        "python scripts/inference.py exp.config_path={input.config} exp.threads={threads} metrics=[] > {log} 2>&1"
+
+
+rule compute_metrics:
+    input:
+        folder=f"{RESULTS}/enhanced/{{network}}",
+        weights=weight_files(
+            f"{RESOURCES}/{metrics_registry[name].needs.weights}"
+            for name in config["metrics"]
+            if metrics_registry[name].needs.weights
+        ),
+    output:
+        table=f"{RESULTS}/metrics/{{network}}.csv",
+        summary=f"{RESULTS}/metrics/{{network}}.summary.csv",
+    log:
+        f"{RESULTS}/logs/compute_metrics/{{network}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/compute_metrics/{{network}}.tsv"
+    conda:
+        "../../envs/finallyse.yaml"
+    threads: config["evaluate_jobs"]
+    resources:
+        mem_mb=lambda wildcards, threads: 2000 * threads,
+        runtime=240,
+    params:
+        metrics=config["metrics"],
+        resources=RESOURCES,
+        noisy=lambda wildcards, input: (
+            ""  # a vocoder's input is no recording
+            if EXPERIMENTS[wildcards.network]["data"]["validation"]["name"]
+            == "mel_dataset"
+            else f"--noisy {input.folder}/noisy"
+        ),
+    message:
+        "Measuring {wildcards.network}"
+    shell:
+        "python scripts/evaluate.py --enhanced {input.folder}/enhanced --reference {input.folder}/reference {params.noisy}"
+        " --metrics {params.metrics} --resources {params.resources} --jobs {threads} --output {output.table} > {log} 2>&1"
