@@ -44,11 +44,16 @@ NETWORKS = list(EXPERIMENTS)
 # One GPU job at a time on a workstation: `gpu` itself is left unlimited there, since a limit would also scale down a
 # training job that asks for several GPUs. A resource of local scope does not count for jobs that are submitted: on a
 # cluster the scheduler hands out the GPUs. (Which executor runs the jobs is not known yet where this file is read.)
+# Without a GPU, cores are what limits the trainings.
 resource_scopes:
     gpu_jobs="local",
 
 
-if workflow.is_main_process and "gpu_jobs" not in workflow.global_resources:
+if (
+    workflow.is_main_process
+    and "gpu_jobs" not in workflow.global_resources
+    and visible_gpus()
+):
     workflow.register_resource("gpu_jobs", 1)
 
 
