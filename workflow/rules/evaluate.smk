@@ -19,6 +19,8 @@ rule enhance_validation:
         "../../envs/finallyse.yaml"
     threads: lambda wildcards: config["networks"][wildcards.network]["threads"]
     resources:
+        gpu=1,
+        gpu_jobs=1,
         mem_mb=16000,
         runtime=240,
     message:
