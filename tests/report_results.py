@@ -31,6 +31,7 @@ NETWORKS = [
 ]
 METRICS = ["wb_pesq", "si_sdr", "lsd", "wv-mos"]  # wv-mos: its weights are not there
 STEPS = 120
+SECONDS = 3
 
 
 _built: dict[str, Path] = {}
@@ -58,7 +59,7 @@ def page_once(results: Path) -> Path:
 def build(folder: Path, root: Path, clips: list[Path], networks: list[str] = NETWORKS) -> Path:
     """Write results of `networks` on `clips` under `folder`; returns the results folder."""
     results, resources = folder / "results", folder / "resources"
-    speech = {clip.stem: resample(read(clip)[0], read(clip)[1], 48_000)[: 48_000 * 3] for clip in clips}
+    speech = {clip.stem: resample(read(clip)[0], read(clip)[1], 48_000)[: 48_000 * SECONDS] for clip in clips}
     metric_set = MetricSet(METRICS, resources=str(resources), device="cpu")
     wavlm = resources / "weights" / "wavlm-large"
     wavlm.mkdir(parents=True)
@@ -136,8 +137,8 @@ def _signals(network: str, clean: np.ndarray, rng: np.random.Generator) -> dict[
             "reference": (at_16k[:length], 16_000),
         }
     noisy = _noisy(at_16k, 6, rng)
-    snr = {"hifipp_denoise": 14, "finally_stage1": 10, "finally_stage2": 14, "finally_stage3": 22}[network]
-    if network == "finally_stage3":
+    snr = {"hifipp_denoise": 14, "finally_stage1": 10, "finally_stage2": 14}.get(network, 22)
+    if network.startswith("finally_stage3"):
         return {"noisy": (noisy, 16_000), "enhanced": (_noisy(clean, snr, rng), 48_000), "reference": (clean, 48_000)}
     return {"noisy": (noisy, 16_000), "enhanced": (_noisy(at_16k, snr, rng), 16_000), "reference": (at_16k, 16_000)}
 

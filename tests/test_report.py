@@ -133,6 +133,19 @@ def test_mp3_is_the_signal_in_place_at_a_constant_bitrate(speech_48k: np.ndarray
     assert len(encoded) * 8 / (len(wav) / rate) == pytest.approx(KBPS[out_rate] * 1000, rel=0.05)
 
 
+def test_an_output_much_louder_than_its_reference_is_played_softer(speech_16k: np.ndarray, tmp_path: Path) -> None:
+    wavs = {"reference": speech_16k * 0.1, "enhanced": np.tanh(speech_16k * 50)}
+    signals = []
+    for kind, wav in wavs.items():
+        soundfile.write(tmp_path / f"{kind}.wav", wav, 16_000)
+        signals.append((kind, kind, tmp_path / f"{kind}.wav", ""))
+    tracks = listen.player("loud", signals, listen.Sounds(8.0))["tracks"]
+    decoded = [soundfile.read(io.BytesIO(base64.b64decode(t["src"].partition(",")[2])))[0] for t in tracks]
+    levels = [20 * np.log10(np.sqrt(np.mean(wav**2))) for wav in decoded]
+    assert levels[1] == pytest.approx(levels[0], abs=0.5)
+    assert tracks[0]["note"] == "" and re.fullmatch(r"played \d\d dB lower", tracks[1]["note"])
+
+
 def test_utterances_are_chosen_from_worst_to_best() -> None:
     assert listen.spread(list("abcdefg"), 3) == ["a", "d", "g"]
     assert listen.spread(list("ab"), 3) == ["a", "b"]

@@ -36,6 +36,10 @@ class Options:
     """Metric that ranks utterances; None: the first of RANKING that was computed."""
 
 
+LOUDER_DB = 6.0
+"""An output that is this much louder than its reference (RMS) is played at the reference's level, and that is said."""
+
+
 class Sounds:
     """Encodes each signal once, however many players use it, and draws its spectrogram."""
 
@@ -74,8 +78,13 @@ def player(
     level = max(figures.loudest_db(wav, rate) for kind, *_, wav, rate in loaded if kind == _scale_kind(loaded))
     seconds = max(len(wav) / rate for *_, wav, rate in loaded)
     tracks = []
+    usual = max((_rms_db(wav) for kind, *_, wav, _ in loaded if kind == "reference"), default=0.0)
     for kind, label, _, note, wav, rate in loaded:
-        identity, source = sounds.embed(wav, rate)
+        heard, excess = wav, _rms_db(wav) - usual
+        if excess > LOUDER_DB:  # a young network can be painfully loud
+            heard = wav * np.float32(10 ** (-excess / 20))
+            note = f"{note} played {excess:.0f} dB lower".strip()
+        identity, source = sounds.embed(heard, rate)
         spoken = f"{label}, {name}"
         padded = np.pad(wav, (0, round(seconds * rate) - len(wav)))
         image = figures.spectrogram(padded, rate, top_hz, level)
@@ -106,6 +115,10 @@ def player(
         "columns": 3 if len(tracks) in (3, 5, 6) else len(tracks),
         "tracks": tracks,
     }
+
+
+def _rms_db(wav: np.ndarray) -> float:
+    return 10 * math.log10(max(float(np.mean(np.square(wav, dtype=np.float64))), 1e-10))
 
 
 def _scale_kind(loaded: Iterable[tuple]) -> str:
