@@ -145,6 +145,44 @@ def test_a_state_without_its_record_does_not_count(tmp_path):
     assert folder.newest(100).stem == "step-00000010"
 
 
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+def test_a_kill_at_any_moment_of_saving_leaves_a_whole_state(tmp_path, monkeypatch):
+    moments = 0
+    while True:
+        folder = states(tmp_path / str(moments))
+        for step in (10, 20):
+            folder.save(step, content(step))
+        left = [moments]
+
+        def counted(original, left=left):
+            def call(*arguments, **options):
+                if left[0] == 0:
+                    raise Killed
+                left[0] -= 1
+                return original(*arguments, **options)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for where, name in ((os, "fsync"), (Path, "replace"), (Path, "unlink"), (Path, "open"), (torch, "save")):
+                patch.setattr(where, name, counted(getattr(where, name)))
+            try:
+                folder.save(30, content(30))
+            except Killed:
+                pass
+            else:
+                break
+        state = folder.read(folder.newest(100))
+        assert state["step"] in (20, 30) and torch.equal(state["weights"], content(state["step"])["weights"])
+        folder.save(30, content(30))  # and the next save tidies up
+        assert [p.stem for p in sorted(folder.folder.glob("*.pt"))] == ["step-00000020", "step-00000030"]
+        moments += 1
+    assert moments > 8
+
+
 def test_another_recipe_is_moved_aside_and_said_why(tmp_path, caplog):
     old = states(tmp_path / "run", {"train.clip.mode": "none", "lr": 0.1})
     old.save(10, content(10))

@@ -106,7 +106,23 @@ def experiment(network: str, resources: Path, results: Path, **changes) -> dict:
             inside = inside[step]
         assert last in inside, key
         inside[last] = value
+    data = made["data"]["train"]["args"]
+    data["segment"] //= 2
+    if "context" in data:
+        data["context"] //= 4
+    for part in made["discriminators"]["parts"].values():
+        if "filters" in part["args"]:
+            part["args"]["filters"] = 4
     return made
+
+
+def write_yaml(settings: Mapping, path: Path) -> Path:
+    """An experiment as the file that scripts/train.py reads."""
+    from omegaconf import OmegaConf
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
+    return path
 
 
 def history(results: Path, network: str) -> list[dict[str, float]]:
