@@ -72,5 +72,4 @@ def istft(spectrum: Tensor, n_fft: int, hop: int, length: int, win: int | None =
 
 def magnitude(spectrum: Tensor, floor: float = 1e-9) -> Tensor:
     """sqrt(re^2 + im^2 + floor) of a complex spectrum; `floor` keeps the gradient finite on silence."""
-    parts = torch.view_as_real(spectrum)
-    return (parts.square().sum(-1) + floor).sqrt()
+    return (spectrum.real.square() + spectrum.imag.square() + floor).sqrt()

@@ -129,7 +129,7 @@ class PESQLoss(nn.Module):
             wav = wav * torch.cat([self.edge, flat, self.edge.flip(0)])
         wav = torch.fft.irfft(torch.fft.rfft(wav, size) * emphasis, size)[:, :length]
         spectrum = stft(F.pad(wav, (0, length % HOP)), N_FFT, HOP, center=False)
-        powers = torch.view_as_real(spectrum).square().sum(-1).transpose(1, 2)  # [B, frames, bins]
+        powers = (spectrum.real.square() + spectrum.imag.square()).transpose(1, 2)  # [B, frames, bins]
         powers = torch.cat([torch.zeros_like(powers[..., :1]), powers[..., 1:-1]], -1)
         return powers @ self.bands
 

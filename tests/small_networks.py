@@ -1,0 +1,82 @@
+"""Small configurations of every network, and a folder of a small WavLM, for tests that must be quick."""
+
+import json
+
+import torch
+
+import finallyse.audio.torchaudio_shim  # noqa: F401  before transformers, which imports torchaudio
+
+HIFI = {
+    "hifi_upsample_initial_channel": 32,
+    "hifi_resblock_kernel_sizes": [3, 5],
+    "hifi_resblock_dilation_sizes": [[1, 3], [1, 2]],
+    "hifi_input_channels": 12,
+    "spectralunet_out_channels": 12,
+    "spectralunet_block_widths": [4, 6, 8, 8, 8],
+    "spectralunet_block_depth": 1,
+    "waveunet_block_widths": [4, 6, 8],
+    "waveunet_block_depth": 1,
+    "spectralmasknet_block_widths": [4, 6, 8],
+    "spectralmasknet_block_depth": 1,
+}
+UPSAMPLING = {
+    "use_upsamplewaveunet": True,
+    "upsamplewaveunet_block_widths": [4, 6, 8],
+    "upsamplewaveunet_block_depth": 1,
+    "upsamplewaveunet_upsampler_features": 8,
+}
+SMALL = {
+    "hifigan_gen": {
+        "upsample_initial_channel": 32,
+        "resblock_kernel_sizes": [3, 5],
+        "resblock_dilation_sizes": [[1, 3], [1, 2]],
+    },
+    "hifi++_gen": HIFI,
+    "a2a_hifi++_gen": HIFI,
+    "finally_gen": HIFI | {"ssl_dim": 24},
+    "mpd": {"periods": [2, 3], "widths": [4, 8, 8]},
+    "msd": {"widths": [16, 16, 16, 32, 32, 32, 32]},
+    "ms-stft_disc": {"filters": 4, "n_ffts": [512, 128], "hop_lengths": [128, 32], "win_lengths": [512, 128]},
+}
+WAVLM = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 32,
+    "conv_dim": [16] * 7,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+    "num_buckets": 32,
+    "max_bucket_distance": 80,
+    "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
+}
+
+
+def make_wavlm(folder, safetensors=True, normalize=True, **changes):
+    """Write a WavLM with random weights as transformers does (or as published: a pickle with weight_g and weight_v).
+
+    Returns transformers' network with the same weights.
+    """
+    from transformers import WavLMConfig, WavLMModel
+
+    torch.manual_seed(0)
+    network = WavLMModel(WavLMConfig(**(WAVLM | changes))).eval()
+    with torch.no_grad():  # the gate starts at 1 and norms at the identity: make every parameter count
+        for parameter in network.parameters():
+            spread = parameter.std() if parameter.numel() > 1 else parameter.abs().mean()
+            parameter.add_(0.3 * torch.randn_like(parameter) * spread.clamp(min=0.05))
+    if safetensors:
+        network.save_pretrained(folder)
+    else:
+        old = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+        state = network.state_dict()
+        for key in list(state):
+            for new, name in old.items():
+                if new in key:
+                    state[key.replace(new, name)] = state.pop(key)
+        folder.mkdir(parents=True)
+        torch.save(state, folder / "pytorch_model.bin")
+        network.config.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": normalize}))
+    return network

@@ -1,0 +1,203 @@
+"""Networks: any length in and out, folding, initialisation, padding, precision, and one-line errors."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from finallyse.errors import UserError
+from finallyse.models import models_registry
+from finallyse.models.hifipp import mel_interpolation
+from finallyse.models.inputs import check_finite
+from finallyse.models.norms import fold, init_identity, norm_of, normed_layers
+from small_networks import SMALL, UPSAMPLING
+
+WAV_GENERATORS = ["a2a_hifi++_gen", "finally_gen", "finally_gen/48k"]
+GENERATORS = ["hifigan_gen", "hifi++_gen", *WAV_GENERATORS]
+DISCRIMINATORS = ["mpd", "msd", "ms-stft_disc"]
+
+
+def build(name, **changes):
+    torch.manual_seed(0)
+    head = UPSAMPLING if name.endswith("/48k") else {}
+    name = name.removesuffix("/48k")
+    return models_registry[name](**(SMALL[name] | head | changes))
+
+
+def inputs(model, samples, batch=1):
+    torch.manual_seed(1)
+    wav = 0.1 * torch.randn(batch, 1, samples)
+    if model.input_kind == "mel":
+        return (torch.randn(batch, 80, samples) - 5,)
+    if model.input_kind == "wav":
+        return (wav,)
+    return (wav, torch.randn(batch, model.ssl_dim, max(1, (samples - 80) // 320)))
+
+
+@pytest.mark.parametrize("samples", [1, 2, 255, 1024, 1025, 5000])
+@pytest.mark.parametrize("name", WAV_GENERATORS)
+def test_as_many_samples_out_as_in(name, samples):
+    model = build(name)
+    factor = model.output_rate // model.input_rate
+    assert factor == (3 if name.endswith("48k") else 1)
+    wav = model(*inputs(model, samples, batch=2))
+    assert wav.shape == (2, 1, factor * samples)
+    assert wav.isfinite().all()
+
+
+@pytest.mark.parametrize("frames", [1, 2, 15, 16, 17, 40])
+@pytest.mark.parametrize("name", ["hifigan_gen", "hifi++_gen"])
+def test_a_hop_of_samples_for_each_frame(name, frames):
+    assert build(name)(torch.randn(2, 80, frames)).shape == (2, 1, 256 * frames)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 11, 1000])
+@pytest.mark.parametrize("name", DISCRIMINATORS)
+def test_discriminators_take_any_length(name, samples):
+    logits, feature_maps = build(name)(torch.randn(2, 1, samples))
+    assert len(logits) == len(feature_maps) == (3 if name == "msd" else 2)
+    assert all(x.isfinite().all() for x in logits)
+
+
+def test_ten_minutes():
+    narrow = {"hifi_upsample_rates": [16, 16], "hifi_upsample_kernel_sizes": [16, 16], "hifi_input_channels": 80}
+    narrow |= {"hifi_upsample_initial_channel": 4, "hifi_resblock_kernel_sizes": [3], "use_spectralunet": False}
+    narrow |= {"hifi_resblock_dilation_sizes": [[1]], "hifi_resblock": "2", "use_waveunet": False}
+    narrow |= {"spectralmasknet_block_widths": [1], "spectralmasknet_block_depth": 0}
+    model = build("a2a_hifi++_gen", **narrow).eval()
+    with torch.inference_mode():
+        assert model(*inputs(model, 9_600_000)).shape == (1, 1, 9_600_000)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_silence_is_finite(name):
+    model = build(name)
+    output = model(*(torch.zeros_like(x) for x in inputs(model, 20 if model.input_kind == "mel" else 3000)))
+    output.square().sum().backward()
+    assert output.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", [*GENERATORS, *DISCRIMINATORS])
+def test_folding_keeps_the_output_and_counts(name):
+    model = build(name)
+    x = inputs(model, 40) if name in GENERATORS else (torch.randn(1, 1, 3000),)
+    model(*x)  # a training pass, so that spectral norms have moved from their start
+    model.eval()
+    count = len(normed_layers(model))
+    with torch.no_grad():
+        before = model(*x)
+        assert fold(model) == count > 0
+        after = model(*x)
+    for got, want in zip(torch.utils._pytree.tree_leaves(after), torch.utils._pytree.tree_leaves(before), strict=True):
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    assert not normed_layers(model)
+    assert all("parametrizations" not in key for key in model.state_dict())
+    with pytest.raises(RuntimeError, match="folded already"):
+        fold(model)
+
+
+@pytest.mark.parametrize("norm_type", ["weight", "spectral"])
+def test_identity_initialisation_survives_the_norm(norm_type):
+    conv = init_identity(norm_of(norm_type)(torch.nn.Conv1d(8, 8, 1)))
+    x = torch.randn(2, 8, 50)
+    torch.testing.assert_close(conv(x), x)
+    optimizer = torch.optim.SGD(conv.parameters(), lr=1e-6)
+    conv(x).square().sum().backward()
+    optimizer.step()  # the first update starts from the identity, too
+    torch.testing.assert_close(conv(x), x, atol=1e-2, rtol=1e-2)
+
+
+def test_skip_connections_start_as_the_identity():
+    model = build("a2a_hifi++_gen")
+    x = torch.randn(1, model.hifi.out_channels, 64)
+    for skip in (model.waveunet_skip_connect, model.spectralmasknet_skip_connect):
+        torch.testing.assert_close(skip(x), x)
+
+
+def test_initial_weights_are_those_of_the_paper():
+    model = build("hifigan_gen", upsample_initial_channel=128)
+    for layer in (model.ups[0], model.resblocks[0].convs1[0], model.resblocks[0].convs2[1]):
+        assert layer.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    assert model.conv_post.weight.std().item() == pytest.approx(0.01, rel=0.5)
+    assert model.conv_pre.weight.std().item() > 0.02
+
+
+@pytest.mark.parametrize("name", ["hifi++_gen", "a2a_hifi++_gen", "finally_gen"])
+def test_time_padding_matters_only_off_the_powers_of_two(name):
+    multiple, published = build(name).eval(), build(name, time_padding="power_of_two").eval()
+    published.load_state_dict(multiple.state_dict())
+    frames = 1 if multiple.input_kind == "mel" else 256
+    with torch.no_grad():
+        for count, same in {32: True, 64: True, 40: False}.items():
+            x = inputs(multiple, count * frames)
+            assert torch.equal(multiple(*x), published(*x)) == same
+    assert multiple.spectralunet.padded_frames(313) == 320
+    assert published.spectralunet.padded_frames(313) == 512
+    assert published.spectralunet.padded_frames(1) == 16
+
+
+def test_features_stay_aligned_whatever_the_length():
+    """A clip and the same clip cut a few samples shorter read the same feature at the same time."""
+    model = build("finally_gen")
+    ssl = torch.arange(25.0).expand(1, 24, 25)
+    whole = model.align(ssl, 8192, 32)
+    torch.testing.assert_close(whole, F.interpolate(ssl, size=32, mode="nearest"))
+    cut = model.align(ssl, 5110, 20)  # padded to 5120 samples: all 20 frames hold the clip
+    torch.testing.assert_close(cut, F.interpolate(ssl, size=20, mode="nearest"))
+    padded = model.align(ssl, 4200, 20)  # padded to 5120: the last 3 frames are padding
+    torch.testing.assert_close(padded[..., :17], F.interpolate(ssl, size=17, mode="nearest"))
+    assert (padded[..., 17:] == padded[..., 16:17]).all()
+
+
+def test_mel_interpolation_weighs_neighbouring_bands():
+    matrix = mel_interpolation()
+    assert matrix.shape == (513, 80)
+    inner = matrix[40:480].sum(1)
+    torch.testing.assert_close(inner, torch.ones_like(inner))
+    assert ((matrix > 0).sum(1) <= 2).all()
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_output_is_float32_under_autocast(name):
+    model = build(name)
+    x = inputs(model, 2048 if model.input_kind != "mel" else 8)
+    with torch.no_grad():
+        exact = model(*x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            low = model(*x)
+    assert low.dtype == torch.float32
+    assert (low - exact).abs().max() < 0.05
+
+
+def test_unused_output_convolution_is_frozen():
+    assert not any(p.requires_grad for p in build("finally_gen/48k").conv_post.parameters())
+    assert all(p.requires_grad for p in build("finally_gen").parameters())
+
+
+@pytest.mark.parametrize("name", [*GENERATORS, *DISCRIMINATORS])
+def test_wrong_shapes_are_one_line_errors(name):
+    model = build(name)
+    right = inputs(model, 100) if name in GENERATORS else (torch.zeros(1, 1, 100),)
+    for wrong in (
+        right[0][0],
+        right[0].squeeze(1).unsqueeze(0).unsqueeze(0),
+        right[0][..., :0],
+        right[0].repeat(1, 2, 1),
+    ):
+        with pytest.raises(UserError, match=r"takes .*\[B, (1|80), (T|F)\].* not \[") as error:
+            model(wrong, *right[1:])
+        assert "\n" not in str(error.value)
+
+
+def test_wrong_features_and_values_are_one_line_errors():
+    model = build("finally_gen")
+    with pytest.raises(UserError, match=r"ssl features \[B, 24, N\].* not \[1, 23, 5\]"):
+        model(torch.zeros(1, 1, 2000), torch.zeros(1, 23, 5))
+    check_finite("clip.wav", torch.zeros(3))
+    with pytest.raises(UserError, match=r"clip\.wav: 2 of 3 values are NaN or infinite"):
+        check_finite("clip.wav", torch.tensor([0.0, float("nan"), float("inf")]))
+
+
+def test_unknown_arguments_name_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'upsample_rates'"):
+        models_registry["hifigan_gen"](upsample_rate=[8])
