@@ -29,6 +29,7 @@ rule enhance_validation:
         "python scripts/inference.py exp.config_path={input.config} exp.threads={threads} metrics=[] > {log} 2>&1"
 
 
+# On the CPU, so that the GPU is left to a training.
 rule compute_metrics:
     input:
         folder=f"{RESULTS}/enhanced/{{network}}",
@@ -63,4 +64,5 @@ rule compute_metrics:
         "Measuring {wildcards.network}"
     shell:
         "python scripts/evaluate.py --enhanced {input.folder}/enhanced --reference {input.folder}/reference {params.noisy}"
-        " --metrics {params.metrics} --resources {params.resources} --jobs {threads} --output {output.table} > {log} 2>&1"
+        " --metrics {params.metrics} --resources {params.resources} --device cpu --jobs {threads} --output {output.table}"
+        " > {log} 2>&1"
