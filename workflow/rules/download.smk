@@ -168,7 +168,7 @@ for name in PACKERS:
             runtime=30,
         params:
             source=name,
-            folder=LOCATIONS.archives_folder(name),
+            folder=lambda wildcards, output: Path(output[0]).parent,
             speech=lambda wildcards, input: (
                 ["--speech", input.speech] if input.speech else []
             ),

@@ -81,7 +81,7 @@ def download(
         about_size: number of bytes to reckon with where neither the registry nor the server knows.
         lock: where the SHA-256 of a file without a published checksum is recorded, or held against.
         attempts: attempts in a row that brought the file no further, before giving up.
-        wait_s: wait before the second attempt, doubled for each further one up to a minute.
+        wait_s: seconds before the second attempt, doubled for each further one up to a minute.
         say: takes lines of progress.
 
     Raises Missing where the source says that it has no such file, UserError for whatever else the user can mend.
@@ -181,22 +181,23 @@ def _fetch(
         return False
     fruitless, pieces, furthest = 0, 0, 0
 
-    def give_up(_state: tenacity.RetryCallState) -> bool:
+    def count(_state: tenacity.RetryCallState) -> None:
         nonlocal fruitless, furthest
         here = part.stat().st_size if part.exists() else 0
         fruitless = 0 if here > furthest else fruitless + 1
         furthest = max(here, furthest)
-        return fruitless >= attempts
 
     def pause(state: tenacity.RetryCallState) -> float:
-        return max(min(60.0, wait_s * 2 ** max(0, fruitless - 1)), state.outcome.exception().again_after_s)
+        backed_off = min(60.0, wait_s * 2 ** (fruitless - 1)) if fruitless else wait_s / 4
+        return max(backed_off, state.outcome.exception().again_after_s)
 
     def tell(state: tenacity.RetryCallState) -> None:
-        say(f"{url}: {state.outcome.exception()}; trying again in {state.next_action.sleep:.0f} s")
+        say(f"{url}: {state.outcome.exception()}; trying again in {state.next_action.sleep:.2g} s")
 
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(_Retry),
-        stop=give_up,
+        after=count,
+        stop=lambda _state: fruitless >= attempts,
         wait=pause,
         before_sleep=tell,
         reraise=True,
