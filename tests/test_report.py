@@ -480,3 +480,35 @@ def test_script_explains_itself(root: Path) -> None:
         assert option in told
     wrong = script("--results", "nowhere", "--networks", "hifigan", "--output", "x.html")
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: nowhere: no such folder") and not wrong.stdout
+
+
+def test_snakemakes_own_report_holds_page_and_figures_with_captions(copy: Path, page: Path, root: Path) -> None:
+    """`snakemake --report` on finished results: what the rule flags, its captions and labels."""
+    from finallyse.report.html import write_figures
+
+    shutil.copy(page, copy / "report.html")
+    write_figures(collect(copy, NETWORKS[:2]), copy / "figures")
+    (copy / "benchmarks" / "report.tsv").write_text("")
+    (copy.parent / "resources").symlink_to(root / "resources")
+    (copy.parent / "Snakefile").write_text(
+        "from pathlib import Path\n"
+        f"RESULTS, NETWORKS = 'results', {NETWORKS[:2]}\n"
+        "config['networks'] = dict.fromkeys(NETWORKS)\n"
+        f"include: '{root}/workflow/rules/report.smk'\n"
+        "rule train:\n"  # Snakemake cannot draw the graph of a single rule
+        "    output: 'results/{network}.ckpt'\n"
+        "    shell: 'false'\n"
+    )
+    output = copy.parent / "snakemake-report.html"
+    done = subprocess.run(
+        [Path(sys.executable).with_name("snakemake"), "report", "--report", output, "--nolock"],
+        cwd=copy.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    text = output.read_text()
+    assert text.count("mean over the validation set with its 95 % interval") == 2
+    assert text.count("each loss over the training steps") == 2
+    assert "how far it is from the recipes" in text and "trained by one workflow" in text
