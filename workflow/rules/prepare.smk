@@ -38,7 +38,7 @@ rule prepare_corpus:
         "Preparing {wildcards.corpus} at {wildcards.rate} Hz; progress: {log}"
     shell:
         "python scripts/prepare.py --corpus {wildcards.corpus} --source {params.source:q} --output {params.folder:q} "
-        "--rate {wildcards.rate} --jobs {threads} --seed {params.seed} > {log} 2>&1"
+        "--rate {wildcards.rate} --jobs {threads} --seed {params.seed} > {log:q} 2>&1"
 
 
 # Pairs of clean and noisy recordings come with test speakers of their own.
@@ -56,3 +56,42 @@ use rule prepare_corpus as prepare_pairs with:
         corpus="|".join(
             name for name, corpus in CORPORA.items() if "test" in corpus.splits
         ),
+
+
+# What the degradations sound and look like, where a network of this config is trained with them.
+AUGMENTATIONS_PAGE = (
+    [f"{RESULTS}/augmentations.html"]
+    if f"{RESOURCES}/prepared/dns5-noise/16000/train.csv" in all_training_data()
+    else []
+)
+
+
+rule show_augmentations:
+    input:
+        notebook="notebooks/augmentations.ipynb",
+        speech=f"{RESOURCES}/prepared/libritts-r/16000/validation.csv",
+        noise=f"{RESOURCES}/prepared/dns5-noise/16000/train.csv",
+        rooms=f"{RESOURCES}/prepared/dns5-rooms/16000/train.csv",
+        microphones=f"{RESOURCES}/prepared/micirp/16000/train.csv",
+    output:
+        page=report(
+            f"{RESULTS}/augmentations.html",
+            caption="../report/augmentations.rst",
+            category="Data",
+            labels={"what": "the augmentations, one by one and all in a row"},
+        ),
+    log:
+        f"{RESULTS}/logs/show_augmentations.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/show_augmentations.tsv"
+    conda:
+        "../../envs/finallyse.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    message:
+        "Executing {input.notebook}"
+    shell:
+        "python scripts/run_notebook.py {input.notebook:q} --output {output.page:q} --set speech={input.speech:q} "
+        "noise={input.noise:q} rooms={input.rooms:q} microphones={input.microphones:q} > {log:q} 2>&1"

@@ -1,0 +1,95 @@
+"""Execute a notebook and write it, with what its cells show, as one HTML file.
+
+python scripts/run_notebook.py notebooks/augmentations.ipynb --output results/augmentations.html --set seed=1
+"""
+
+import argparse
+import os
+import tempfile
+from html import escape
+from pathlib import Path
+
+from finallyse.audio.io import write_atomically
+from finallyse.errors import UserError, one_line_errors
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1020px; margin: 2rem auto; padding: 0 1rem; color: #222 }}
+pre {{ font-size: 13px; background: #f6f6f4; padding: .6rem .8rem; overflow-x: auto; border-radius: 4px }}
+img {{ max-width: 100% }}
+audio {{ width: 100%; margin: .4rem 0 }}
+.prompt, .anchor-link {{ display: none }}
+</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("notebook", type=Path, help="the .ipynb file; it is not changed")
+    parser.add_argument("--output", type=Path, required=True, help="HTML file to write")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="NAME=TEXT", help="texts for the cell tagged `parameters`"
+    )
+    parser.add_argument("--timeout", type=int, default=600, help="seconds that a cell may take (default: 600)")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        # Jupyter keeps its connections, history and settings in the home folder unless told otherwise.
+        for variable in ("JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
+            os.environ[variable] = str(Path(folder, variable))
+        page = execute(arguments.notebook, arguments.set, arguments.timeout, Path(folder, "kernel"))
+    write_atomically(arguments.output, page.encode())
+
+
+def execute(path: Path, values: list[str], timeout: int, sockets: Path) -> str:
+    """The executed notebook as HTML that loads nothing from elsewhere. sockets: path that the kernel's begin with."""
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError
+    from nbconvert import HTMLExporter
+    from traitlets.config import Config
+
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except (OSError, nbformat.reader.NotJSONError) as error:
+        raise UserError(f"{path}: cannot be read as a notebook ({error})") from error
+    position = next((i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])), None)
+    if values and position is None:
+        raise UserError(f"{path}: has no cell tagged `parameters` to take --set after")
+    if values:
+        pairs = [value.partition("=") for value in values]
+        if wrong := [name for name, equals, _ in pairs if not equals or not name.isidentifier()]:
+            raise UserError(f"--set {wrong[0]}: must be NAME=TEXT")
+        lines = [f"{name} = {text!r}" for name, _, text in pairs]
+        notebook.cells.insert(position + 1, nbformat.v4.new_code_cell("\n".join(lines)))
+    # The kernel runs where the notebook lies, as it does for someone who opens it there.
+    # Sockets in a folder of ours: others on this machine could reach the ports that it would listen on otherwise.
+    client = NotebookClient(
+        notebook,
+        timeout=timeout,
+        resources={"metadata": {"path": str(path.parent)}},
+        config=Config({"KernelManager": {"transport": "ipc", "ip": str(sockets)}}),
+    )
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        raise UserError(f"{path}: a cell failed: {error.ename}: {error.evalue}") from error
+    except CellTimeoutError as error:
+        raise UserError(f"{path}: a cell took more than {timeout} s; allow more with --timeout") from error
+    body, _ = HTMLExporter(template_name="basic").from_notebook_node(notebook)
+    return PAGE.format(title=escape(path.stem), body=body)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
