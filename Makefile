@@ -3,11 +3,12 @@
 # make install   set up .venv only
 # make bench     run the benchmarks
 # make schema    write config/schema.json and config/README.md's tables anew after changing options or parts
+# make rulegraph draw docs/rulegraph.svg anew (needs graphviz)
 # make format    format and lint
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench schema format clean-demo
+.PHONY: help install demo test bench schema rulegraph format clean-demo
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -51,6 +52,10 @@ bench: $(BIN)/.installed-dev
 
 schema: $(BIN)/.installed
 	$(BIN)/python -m finallyse.schema
+
+rulegraph: $(BIN)/.installed
+	$(BIN)/snakemake --rulegraph all --nolock | sed 's/bgcolor=white/bgcolor=transparent, rankdir=LR/; s/fontname=sans,/fontname=sans, fillcolor=white,/; s/style=rounded,/style="rounded,filled",/; s/style="rounded"/style="rounded,filled"/' \
+		| dot -Tsvg > docs/rulegraph.svg
 
 format: $(BIN)/.installed-dev
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/snakefmt Snakefile workflow
