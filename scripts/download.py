@@ -45,6 +45,7 @@ def main() -> None:
             download(
                 locations.url(arguments.source, arguments.file),
                 arguments.output,
+                name=arguments.source,
                 checksum=expected.checksum,
                 size=expected.bytes,
                 about_size=expected.about_bytes,

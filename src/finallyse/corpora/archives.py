@@ -198,9 +198,10 @@ def _as_user_error(label: str, archive: Path) -> Iterator[None]:
         reason = " ".join(str(error).split())
     else:
         return
+    kind = kind_of(archive.name.removesuffix(".part")) or "archive"
     raise UserError(
-        f"{label}: not a whole {archive.name.removesuffix('.part').split('.', 1)[-1]} archive ({reason}); "
-        "delete it (and its line in checksums.lock, if it has one) and run the same command again to fetch it anew"
+        f"{label}: not a whole {kind} ({reason}); delete it (and its line in checksums.lock, if it has one) and run the "
+        "same command again to fetch it anew"
     )
 
 

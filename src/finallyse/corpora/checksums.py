@@ -46,13 +46,6 @@ class ChecksumLock:
         with self._exclusive():
             self._write({**self._read(), self.key(file): sha256})
 
-    def forget(self, file: Path) -> None:
-        """Drop a file's sum, if there is one."""
-        with self._exclusive():
-            sums = self._read()
-            if sums.pop(self.key(file), None) is not None:
-                self._write(sums)
-
     def forget_other_than(self, file: Path, contents: Path) -> None:
         """Drop a file's sum if it is not that of `contents`, which was made anew to take its place."""
         with self._exclusive():

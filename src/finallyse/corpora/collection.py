@@ -34,6 +34,7 @@ def download_collection(locations: Locations, name: str, table: str | Path, lock
             sha256 = _held(target, lock) or download(
                 locations.url(name, file.name),
                 target,
+                name=name,
                 checksum=expected.checksum,
                 size=expected.bytes,
                 about_size=expected.about_bytes,

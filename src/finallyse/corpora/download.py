@@ -25,6 +25,7 @@ from finallyse.progress import Progress
 
 if TYPE_CHECKING:
     import requests
+    import tenacity
 
 BLOCK = 1 << 20
 TIMEOUT_S = (15, 60)  # connecting, waiting for the next bytes
@@ -32,22 +33,56 @@ PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP answers that may be better
 ABSENT = {404, 410}
 
 
-_OTHERWISE = (
-    "the source has changed or sends something else: choose another one with corpora.<name>.base_url, "
-    "or set corpora.<name>.verify: lock if the new contents are right"
-)
-
-
 class Missing(UserError):
     """The source does not have the file."""
 
 
 class _Retry(Exception):
-    """An attempt failed in a way that may pass; the server may have said after how many seconds."""
+    """An attempt failed in a way that may pass.
 
-    def __init__(self, reason: str, again_after_s: float = 0.0):
+    remedy: what to do if it does not.    again_after_s: what the server asked for.
+    """
+
+    def __init__(self, reason: str, remedy: str | None = None, again_after_s: float = 0.0):
         super().__init__(reason)
+        self.remedy = remedy
         self.again_after_s = again_after_s
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def download(
+    url: str,
+    target: str | Path,
+    *,
+    name: str = "<name>",
+    checksum: str | None = None,
+    size: int | None = None,
+    about_size: int | None = None,
+    lock: ChecksumLock | None = None,
+    attempts: int = 6,
+    wait_s: float = 1.0,
+    say: Callable[[str], None] = _say,
+) -> str:
+    """Fetch `url` into `target` and return its SHA-256.
+
+    Args:
+        url: http(s):// or file:// (see `local_path`).
+        target: appears only when the file is complete and checked.
+        name: corpus or weight, for messages that name the option of the config.
+        checksum: published `md5:...`, `sha1:...` or `sha256:...`.
+        size: published number of bytes.
+        about_size: number of bytes to reckon with where neither the registry nor the server knows.
+        lock: where the SHA-256 of a file without a published checksum is recorded, or held against.
+        attempts: attempts in a row that brought the file no further, before giving up.
+        wait_s: seconds before the second attempt, doubled for each further one up to a minute.
+        say: takes lines of progress.
+
+    Raises Missing where the source says that it has no such file, UserError for whatever else the user can mend.
+    """
+    return _Download(url, Path(target), name, checksum, size, about_size, lock, attempts, wait_s, say).run()
 
 
 @dataclasses.dataclass
@@ -59,251 +94,226 @@ class _Version:
     validator: str | None = None
 
 
-def download(
-    url: str,
-    target: str | Path,
-    *,
-    checksum: str | None = None,
-    size: int | None = None,
-    about_size: int | None = None,
-    lock: ChecksumLock | None = None,
-    attempts: int = 6,
-    wait_s: float = 1.0,
-    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
-) -> str:
-    """Fetch `url` into `target` and return its SHA-256.
+@dataclasses.dataclass
+class _Download:
+    """One file on its way; the arguments of `download`."""
 
-    Args:
-        url: http(s):// or file:// (see `local_path`).
-        target: appears only when the file is complete and checked.
-        checksum: published `md5:...`, `sha1:...` or `sha256:...`.
-        size: published number of bytes.
-        about_size: number of bytes to reckon with where neither the registry nor the server knows.
-        lock: where the SHA-256 of a file without a published checksum is recorded, or held against.
-        attempts: attempts in a row that brought the file no further, before giving up.
-        wait_s: seconds before the second attempt, doubled for each further one up to a minute.
-        say: takes lines of progress.
+    url: str
+    target: Path
+    name: str
+    checksum: str | None
+    size: int | None
+    about_size: int | None
+    lock: ChecksumLock | None
+    attempts: int
+    wait_s: float
+    say: Callable[[str], None]
 
-    Raises Missing where the source says that it has no such file, UserError for whatever else the user can mend.
-    """
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
-    locked = lock.get(target) if lock and not checksum else None
-    for fresh in (False, True):
-        if fresh:
-            _discard(part)
-        resumed = _fetch(url, target, part, checksum, size, about_size, attempts, wait_s, say)
+    def __post_init__(self) -> None:
+        self.part = self.target.with_name(self.target.name + ".part")
+        self.about_part = self.part.with_name(self.part.name + ".json")
+        self.source = local_path(self.url)
+        self.other_source = f"name another source in the config: corpora.{self.name}.base_url"
+        self.other_contents = (
+            f"the source has changed or sends something else: {self.other_source}, or say corpora.{self.name}.verify: "
+            "lock there if the new contents are right"
+        )
+
+    def run(self) -> str:
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        self._fetch()
         try:
-            sha256 = _verify(url, part, target, checksum, size, locked, lock)
-            break
+            sha256 = self._verify()
         except UserError as error:
-            # A transfer that was resumed, or cut off by the server without a word, may do better in one piece.
-            _discard(part)
-            if fresh:
+            self._discard()
+            if self.source is not None:
                 raise
-            say(f"{error} -- {'fetched in pieces' if resumed else 'fetched once'}: fetching it once more")
-    part.replace(target)
-    _meta(part).unlink(missing_ok=True)
-    if lock and not checksum and locked is None:
-        lock.record(target, sha256)
-    say(f"{target}: {megabytes(target.stat().st_size)}, sha256 {sha256}")
-    return sha256
+            # Pieces that do not fit together, or an answer that ended early without a word: one piece may do better.
+            self.say(f"{error} -- fetching it once more")
+            self._fetch()
+            try:
+                sha256 = self._verify()
+            except UserError:
+                self._discard()
+                raise
+        self.part.replace(self.target)
+        self.about_part.unlink(missing_ok=True)
+        if self.lock and not self.checksum and self.lock.get(self.target) is None:
+            self.lock.record(self.target, sha256)
+        self.say(f"{self.target}: {megabytes(self.target.stat().st_size)}, sha256 {sha256}")
+        return sha256
 
+    def _verify(self) -> str:
+        """SHA-256 of the complete part, or a UserError for what is wrong with it."""
+        found = self.part.stat().st_size
+        if self.size is not None and found != self.size:
+            raise UserError(f"{self.url}: has {found} bytes, published are {self.size}; {self.other_contents}")
+        if self.checksum:
+            algorithm, _, published = self.checksum.partition(":")
+            actual = digest(self.part, algorithm)
+            if actual != published:
+                raise UserError(
+                    f"{self.url}: its {algorithm} is {actual}, published is {published}; {self.other_contents}"
+                )
+        sha256 = digest(self.part, "sha256")
+        locked = self.lock.get(self.target) if self.lock and not self.checksum else None
+        if locked is not None and sha256 != locked:
+            raise UserError(
+                f"{self.url}: its sha256 is {sha256}, but {self.lock.path} has {locked} from an earlier download: the "
+                f"source has changed; if that is right, delete the line of {self.lock.key(self.target)} there"
+            )
+        if not self.checksum and kind_of(self.target.name):
+            # Nobody says what the file should be: at least it must be a whole archive.
+            kind = kind_of(self.target.name)
+            inspect_archive(self.part, kind, name=self.url, thorough=True, remember_for=self.target)
+        return sha256
 
-def _verify(
-    url: str,
-    part: Path,
-    target: Path,
-    checksum: str | None,
-    size: int | None,
-    locked: str | None,
-    lock: ChecksumLock | None,
-) -> str:
-    """SHA-256 of a complete part, or a UserError for what is wrong with it."""
-    found = part.stat().st_size
-    if size is not None and found != size:
-        raise UserError(f"{url}: has {found} bytes, published are {size}; {_OTHERWISE}")
-    if checksum:
-        algorithm, _, published = checksum.partition(":")
-        actual = digest(part, algorithm)
-        if actual != published:
-            raise UserError(f"{url}: its {algorithm} is {actual}, published is {published}; {_OTHERWISE}")
-    sha256 = digest(part, "sha256")
-    if locked is not None and sha256 != locked:
-        raise UserError(
-            f"{url}: its sha256 is {sha256}, but {lock.path} has {locked} from an earlier download: the source has "
-            f"changed; if that is right, delete the line of {lock.key(target)} there"
-        )
-    if not checksum and kind_of(target.name):
-        # Nobody says what the file should be: at least it must be a whole archive.
-        inspect_archive(part, kind_of(target.name), name=url, thorough=True, remember_for=target)
-    return sha256
+    def _here(self) -> int:
+        """Bytes of the part."""
+        return self.part.stat().st_size if self.part.exists() else 0
 
+    def _discard(self) -> None:
+        self.part.unlink(missing_ok=True)
+        self.about_part.unlink(missing_ok=True)
 
-def _discard(part: Path) -> None:
-    part.unlink(missing_ok=True)
-    _meta(part).unlink(missing_ok=True)
-
-
-def _meta(part: Path) -> Path:
-    return part.with_name(part.name + ".json")
-
-
-def _read_version(part: Path) -> _Version | None:
-    try:
-        return _Version(**json.loads(_meta(part).read_text()))
-    except (OSError, ValueError, TypeError):  # absent, or cut off by a crash: the part is then fetched anew
-        return None
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Fetching
-
-
-def _fetch(
-    url: str,
-    target: Path,
-    part: Path,
-    checksum: str | None,
-    size: int | None,
-    about_size: int | None,
-    attempts: int,
-    wait_s: float,
-    say: Callable[[str], None],
-) -> bool:
-    """Bring `part` to completion. Returns whether it consists of several transfers."""
-    import tenacity
-
-    source = local_path(url)
-    if source is not None:
-        _copy(url, Path(source), target, part)
-        return False
-    fruitless, pieces, furthest = 0, 0, 0
-
-    def count(_state: tenacity.RetryCallState) -> None:
-        nonlocal fruitless, furthest
-        here = part.stat().st_size if part.exists() else 0
-        fruitless = 0 if here > furthest else fruitless + 1
-        furthest = max(here, furthest)
-
-    def pause(state: tenacity.RetryCallState) -> float:
-        backed_off = min(60.0, wait_s * 2 ** (fruitless - 1)) if fruitless else wait_s / 4
-        return max(backed_off, state.outcome.exception().again_after_s)
-
-    def tell(state: tenacity.RetryCallState) -> None:
-        say(f"{url}: {state.outcome.exception()}; trying again in {state.next_action.sleep:.2g} s")
-
-    retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(_Retry),
-        after=count,
-        stop=lambda _state: fruitless >= attempts,
-        wait=pause,
-        before_sleep=tell,
-        reraise=True,
-    )
-    try:
-        for attempt in retrying:
-            with attempt, _http_errors(url, part):
-                pieces += 1
-                _transfer(url, target, part, checksum, size, about_size, say)
-    except _Retry as error:
-        here = part.stat().st_size if part.exists() else 0
-        raise UserError(
-            f"{url}: {error}, {attempts} times in a row; check the network and run the same command again"
-            f"{f' (it goes on after the {megabytes(here)} that are here)' if here else ''}, "
-            "or name another source in the config: corpora.<name>.base_url"
-        ) from error
-    return pieces > 1
-
-
-def _copy(url: str, source: Path, target: Path, part: Path) -> None:
-    if not source.is_file():
-        raise Missing(f"{url}: no such file: {source}; correct corpora.<name>.base_url in the config")
-    size = source.stat().st_size
-    require_space(target.parent, size, target.name)
-    progress = Progress(target.name, size / 1e6, "MB")
-    try:
-        with source.open("rb") as reading, part.open("wb") as writing:
-            while block := reading.read(BLOCK):
-                writing.write(block)
-                progress.add(len(block) / 1e6)
-    except OSError as error:
-        raise UserError(f"{source}: cannot be copied to {target} ({error.strerror or error})") from error
-    finally:
-        progress.close()
-
-
-def _transfer(
-    url: str,
-    target: Path,
-    part: Path,
-    checksum: str | None,
-    size: int | None,
-    about_size: int | None,
-    say: Callable[[str], None],
-) -> None:
-    """One HTTP request that begins a part, or continues it; raises _Retry or UserError."""
-    import requests
-    import urllib3
-
-    version = _read_version(part)
-    here = part.stat().st_size if part.exists() else 0
-    headers = {"Accept-Encoding": "identity", "User-Agent": "finallyse"}
-    # A part may be continued if the server can say whether it is still the same file, or if a checksum will.
-    same = version is not None and version.url == url and version.validator is not None
-    if here and (same or (version is not None and checksum)):
-        headers["Range"] = f"bytes={here}-"
-        if same:
-            headers["If-Range"] = version.validator
-    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as response:
-        if response.status_code == 416:  # nothing after what is here: it is complete, or not a part of this file
-            if here and here in (size, version.total if version else None):
-                return
-            _discard(part)
-            raise _Retry("the server has less than was already here; starting anew")
-        _check_status(response, url)
-        offset, total = _extent(response, here)
-        expected = size if size is not None else version.total if version and offset else None
-        if expected is not None and total is not None and total != expected and offset:
-            _discard(part)
-            raise _Retry(f"it now has {total} bytes instead of {expected}; starting anew")
-        if offset:
-            say(f"{url}: going on after {megabytes(offset)}")
-        elif here:
-            say(f"{url}: the server does not continue it; starting anew")
-        needed = total or size or about_size or 0
-        require_space(target.parent, max(0, needed - offset), target.name)
-        write_atomically(
-            _meta(part), json.dumps(dataclasses.asdict(_Version(url, total, _validator(response)))).encode()
-        )
-        progress = Progress(target.name, (needed - offset) / 1e6 if needed else None, "MB")
+    def _version(self) -> _Version | None:
         try:
-            with part.open("r+b" if offset else "wb") as file:
-                file.seek(offset)
-                file.truncate()
-                # read1 hands out what has arrived; iter_content would lose up to a block where the connection breaks.
-                while block := response.raw.read1(BLOCK):
-                    file.write(block)
+            return _Version(**json.loads(self.about_part.read_text()))
+        except (OSError, ValueError, TypeError):  # absent, or cut off by a crash: the part is then fetched anew
+            return None
+
+    # Fetching
+
+    def _fetch(self) -> None:
+        """Bring the part to completion."""
+        import tenacity
+
+        if self.source is not None:
+            self._copy(Path(self.source))
+            return
+        fruitless, furthest = 0, 0
+
+        def count(_state: tenacity.RetryCallState) -> None:
+            nonlocal fruitless, furthest
+            fruitless = 0 if self._here() > furthest else fruitless + 1
+            furthest = max(self._here(), furthest)
+
+        def pause(state: tenacity.RetryCallState) -> float:
+            backed_off = min(60.0, self.wait_s * 2 ** (fruitless - 1)) if fruitless else self.wait_s / 4
+            return max(backed_off, state.outcome.exception().again_after_s)
+
+        def tell(state: tenacity.RetryCallState) -> None:
+            self.say(f"{self.url}: {state.outcome.exception()}; trying again in {state.next_action.sleep:.2g} s")
+
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(_Retry),
+            after=count,
+            stop=lambda _state: fruitless >= self.attempts,
+            wait=pause,
+            before_sleep=tell,
+            reraise=True,
+        )
+        try:
+            for attempt in retrying:
+                with attempt, self._http_errors():
+                    self._transfer()
+        except _Retry as error:
+            goes_on = f" (it goes on after the {megabytes(self._here())} that are here)" if self._here() else ""
+            remedy = f"check the network and run the same command again{goes_on}, or {self.other_source}"
+            raise UserError(f"{self.url}: {error}, {self.attempts} times in a row; {error.remedy or remedy}") from error
+
+    def _copy(self, source: Path) -> None:
+        if not source.is_file():
+            raise Missing(f"{self.url}: no such file: {source}; correct corpora.{self.name}.base_url in the config")
+        size = source.stat().st_size
+        require_space(self.target.parent, size, self.target.name)
+        progress = Progress(self.target.name, size / 1e6, "MB")
+        try:
+            with source.open("rb") as reading, self.part.open("wb") as writing:
+                while block := reading.read(BLOCK):
+                    writing.write(block)
                     progress.add(len(block) / 1e6)
-        except urllib3.exceptions.HTTPError as error:
-            raise _Retry(_reason(error)) from error
+        except OSError as error:
+            raise UserError(f"{source}: cannot be copied to {self.target} ({error.strerror or error})") from error
         finally:
             progress.close()
-    if total is not None and part.stat().st_size < total:
-        raise _Retry(f"the connection closed after {part.stat().st_size} of {total} bytes")
 
+    def _transfer(self) -> None:
+        """One HTTP request that begins the part, or continues it; raises _Retry or UserError."""
+        import requests
+        import urllib3
 
-def _check_status(response: requests.Response, url: str) -> None:
-    status = response.status_code
-    if status in (200, 206):
-        return
-    said = f"the server answers {status} {response.reason or ''}".rstrip()
-    if status in PASSING:
-        wait = response.headers.get("Retry-After", "")
-        raise _Retry(said, again_after_s=min(float(wait), 120.0) if wait.isdigit() else 0.0)
-    kind = Missing if status in ABSENT else UserError
-    raise kind(f"{url}: {said}; name another source in the config: corpora.<name>.base_url")
+        version, here = self._version(), self._here()
+        headers = {"Accept-Encoding": "identity", "User-Agent": "finallyse"}
+        # A part may be continued if the server can say whether it is still the same file, or if a checksum will.
+        same = version is not None and version.url == self.url and version.validator is not None
+        if here and (same or (version is not None and self.checksum)):
+            headers["Range"] = f"bytes={here}-"
+            if same:
+                headers["If-Range"] = version.validator
+        with requests.get(self.url, headers=headers, stream=True, timeout=TIMEOUT_S) as response:
+            if response.status_code == 416:  # nothing after what is here: it is complete, or not a part of this file
+                if here and here in (self.size, version.total if version else None):
+                    return
+                self._discard()
+                raise _Retry("the server has less than was already here; starting anew")
+            self._check_status(response)
+            offset, total = _extent(response, here)
+            if self.size is not None and total is not None and total != self.size:
+                raise _Retry(f"it has {total} bytes, published are {self.size}", self.other_contents)
+            if offset and version.total is not None and total is not None and total != version.total:
+                self._discard()
+                raise _Retry(f"it now has {total} bytes instead of {version.total}; starting anew")
+            if here:
+                self.say(
+                    f"{self.url}: {'going on' if offset else 'cannot go on, starting anew'} after {megabytes(here)}"
+                )
+            needed = total or self.size or self.about_size or 0
+            require_space(self.target.parent, max(0, needed - offset), self.target.name)
+            version = _Version(self.url, total, _validator(response))
+            write_atomically(self.about_part, json.dumps(dataclasses.asdict(version)).encode())
+            progress = Progress(self.target.name, (needed - offset) / 1e6 if needed else None, "MB")
+            try:
+                with self.part.open("r+b" if offset else "wb") as file:
+                    file.seek(offset)
+                    file.truncate()
+                    # read1 hands out what has arrived; iter_content would lose a block where the connection breaks.
+                    while block := response.raw.read1(BLOCK):
+                        file.write(block)
+                        progress.add(len(block) / 1e6)
+            except urllib3.exceptions.HTTPError as error:
+                raise _Retry(_reason(error)) from error
+            finally:
+                progress.close()
+        if total is not None and self._here() < total:
+            raise _Retry(f"the connection closed after {self._here()} of {total} bytes")
+
+    def _check_status(self, response: requests.Response) -> None:
+        status = response.status_code
+        if status in (200, 206):
+            return
+        said = f"the server answers {status} {response.reason or ''}".rstrip()
+        if status in PASSING:
+            wait = response.headers.get("Retry-After", "")
+            raise _Retry(said, again_after_s=min(float(wait), 120.0) if wait.isdigit() else 0.0)
+        kind = Missing if status in ABSENT else UserError
+        raise kind(f"{self.url}: {said}; {self.other_source}")
+
+    @contextlib.contextmanager
+    def _http_errors(self) -> Iterator[None]:
+        """Failures of the network as _Retry; of the disk and of the URL as UserError."""
+        import requests
+
+        try:
+            yield
+        except (requests.exceptions.InvalidURL, requests.exceptions.MissingSchema) as error:
+            raise UserError(f"{self.url}: not a usable URL ({error}); {self.other_source}") from error
+        except requests.RequestException as error:
+            if isinstance(error, requests.exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise UserError(f"{self.url}: its certificate is not accepted: {_reason(error)}") from error
+            raise _Retry(_reason(error)) from error
+        except OSError as error:
+            raise UserError(f"{self.part}: cannot be written ({error.strerror or error})") from error
 
 
 def _extent(response: requests.Response, here: int) -> tuple[int, int | None]:
@@ -323,23 +333,6 @@ def _validator(response: requests.Response) -> str | None:
     if etag and not etag.startswith("W/"):
         return etag
     return response.headers.get("Last-Modified")
-
-
-@contextlib.contextmanager
-def _http_errors(url: str, part: Path) -> Iterator[None]:
-    """Failures of the network as _Retry; of the disk and of the URL as UserError."""
-    import requests
-
-    try:
-        yield
-    except (requests.exceptions.InvalidURL, requests.exceptions.MissingSchema) as error:
-        raise UserError(f"{url}: not a usable URL ({error})") from error
-    except requests.RequestException as error:
-        if isinstance(error, requests.exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
-            raise UserError(f"{url}: its certificate is not accepted: {_reason(error)}") from error
-        raise _Retry(_reason(error)) from error
-    except OSError as error:
-        raise UserError(f"{part}: cannot be written ({error.strerror or error})") from error
 
 
 def _reason(error: BaseException) -> str:
