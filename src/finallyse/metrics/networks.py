@@ -45,8 +45,16 @@ class _Inert:
     def __setstate__(self, _state: Any):
         pass
 
+    def __call__(self, *_args: Any, **_kwargs: Any):
+        return self
+
     def __setitem__(self, _key: Any, _value: Any):
         pass
+
+    def extend(self, _values: Any):
+        """The items of a list subclass."""
+
+    append = extend
 
 
 class _InertPickle:
@@ -84,9 +92,11 @@ def wav2vec2_mos_network():
     [B, T] at 16 kHz, zero mean and unit variance -> [B]: mean over frames of Linear(768, 128), ReLU, Linear(128, 1).
     """
     from torch import nn
-    from transformers import Wav2Vec2Config, Wav2Vec2Model
 
     from finallyse.audio.torchaudio_shim import torchaudio  # noqa: F401  transformers imports torchaudio
+
+    # isort: split
+    from transformers import Wav2Vec2Config, Wav2Vec2Model
 
     class Wav2Vec2Mos(nn.Module):
         def __init__(self):
