@@ -72,8 +72,9 @@ def _write(folder: Path, corpus: str, rate: int, split: str, wavs: Mapping, nois
 
 
 def _write_wavlm(folder: Path) -> None:
-    from finallyse.audio.torchaudio_shim import torchaudio  # noqa: F401  transformers imports it
     from transformers import WavLMConfig, WavLMModel
+
+    from finallyse.audio.torchaudio_shim import torchaudio  # noqa: F401  transformers imports it
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
