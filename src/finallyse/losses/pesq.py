@@ -118,20 +118,24 @@ class PESQLoss(nn.Module):
 
     def bark_powers(self, wav: Tensor) -> Tensor:
         """Power of the level-aligned, pre-emphasised clips in Bark bands: [B, T] at 16 kHz -> [B, frames, bands]."""
-        length = wav.shape[-1]
-        size = scipy.fft.next_fast_len(length + TAPS - 1, real=True)
-        level, emphasis = torch.fft.rfft(self.responses, size)
-        audible = torch.fft.irfft(torch.fft.rfft(wav, size) * level, size)[:, :length]
-        power = audible.square().sum(1, keepdim=True) / (length + 5120) / 1.04684
+        length, fade = wav.shape[-1], len(self.edge)
+        level, emphasis = self.responses
+        power = self.filter(wav, level).square().sum(1, keepdim=True) / (length + 5120) / 1.04684
         wav = wav * (1e7 / power.clamp(min=SILENCE)).sqrt()
-        if length >= 2 * len(self.edge):
-            flat = wav.new_ones(length - 2 * len(self.edge))
-            wav = wav * torch.cat([self.edge, flat, self.edge.flip(0)])
-        wav = torch.fft.irfft(torch.fft.rfft(wav, size) * emphasis, size)[:, :length]
+        if length >= 2 * fade:
+            wav = wav * torch.cat([self.edge, wav.new_ones(length - 2 * fade), self.edge.flip(0)])
+        wav = self.filter(wav, emphasis)
         spectrum = stft(F.pad(wav, (0, length % HOP)), N_FFT, HOP, center=False)
         powers = (spectrum.real.square() + spectrum.imag.square()).transpose(1, 2)  # [B, frames, bins]
         powers = torch.cat([torch.zeros_like(powers[..., :1]), powers[..., 1:-1]], -1)
         return powers @ self.bands
+
+    @staticmethod
+    def filter(wav: Tensor, response: Tensor) -> Tensor:
+        """Causal filter: [B, T] and an impulse response [TAPS] -> [B, T]."""
+        length = wav.shape[-1]
+        size = scipy.fft.next_fast_len(length + TAPS - 1, real=True)
+        return torch.fft.irfft(torch.fft.rfft(wav, size) * torch.fft.rfft(response, size), size)[:, :length]
 
     def compare(self, ref: Tensor, deg: Tensor) -> tuple[Tensor, Tensor]:
         """Disturbances [B] of Bark powers [B, frames, bands]."""

@@ -1,0 +1,177 @@
+"""Losses: their definitions, PESQ against torch-pesq and ITU's score, silence, any length, and one-line errors."""
+
+import importlib.util
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+import finallyse.audio.torchaudio_shim  # noqa: F401  before torch_pesq, which imports torchaudio
+from finallyse.audio.mel import LogMel
+from finallyse.errors import UserError
+from finallyse.losses import losses_registry
+from finallyse.losses.resampling import to_16k
+from finallyse.models.wavlm import WavLM
+from small_networks import make_wavlm
+
+
+def noisy(wav, amount, seed=0):
+    return wav + amount * torch.randn(wav.shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def clip(speech_16k):
+    return torch.from_numpy(speech_16k)[None, None]
+
+
+@pytest.fixture(scope="module")
+def wavlm(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wavlm") / "small"
+    make_wavlm(folder)
+    return WavLM(folder)
+
+
+def test_adversarial_losses_are_least_squares_summed_over_discriminators():
+    real, fake = [torch.randn(2, 9), torch.randn(2, 1, 3, 4)], [torch.randn(2, 9), torch.randn(2, 1, 3, 4)]
+    generator = losses_registry["gen_loss"]()(logits_fake=fake)
+    torch.testing.assert_close(generator, sum(((1 - x) ** 2).mean() for x in fake))
+    discriminator = losses_registry["disc_loss"]()(logits_real=real, logits_fake=fake)
+    want = sum(((1 - r) ** 2).mean() + (f**2).mean() for r, f in zip(real, fake, strict=True))
+    torch.testing.assert_close(discriminator, want)
+
+
+def test_feature_loss_and_its_relative_form():
+    real = [[torch.randn(2, 4, 9, requires_grad=True)], [torch.randn(2, 3, 5), torch.randn(2, 3, 2)]]
+    fake = [[torch.randn_like(x).requires_grad_() for x in maps] for maps in real]
+    pairs = [(r, f) for rs, fs in zip(real, fake, strict=True) for r, f in zip(rs, fs, strict=True)]
+    loss = losses_registry["feature_loss"]()(fmaps_real=real, fmaps_fake=fake)
+    torch.testing.assert_close(loss, sum((r - f).abs().mean() for r, f in pairs))
+    loss.backward()
+    assert real[0][0].grad is None and fake[0][0].grad.abs().sum() > 0
+    relative = losses_registry["feature_loss"](relative=True)(fmaps_real=real, fmaps_fake=fake)
+    torch.testing.assert_close(relative, sum((r - f).abs().mean() / r.abs().mean() for r, f in pairs))
+
+
+def test_l1_mel_loss(clip):
+    hat = noisy(clip, 0.01)
+    mel = LogMel(fmax=None)
+    want = (mel(hat) - mel(clip)).abs().mean()
+    loss = losses_registry["l1_mel_loss"]()
+    assert loss.needs == ("wav", "wav_hat", "sample_rate")
+    torch.testing.assert_close(loss(wav=clip, wav_hat=hat, sample_rate=16000), want)
+    ready = losses_registry["l1_mel_loss"](target="mel_for_loss")
+    assert ready.needs == ("mel_for_loss", "wav_hat", "sample_rate")
+    torch.testing.assert_close(ready(mel_for_loss=mel(clip), wav_hat=hat, sample_rate=16000), want)
+    with pytest.raises(UserError, match="differ in length"):
+        loss(wav=clip, wav_hat=hat[..., :-512], sample_rate=16000)
+
+
+@pytest.mark.parametrize("rate", [16000, 48000])
+def test_lmos_is_its_definition(wavlm, clip, rate):
+    wav = clip[..., : rate // 4]
+    hat = noisy(wav, 0.01).requires_grad_()
+    low, low_hat = to_16k(wav, rate)[:, 0], to_16k(hat, rate)[:, 0]
+    assert low.shape == (1, 4000)
+    features = (wavlm.conv_features(low) - wavlm.conv_features(low_hat)).square().mean()
+    window = torch.hann_window(1024)
+    magnitudes = [torch.stft(x[:, 0], 1024, 256, window=window, return_complex=True).abs() for x in (wav, hat)]
+    want = 100 * features + (magnitudes[0] - magnitudes[1]).abs().mean()
+    loss = losses_registry["lmos"]()(wav=wav, wav_hat=hat, sample_rate=rate, wavlm=wavlm)
+    torch.testing.assert_close(loss, want, rtol=1e-4, atol=1e-5)
+    loss.backward()
+    assert hat.grad.isfinite().all() and hat.grad.abs().sum() > 0
+    raw = losses_registry["lmos"](features="raw")(wav=wav, wav_hat=hat, sample_rate=rate, wavlm=wavlm)
+    assert raw != loss
+
+
+def test_lmos_does_not_hear_the_level_through_wavlm(wavlm, clip):
+    """WavLM's input is normalised: at half the level only the STFT term differs."""
+    loss = losses_registry["lmos"](feature_weight=1e6)
+    values = [loss(wav=clip, wav_hat=hat, sample_rate=16000, wavlm=wavlm) for hat in (0.5 * clip, noisy(clip, 0.01))]
+    assert values[0] < 1e-2 * values[1]
+
+
+@pytest.mark.parametrize("samples, amount", [(8192, 0.001), (8192, 0.1), (9001, 0.01)])
+def test_pesq_equals_torch_pesq(clip, samples, amount):
+    import torch_pesq
+
+    wav = clip[..., 8000 : 8000 + samples]
+    hat = noisy(wav, amount)
+    reference = torch_pesq.PesqLoss(1.0, sample_rate=16000).double()  # in float32 its recursion loses three digits
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        symmetric, asymmetric = reference.raw(wav[0].double(), hat[0].double())
+    want = (0.1 * symmetric + 0.0309 * asymmetric).item()
+    loss = losses_registry["pesq"]()
+    assert loss(wav=wav, wav_hat=hat, sample_rate=16000).item() == pytest.approx(want, rel=5e-6)
+    mos = 0.999 + 4 / (1 + np.exp(-1.3669 * (4.5 - want) + 3.8224))
+    assert loss.mos(wav, hat, 16000).item() == pytest.approx(mos, rel=5e-6)
+
+
+def test_pesq_loss_falls_as_quality_rises_and_ranks_as_itu_does(root, speech):
+    spec = importlib.util.spec_from_file_location("benchmarks_losses", root / "benchmarks" / "losses.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    scores = benchmark.score(benchmark.degraded_clips(speech[0].parent, clips=3, seconds=2.0))
+    assert len(scores) >= 40
+    assert benchmark.rank_correlation(scores) > 0.97
+    for kind, strengths in benchmark.STRENGTHS.items():
+        means = [np.mean([loss for k, s, loss, _ in scores if (k, s) == (kind, strength)]) for strength in strengths]
+        assert means == sorted(means), f"{kind}: the loss must rise with the degradation, {means}"
+
+
+def test_a_step_down_the_pesq_loss_improves_itu_pesq(clip):
+    import pesq
+
+    wav = clip[..., :32000]
+    hat = noisy(wav, 0.01).requires_grad_()
+    loss = losses_registry["pesq"]()
+    before = pesq.pesq(16000, wav.flatten().numpy(), hat.detach().flatten().numpy(), "wb")
+    optimizer = torch.optim.Adam([hat], lr=5e-4)
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss(wav=wav, wav_hat=hat, sample_rate=16000).backward()
+        optimizer.step()
+    assert pesq.pesq(16000, wav.flatten().numpy(), hat.detach().flatten().numpy(), "wb") > before + 0.1
+
+
+def test_pesq_gradient_is_that_of_finite_differences(clip):
+    wav = clip[..., 8000:16000].double()
+    hat = noisy(wav, 0.02).requires_grad_()
+    loss = losses_registry["pesq"]()
+    loss(wav=wav, wav_hat=hat, sample_rate=16000).backward()
+    direction = 1e-3 * noisy(torch.zeros_like(wav), 1.0, seed=1)
+    with torch.no_grad():
+        ends = [loss(wav=wav, wav_hat=hat + sign * direction, sample_rate=16000) for sign in (-1, 1)]
+    assert ((ends[1] - ends[0]) / 2).item() == pytest.approx((hat.grad * direction).sum().item(), rel=0.05, abs=2e-4)
+
+
+@pytest.mark.parametrize("name", ["l1_mel_loss", "pesq", "lmos"])
+@pytest.mark.parametrize("rate, samples", [(16000, 1), (16000, 700), (48000, 1), (16000, 8192)])
+def test_finite_on_silence_and_on_any_length(wavlm, name, rate, samples):
+    loss = losses_registry[name]()
+    sound = 0.1 * torch.randn(2, 1, samples, generator=torch.Generator().manual_seed(0))
+    for wav in (torch.zeros_like(sound), sound):
+        for hat in (torch.zeros_like(sound), sound.clone(), noisy(sound, 0.1)):
+            hat.requires_grad_()
+            given = {"wav": wav, "wav_hat": hat, "sample_rate": rate, "wavlm": wavlm}
+            value = loss(**{need: given[need] for need in loss.needs})
+            value.backward()
+            assert value.isfinite() and hat.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["l1_mel_loss", "pesq", "lmos"])
+def test_float32_under_autocast(wavlm, clip, name):
+    loss = losses_registry[name]()
+    given = {"wav": clip, "wav_hat": noisy(clip, 0.01), "sample_rate": 16000, "wavlm": wavlm}
+    given = {need: given[need] for need in loss.needs}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = loss(**given)
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low, loss(**given))
+
+
+def test_pesq_of_different_shapes_is_a_one_line_error():
+    with pytest.raises(UserError, match=r"one shape, not \[1, 1, 100\] and \[1, 1, 99\]"):
+        losses_registry["pesq"]()(wav=torch.zeros(1, 1, 100), wav_hat=torch.zeros(1, 1, 99), sample_rate=16000)
