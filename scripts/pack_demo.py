@@ -3,7 +3,8 @@
     python scripts/pack_demo.py vctk --speech results/demo/resources/archives/speech/speech.csv \
         --into results/demo/resources/archives/vctk
 
-speech.csv comes from scripts/collect_demo_speech.py; dns5-rooms, micirp and wavlm-large need none.
+speech.csv comes from scripts/collect_demo_speech.py; a folder of recordings in its place is collected first, into the
+folder `speech` beside the archives'. dns5-rooms, micirp and wavlm-large need none.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 from pathlib import Path
 
 from finallyse.corpora.checksums import ChecksumLock
+from finallyse.corpora.demo_speech import collect_speech
 from finallyse.corpora.pack_demo import OF_SPEECH, PACKERS, pack
 from finallyse.corpora.sources import REGISTRY, read_sources
 from finallyse.errors import UserError, one_line_errors
@@ -20,7 +22,7 @@ from finallyse.errors import UserError, one_line_errors
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", choices=sorted(PACKERS))
-    parser.add_argument("--speech", type=Path, help="speech.csv")
+    parser.add_argument("--speech", type=Path, help="speech.csv, or a folder of recordings")
     parser.add_argument("--into", type=Path, required=True, help="folder of the archives")
     parser.add_argument("--registry", type=Path, default=REGISTRY)
     parser.add_argument(
@@ -31,7 +33,11 @@ def main() -> None:
     with one_line_errors():
         if arguments.source in OF_SPEECH and arguments.speech is None:
             raise UserError(f"{arguments.source} is made of speech: --speech is required")
-        written = pack(read_sources(arguments.registry)[arguments.source], arguments.speech, arguments.into)
+        speech = arguments.speech
+        if speech is not None and speech.is_dir():
+            speech = arguments.into.parent / "speech" / "speech.csv"
+            collect_speech(arguments.speech, speech)
+        written = pack(read_sources(arguments.registry)[arguments.source], speech, arguments.into)
         if arguments.lock and arguments.downloads:
             lock = ChecksumLock(arguments.lock)
             for path in written:

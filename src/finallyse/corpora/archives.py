@@ -200,8 +200,8 @@ def _as_user_error(label: str, archive: Path) -> Iterator[None]:
         return
     kind = kind_of(archive.name.removesuffix(".part")) or "archive"
     raise UserError(
-        f"{label}: not a whole {kind} ({reason}); delete it (and its line in checksums.lock, if it has one) and run the "
-        "same command again to fetch it anew"
+        f"{label}: not a whole {kind} ({reason}); delete it (and its line in checksums.lock, if it has one) and run "
+        "the same command again to fetch it anew"
     )
 
 

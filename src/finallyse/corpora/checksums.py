@@ -23,6 +23,16 @@ def digest(path: Path, algorithm: str) -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
+def digests(path: Path, *algorithms: str) -> dict[str, str]:
+    """Hex digests of a file's contents, which is read once: algorithm -> digest."""
+    hashes = {algorithm: hashlib.new(algorithm) for algorithm in algorithms}
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(1 << 20):
+            for running in hashes.values():
+                running.update(block)
+    return {algorithm: running.hexdigest() for algorithm, running in hashes.items()}
+
+
 class ChecksumLock:
     """SHA-256 sums recorded at first download. Several jobs may use one lock file at the same time.
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from finallyse.audio.io import write_atomically
 from finallyse.corpora.archives import inspect_archive, kind_of
-from finallyse.corpora.checksums import ChecksumLock, digest
+from finallyse.corpora.checksums import ChecksumLock, digests
 from finallyse.corpora.locations import local_path
 from finallyse.corpora.space import megabytes, require_space
 from finallyse.errors import UserError
@@ -148,14 +148,13 @@ class _Download:
         found = self.part.stat().st_size
         if self.size is not None and found != self.size:
             raise UserError(f"{self.url}: has {found} bytes, published are {self.size}; {self.other_contents}")
-        if self.checksum:
-            algorithm, _, published = self.checksum.partition(":")
-            actual = digest(self.part, algorithm)
-            if actual != published:
-                raise UserError(
-                    f"{self.url}: its {algorithm} is {actual}, published is {published}; {self.other_contents}"
-                )
-        sha256 = digest(self.part, "sha256")
+        algorithm, _, published = (self.checksum or "sha256:").partition(":")
+        sums = digests(self.part, "sha256", algorithm)
+        if self.checksum and sums[algorithm] != published:
+            raise UserError(
+                f"{self.url}: its {algorithm} is {sums[algorithm]}, published is {published}; {self.other_contents}"
+            )
+        sha256 = sums["sha256"]
         locked = self.lock.get(self.target) if self.lock and not self.checksum else None
         if locked is not None and sha256 != locked:
             raise UserError(
