@@ -50,6 +50,14 @@ def test_what_is_here_counts(in_root, tmp_path):
     assert (cost.here, cost.files_here, cost.left) == (1000, 1, 0)
 
 
+def test_what_is_prepared_need_not_be_fetched_again(in_root, tmp_path):
+    manifest = tmp_path / "prepared" / "daps" / "48000" / "train.csv"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text("path\n")
+    cost = cost_of("daps", config(tmp_path))
+    assert cost.prepared and cost.left == 0 and cost.here == 0
+
+
 def test_mirrors_and_own_folders(in_root, tmp_path):
     (tmp_path / "mirror").mkdir()
     (tmp_path / "mirror" / "daps.tar.gz").write_bytes(b"x" * 77)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,11 +23,15 @@ from finallyse.status import read_config
 
 @dataclasses.dataclass
 class Cost:
-    """Of one source. known, about: bytes; unknown: number of files; here: bytes that need not be fetched any more."""
+    """Of one source. known, about: bytes; unknown: number of files; here: bytes that need not be fetched any more.
+
+    prepared: all that the networks read of it is there, so that nothing need be fetched even if its archives are gone.
+    """
 
     source: Source
     origin: str
     needed_by: list[str]
+    prepared: bool = False
     files: int = 0
     files_here: int = 0
     known: int = 0
@@ -47,20 +52,21 @@ class Cost:
             self.known += size
         else:
             self.about += size
-        self.left += 0 if complete else max(0, size - here)
+        self.left += 0 if complete or self.prepared else max(0, size - here)
 
 
 def costs(config: dict) -> list[Cost]:
     """The cost of every source of the registry under a configuration (`finallyse.config.load_pipeline`)."""
     locations = Locations(read_sources(), config["corpora"], config["resources"])
-    needed_by = _needed_by(config)
+    needed = _needed(config)
     rows = []
     for name, source in locations.sources.items():
         folder = locations.own_folder(name)
         base_url = locations.base_url(name)
         path = local_path(base_url)
         origin = f"folder {folder}" if folder else path if path is not None else urlsplit(base_url).netloc
-        cost = Cost(source, origin, needed_by.get(name, []))
+        networks, paths = needed.get(name, ([], []))
+        cost = Cost(source, origin, networks, source.is_corpus and bool(paths) and all(map(os.path.isfile, paths)))
         if not folder:
             table = Path(locations.downloaded(name, COLLECTION))
             there = {path.name for path in files_of_collection(table)} if table.is_file() else None
@@ -91,17 +97,18 @@ def _here(path: Path) -> tuple[int, bool]:
     return (part.stat().st_size if part.is_file() else 0), False
 
 
-def _needed_by(config: dict) -> dict[str, list[str]]:
-    """source -> networks of the config that read its data or weights."""
-    needed: dict[str, list[str]] = {}
+def _needed(config: dict) -> dict[str, tuple[list[str], list[str]]]:
+    """source -> networks of the config that read its data or weights, and the paths that they read."""
+    needed: dict[str, tuple[list[str], list[str]]] = {}
     for network, experiment in config["experiments"].items():
         for path in _strings(experiment):
             for kind in ("prepared", "weights"):
                 prefix = f"{config['resources']}/{kind}/"
                 if path.startswith(prefix):
-                    name = path.removeprefix(prefix).split("/")[0]
-                    if network not in needed.setdefault(name, []):
-                        needed[name].append(network)
+                    networks, paths = needed.setdefault(path.removeprefix(prefix).split("/")[0], ([], []))
+                    paths.append(path)
+                    if network not in networks:
+                        networks.append(network)
     return needed
 
 
@@ -130,14 +137,14 @@ def show_plan(arguments: Sequence[str], console: Console | None = None) -> None:
             escape(cost.origin),
             f"{cost.files_here} of {cost.files}" if cost.files else "",
             _download(cost),
-            megabytes(cost.here) if cost.here else "",
+            "prepared" if cost.prepared and not cost.here else megabytes(cost.here) if cost.here else "",
             _left(cost),
             style=None if cost.needed_by else "dim",
         )
     console.print(table)
     needed = [cost for cost in rows if cost.needed_by]
     left, about = sum(cost.left for cost in needed), sum(cost.about for cost in needed)
-    unknown = sum(cost.unknown for cost in needed)
+    unknown = sum(cost.unknown for cost in needed if not cost.prepared)
     free = shutil.disk_usage(_existing(Path(config["resources"]))).free
     console.print(
         f"The networks of this config need {megabytes(sum(cost.known + cost.about for cost in needed))}"
@@ -171,7 +178,7 @@ def _download(cost: Cost) -> str:
 
 
 def _left(cost: Cost) -> str:
-    if cost.files_here == cost.files:
+    if cost.prepared or cost.files_here == cost.files:
         return "–"
     parts = [("≈ " if cost.about else "") + megabytes(cost.left)] if cost.left else []
     return " + ".join(parts + (["?"] if cost.unknown else []))
