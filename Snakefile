@@ -48,3 +48,7 @@ for network in NETWORKS:
 onstart:
     require_gpu()
     retry_trainings()
+
+
+onerror:
+    tell_errors(log)

@@ -136,3 +136,14 @@ def retry_trainings():
     training.restart_times = max(
         training.restart_times, workflow.execution_settings.retries
     )
+
+
+def tell_errors(log):
+    """Repeat, as the last thing on the screen, what the logs of the failed jobs say went wrong."""
+    failed = re.findall(
+        r"^\s+log: (.+) \(check log file", Path(log).read_text(), re.MULTILINE
+    )
+    for path in dict.fromkeys(failed):
+        lines = Path(path).read_text().splitlines() if Path(path).is_file() else []
+        told = [line for line in lines if line.startswith("error: ")] or lines[-3:]
+        print(f"\n{path}:", *told[-3:], sep="\n", file=sys.stderr)
