@@ -138,11 +138,15 @@ def retry_trainings():
     )
 
 
-def tell_errors(log):
+def tell_errors(logs):
     """Repeat, as the last thing on the screen, what the logs of the failed jobs say went wrong."""
-    failed = re.findall(
-        r"^\s+log: (.+) \(check log file", Path(log).read_text(), re.MULTILINE
-    )
+    failed = [
+        path
+        for log in logs
+        for path in re.findall(
+            r"^\s+log: (.+) \(check log file", Path(log).read_text(), re.MULTILINE
+        )
+    ]
     for path in dict.fromkeys(failed):
         lines = Path(path).read_text().splitlines() if Path(path).is_file() else []
         told = [line for line in lines if line.startswith("error: ")] or lines[-3:]
