@@ -77,6 +77,7 @@ def execute(path: Path, values: list[str], timeout: int, sockets: Path) -> str:
     client = NotebookClient(
         notebook,
         timeout=timeout,
+        startup_timeout=180,
         resources={"metadata": {"path": str(path.parent)}},
         config=Config({"KernelManager": {"transport": "ipc", "ip": str(sockets)}}),
     )
