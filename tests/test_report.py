@@ -26,7 +26,7 @@ from finallyse.errors import UserError
 from finallyse.report import figures, listen
 from finallyse.report.audio import KBPS, mp3
 from finallyse.report.collect import Interval, collect
-from finallyse.report.html import Options, _banner, duration, write
+from finallyse.report.html import Options, _banner, _score_row, duration, write
 
 NETWORKS = report_results.NETWORKS
 
@@ -310,6 +310,7 @@ def test_page_says_what_it_must(parsed: Page) -> None:
         "FINALLY, stage by stage",
         "hifipp_bwe2: no results yet",
         "WV-MOS: missing: needs",
+        "Not asked for: ",
         "ours is UTMOSv2: not comparable",
         "finallyse 0.1.0",
         "Commit",
@@ -367,6 +368,15 @@ def test_a_run_at_the_recipes_size_has_no_banner(results: Path, root: Path) -> N
     assert scaled() is None
     assert scaled(steps=70_000)["level"] == "note"
     assert scaled(parameters=100)["level"] == "warning"
+
+
+def test_a_change_within_the_intervals_is_no_verdict(results: Path) -> None:
+    score = collect(results, ["hifipp_bwe1"]).networks[0].scores[0]
+    verdicts = []
+    for output in (Interval(2.0, 1.8, 2.2), Interval(1.2, 0.8, 1.6), Interval(0.5, 0.4, 0.6)):
+        row = _score_row(dataclasses.replace(score, input=Interval(1.0, 0.9, 1.1), output=output))
+        verdicts.append(row["verdict"])
+    assert verdicts == ["better", "", "worse"]
 
 
 def test_durations() -> None:

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from finallyse.audio.io import write_atomically
 from finallyse.errors import UserError
+from finallyse.metrics import metrics_registry
 from finallyse.report import figures
 from finallyse.report.collect import LABELS, Network, Report, Score
 from finallyse.report.figures import Interval, number
@@ -313,7 +314,8 @@ def _network(network: Network, report: Report, options: Options, sounds: Sounds)
 def curves(table: pandas.DataFrame | None, dots: bool = False) -> list[dict[str, Any]]:
     """A chart for every quantity over `step`; those that are watched rather than minimised are marked `minor`."""
     charts = []
-    for column in [] if table is None else table.columns:
+    columns = [] if table is None else sorted(table.columns, key=lambda c: c.startswith("disc") or "_disc" in c)
+    for column in columns:  # the generator's before the discriminators'
         if column in ("step", "items", "seconds") or not pandas.api.types.is_numeric_dtype(table[column]):
             continue
         present = table[["step", column]].dropna()
@@ -378,7 +380,8 @@ def _score_row(score: Score) -> dict[str, Any]:
     if score.input is not None and math.isfinite(score.input.mean):
         change = score.output.mean - score.input.mean
         row["change"] = ("+" if change > 0 else "") + number(change)
-        if change:
+        apart = score.output.low > score.input.high or score.output.high < score.input.low
+        if apart:  # intervals that overlap are no verdict
             row["verdict"] = "better" if (change > 0) == score.higher_is_better else "worse"
     row["plot"] = Markup(figures.interval_pair(score.input, score.output, score.label, score.reference))
     return row
@@ -508,6 +511,10 @@ def _missing(report: Report) -> list[dict[str, str]]:
     for (label, reason), names in by_reason.items():
         everywhere = len(names) == len(report.networks)
         entries.append({"what": f"{label}: {reason}", "where": "" if everywhere else ", ".join(names)})
+    measured = {score.metric for network in report.networks for score in network.scores}
+    unasked = [LABELS.get(name, name) for name in metrics_registry if name not in measured]
+    if measured and unasked:
+        entries.append({"what": f"Not asked for: {', '.join(unasked)}", "where": "(the configuration's metrics)"})
     return entries
 
 
