@@ -29,6 +29,7 @@ rule all:
             "{results}/{network}.ckpt", results=RESULTS, network=NETWORKS
         ),
         report=f"{RESULTS}/report.html",
+        augmentations=AUGMENTATIONS_PAGE,
 
 
 rule data:

@@ -21,6 +21,17 @@ for variable, folder in (
         filter(None, [str(folder), os.environ.get(variable)])
     )
 
+# Caches of the libraries stay in the project's folder.
+for variable, folder in (
+    ("MPLCONFIGDIR", "matplotlib"),
+    ("XDG_CACHE_HOME", "cache"),
+    ("IPYTHONDIR", "ipython"),
+    ("JUPYTER_CONFIG_DIR", "jupyter"),
+    ("JUPYTER_DATA_DIR", "jupyter"),
+    ("JUPYTER_RUNTIME_DIR", "jupyter"),
+):
+    os.environ.setdefault(variable, str(Path(workflow.basedir) / ".snakemake" / folder))
+
 if Path.cwd() != Path(workflow.basedir):
     sys.exit(
         f"error: run snakemake in the project's folder ({workflow.basedir}), not in {Path.cwd()}"
