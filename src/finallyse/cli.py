@@ -97,6 +97,34 @@ def data(
         show_plan([*(config or []), *(more or [])])
 
 
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="a published checkpoint: HiFi-GAN, HiFi++, or the original FINALLY's")],
+    output: Annotated[str, typer.Argument(metavar="OUT.ckpt", help="the checkpoint to write")],
+    network: Annotated[list[str], typer.Option(help="what it holds, e.g. hifigan_gen; twice for mpd and msd")],
+    experiment: Annotated[str | None, typer.Option(help="experiment file that describes the network")] = None,
+    arg: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="an argument of the network, over its default")
+    ] = None,
+) -> None:
+    """Turn a published checkpoint into one of this package. Every key must fit; all that do not are listed."""
+    from finallyse.models.convert import convert, parse_arguments
+
+    for line in convert(source, output, network, experiment, parse_arguments(arg or [])):
+        print(line)
+    print(f"{output} written")
+
+
+@app.command()
+def models(
+    seconds: Annotated[float, typer.Option(min=0.1, help="length of the clip that operations are counted on")] = 1.024,
+) -> None:
+    """The networks: paper, parameters, input, output, multiply-accumulate operations for a second of audio."""
+    from finallyse.models.table import show
+
+    show(seconds)
+
+
 def main() -> None:
     """Entry point of the `finallyse` command."""
     with one_line_errors():

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from finallyse.audio.stft import magnitude, reflect_pad, stft
 from finallyse.errors import UserError
+from finallyse.precision import full_precision
 
 _filterbanks: dict[tuple, Tensor] = {}
 
@@ -34,7 +35,6 @@ def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int, fmin: float, fmax:
     return np.maximum(0.0, np.minimum(rising, falling)) * (2.0 / (edges[2:] - edges[:-2]))[:, None]
 
 
-@torch.compiler.assume_constant_result
 def _filterbank(
     sample_rate: int, n_fft: int, n_mels: int, fmin: float, fmax: float, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
@@ -83,7 +83,7 @@ class LogMel:
             wav = wav.squeeze(1)
         if wav.dim() != 2 or wav.shape[-1] == 0:
             raise UserError(f"a mel spectrogram takes wav [B, T] or [B, 1, T] with T >= 1, not {list(wav.shape)}")
-        with torch.autocast(wav.device.type, enabled=False):
+        with full_precision(wav):
             wav = wav.float()
             if wav.shape[-1] < self.hop:
                 wav = torch.nn.functional.pad(wav, (0, self.hop - wav.shape[-1]))

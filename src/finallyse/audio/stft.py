@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from finallyse.precision import full_precision
+
 _windows: dict[tuple, Tensor] = {}
 
 
-@torch.compiler.assume_constant_result
 def hann_window(length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Periodic Hann window [length], built once per (length, device, dtype)."""
     key = (length, device, dtype)
@@ -48,7 +49,7 @@ def stft(
     normalized: divided by the root of the window's energy.
     """
     win = n_fft if win is None else win
-    with torch.autocast(wav.device.type, enabled=False):
+    with full_precision(wav):
         wav = wav.float()
         if center:
             wav = reflect_pad(wav, n_fft // 2, n_fft // 2)
@@ -62,12 +63,25 @@ def stft(
         return spectrum
 
 
-def istft(spectrum: Tensor, n_fft: int, hop: int, length: int, win: int | None = None) -> Tensor:
-    """Waveform [B, length] of a centred spectrum [B, n_fft // 2 + 1, frames] (the inverse of `stft(center=True)`)."""
-    win = n_fft if win is None else win
-    with torch.autocast(spectrum.device.type, enabled=False):
-        window = hann_window(win, spectrum.device, torch.float32)
-        return torch.istft(spectrum, n_fft, hop, win, window, center=True, length=length)
+def istft(spectrum: Tensor, n_fft: int, hop: int, length: int) -> Tensor:
+    """Waveform [B, length] of a spectrum [B, n_fft // 2 + 1, frames]: the inverse of `stft(n_fft, hop, center=True)`.
+
+    hop divides n_fft. Unlike torch.istft it never waits for the GPU (that one reads back whether the windows overlap).
+    """
+    frames, overlap = spectrum.shape[-1], n_fft // hop
+    with full_precision(spectrum):
+        window = hann_window(n_fft, spectrum.device, torch.float32)
+        pieces = torch.fft.irfft(spectrum.transpose(1, 2), n_fft) * window
+        wav = _overlap_add(pieces.unflatten(-1, (overlap, hop)))
+        energy = _overlap_add(window.square().view(1, 1, overlap, hop).expand(1, frames, -1, -1))
+        kept = slice(n_fft // 2, n_fft // 2 + length)
+        return wav[:, kept] / energy[:, kept]
+
+
+def _overlap_add(pieces: Tensor) -> Tensor:
+    """Frames in parts of a hop [B, frames, overlap, hop], each frame one hop after the other -> [B, T]."""
+    overlap = pieces.shape[2]
+    return sum(F.pad(pieces[:, :, i], (0, 0, i, overlap - 1 - i)) for i in range(overlap)).flatten(1)
 
 
 def magnitude(spectrum: Tensor, floor: float = 1e-9) -> Tensor:

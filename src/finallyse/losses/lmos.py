@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from finallyse.audio.stft import magnitude, stft
 from finallyse.losses import losses_registry
 from finallyse.losses.resampling import to_16k
+from finallyse.precision import full_precision
 
 
 @losses_registry.register("lmos")
@@ -42,7 +43,7 @@ class LMOSLoss(nn.Module):
         self.n_fft, self.hop = n_fft, hop
 
     def forward(self, wav: Tensor, wav_hat: Tensor, sample_rate: int, wavlm: nn.Module) -> Tensor:
-        with torch.autocast(wav_hat.device.type, enabled=False):
+        with full_precision(wav_hat):
             wav, wav_hat = wav.float().squeeze(1), wav_hat.float().squeeze(1)
             with torch.no_grad():
                 want = wavlm.conv_features(to_16k(wav, sample_rate), layer_norm=self.layer_norm)

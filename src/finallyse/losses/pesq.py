@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.fft
-import scipy.signal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from finallyse.audio.stft import stft
 from finallyse.errors import UserError
 from finallyse.losses import losses_registry
 from finallyse.losses.resampling import to_16k
+from finallyse.precision import full_precision
 
 # fmt: off
 # The 49 Bark bands of P.862 at 16 kHz: STFT bins per band, width in Bark, centre in Bark, correction of the power
@@ -76,6 +76,8 @@ class PESQLoss(nn.Module):
 
     def __init__(self):
         super().__init__()
+        import scipy.signal  # takes half a second, which only this loss needs to spend
+
         level = scipy.signal.butter(5, [325, 3250], fs=16000, btype="band")
         level = [np.float32(coefficients).astype(float) for coefficients in level]  # as rounded in torch-pesq
         emphasis = ([2.740826, -5.4816519, 2.740826], [1.0, -1.9444777, 0.94597794])
@@ -111,7 +113,7 @@ class PESQLoss(nn.Module):
             raise UserError(
                 f"pesq takes wav and wav_hat [B, 1, T] of one shape, not {[*wav.shape]} and {[*wav_hat.shape]}"
             )
-        with torch.autocast(wav.device.type, enabled=False):
+        with full_precision(wav):
             both = torch.cat([wav.flatten(0, 1), wav_hat.flatten(0, 1)])
             powers = self.bark_powers(to_16k(both, sample_rate))
             return self.compare(*powers.chunk(2))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from finallyse.audio.torchaudio_shim import torchaudio
+from finallyse.precision import full_precision
 
 _resamplers: dict[tuple, nn.Module] = {}
 
@@ -19,5 +20,5 @@ def to_16k(wav: Tensor, sample_rate: int) -> Tensor:
     if key not in _resamplers:
         with torch.inference_mode(False):  # an inference tensor could not serve a training step later
             _resamplers[key] = torchaudio.transforms.Resample(int(sample_rate), 16000).to(wav.device)
-    with torch.autocast(wav.device.type, enabled=False):
+    with full_precision(wav):
         return _resamplers[key](wav)

@@ -44,6 +44,8 @@ class Checkpoint:
 
     def build_generator(self) -> nn.Module:
         """The generator that the config describes, in eval mode, with the checkpoint's weights strictly loaded."""
+        if not self.generator:
+            raise UserError(f"{self.path}: holds no generator, only {', '.join(self.discriminators) or 'a config'}")
         settings = self.config["generator"]
         generator = models_registry[settings["name"]](**settings.get("args", {}))
         load_strictly(generator, self.generator, str(self.path))

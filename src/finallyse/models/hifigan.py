@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from finallyse.models import models_registry
 from finallyse.models.inputs import check_shape
 from finallyse.models.norms import Norm, NormType, init_normal, norm_of
+from finallyse.precision import full_precision
 
 LRELU_SLOPE = 0.1
 
@@ -139,5 +140,5 @@ class HiFiGANGenerator(Upsampler):
 
 def output_head(conv: nn.Module, x: Tensor) -> Tensor:
     """Last convolution and tanh, in float32 whatever autocast says: 8 bits of mantissa would be heard as noise."""
-    with torch.autocast(x.device.type, enabled=False):
+    with full_precision(x):
         return torch.tanh(conv(x.float()))

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from finallyse.errors import UserError
 from finallyse.models.checkpoint import load_strictly, load_tensors
 from finallyse.models.inputs import check_shape
+from finallyse.precision import full_precision
 
 
 class WavLM(nn.Module):
@@ -88,7 +89,7 @@ class WavLM(nn.Module):
     def _frames(self, wav: Tensor, kept: dict[str, Tensor]) -> Tensor:
         """The convolutional encoder's output [B, frames, conv_dim]."""
         if "frames" not in kept:
-            with torch.autocast(wav.device.type, enabled=False):
+            with full_precision(wav):
                 wav = wav.float()
                 if self.normalize:
                     variance, mean = torch.var_mean(wav, dim=-1, keepdim=True, correction=0)
@@ -274,7 +275,7 @@ class Transformer(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         device = frames.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
-        with torch.autocast(device, enabled=False):
+        with full_precision(frames):
             x = self.projection(frames.to(dtype)).float()
             position = self.position_conv(x)[:, : x.shape[1]]  # an even kernel makes one frame too many
             x = x + F.gelu(position)

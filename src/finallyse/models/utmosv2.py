@@ -1,0 +1,1 @@
+"""UTMOSv2 (arXiv 2409.09305). Being written."""

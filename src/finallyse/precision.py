@@ -1,0 +1,15 @@
+"""Where autocast must not reach: spectral operations, losses, output heads."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import Tensor
+
+
+def full_precision(tensor: Tensor) -> contextlib.AbstractContextManager:
+    """A context without autocast on the tensor's device; inputs are still to be brought to float32 by `.float()`."""
+    if tensor.device.type == "meta":  # shapes only; it knows no autocast
+        return contextlib.nullcontext()
+    return torch.autocast(tensor.device.type, enabled=False)
