@@ -3,8 +3,8 @@
     python scripts/inference.py exp.config_path=config/experiments/finally_stage3.yaml exp.run_name=finally_stage3
 
 loads <exp.results>/<exp.run_name>.ckpt, writes <exp.results>/enhanced/<exp.run_name>/{enhanced,reference,noisy}/ and
-prints the experiment's metrics. Another dataset, e.g. a folder of recordings: data.validation.name=finally_dataset
-data.validation.args.folder=DIR. metrics=[] measures nothing.
+prints the experiment's metrics. metrics=[] measures nothing. Another dataset, e.g. a folder of recordings:
+data.validation.name=finally_dataset ~data.validation.args +data.validation.args.folder=DIR
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"{checkpoint}: no such checkpoint; train it first, or set exp.results and exp.run_name")
     import torch
 
-    from finallyse.inference.enhancer import keep_freed_memory
+    from finallyse.inference.enhancer import tune_process
     from finallyse.inference.validation import enhance_validation
     from finallyse.metrics import summarise
 
     if config.exp.threads:
         torch.set_num_threads(config.exp.threads)
-    keep_freed_memory()
+    tune_process()
     folder = Path(config.exp.results) / "enhanced" / config.exp.run_name
     metrics, scores = enhance_validation(config, checkpoint, folder)
     for column, summary in summarise(scores, metrics.columns()).items():

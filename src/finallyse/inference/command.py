@@ -40,10 +40,10 @@ def run(
 
     import torch
 
-    from finallyse.inference.enhancer import Enhancer, keep_freed_memory
+    from finallyse.inference.enhancer import Enhancer, tune_process
 
     if threads:
         torch.set_num_threads(threads)
-    keep_freed_memory()
+    tune_process()
     enhancer = Enhancer.from_checkpoint(checkpoint, **options)
     return 1 if enhance_files(enhancer, pairs, writing) else 0
