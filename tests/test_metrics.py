@@ -209,6 +209,23 @@ def test_wv_mos_and_mosnet(pair, wav2vec2_mos):
     assert score("mosnet", wav, resources=str(folder), device="cpu")["mosnet"] == pytest.approx(expected, abs=1e-3)
 
 
+def test_utmos_is_the_mean_over_draws_and_repeats(pair, monkeypatch):
+    from finallyse.metrics import networks
+    from finallyse.models.utmosv2 import UTMOSv2
+
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    small |= {"conv_dim": [8] * 7, "num_conv_pos_embedding_groups": 2}
+    stages = [("conv", 1, 2, 1, 8), ("fused", 1, 2, 2, 8)]
+    network = UTMOSv2(windows=(512, 256), bands=32, n_fft=512, hop=256, stages=stages, stem=8, head=8, wav2vec2=small)
+    monkeypatch.setattr(networks, "_utmosv2", lambda path, device: network)
+    wav = torch.from_numpy(pair[0])[None]
+    rng = np.random.RandomState(42)
+    with torch.inference_mode():
+        expected = np.mean([network(wav, network.draw(rng, 1, wav.shape[1])).item() for _ in range(5)])
+    assert score("utmos", pair[0]) == score("utmos", pair[0]) == {"utmos": pytest.approx(expected)}
+
+
 def test_weights_that_are_missing_or_others(pair, tmp_path):
     metrics = MetricSet(["wv-mos", "si_sdr"], resources=str(tmp_path))
     path = tmp_path / "weights" / "wav2vec2-mos" / "wav2vec2.ckpt"

@@ -209,9 +209,19 @@ class DistillMos(Metric):
         return {"distillmos": float(np.average(scores, weights=lengths))}
 
 
+@functools.lru_cache(maxsize=1)
+def _utmosv2(path: Path, device: str):
+    from finallyse.models.utmosv2 import load_utmosv2
+
+    return load_utmosv2(path).to(device)
+
+
 @metrics_registry.register("utmos")
 class Utmos(Metric):
-    """UTMOSv2 (not comparable with UTMOS of 2022): mean over crops drawn with a fixed seed, so that two runs agree."""
+    """UTMOSv2: the mean over five draws of its crops, as in its paper, from a fixed seed: two runs agree.
+
+    Not comparable with UTMOS of 2022. The published package may also cut out silence first; this does not.
+    """
 
     columns = ("utmos",)
     unit = "MOS"
@@ -223,3 +233,14 @@ class Utmos(Metric):
         weights="weights/utmosv2/fold0_s42_best_model.pth",
         source="huggingface.co/sarulab-speech/UTMOSv2",
     )
+    seed, draws = 42, 5
+
+    def score(self, utterance: Utterance) -> dict[str, float]:
+        import torch
+
+        wav = torch.from_numpy(utterance.signal(RATE).copy())[None].to(self.torch_device())
+        network = _utmosv2(self.weights, self.torch_device())
+        rng = np.random.RandomState(self.seed)
+        with torch.inference_mode():
+            scores = [network(wav, network.draw(rng, *wav.shape)).item() for _ in range(self.draws)]
+        return {"utmos": float(np.mean(scores))}
