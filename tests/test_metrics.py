@@ -16,6 +16,7 @@ from finallyse.metrics import MetricSet, Scores, Utterance, metrics_registry, su
 from finallyse.metrics import base as metrics_base
 from finallyse.metrics.measure import mean_and_interval
 
+torch.set_num_threads(1)
 RATE = 16000
 NAMES = (
     "l1_mel_diff wb_pesq nb_pesq stoi si_sdr mosnet utmos wv-mos legacy_dnsmos dnsmos estoi lsd distillmos".split()  # noqa: SIM905

@@ -2,6 +2,11 @@
 
 from finallyse.metrics import metrics_registry
 
+# Metrics that are networks run on a GPU where there is one, one such job at a time as for training.
+GPU_FOR_METRICS = int(
+    any(metrics_registry[name].needs.device == "any" for name in config["metrics"])
+)
+
 
 rule enhance_validation:
     input:
@@ -49,11 +54,13 @@ rule compute_metrics:
         "../../envs/finallyse.yaml"
     threads: config["evaluate_jobs"]
     resources:
-        mem_mb=lambda wildcards, threads: 2000 * threads,
-        runtime=240,
+        gpu=GPU_FOR_METRICS,
+        gpu_jobs=GPU_FOR_METRICS,
+        mem_mb=lambda wildcards, threads: 3000 * threads,
+        runtime=480,
     params:
         metrics=config["metrics"],
-        resources=RESOURCES,
+        resources=lambda wildcards: RESOURCES,
         noisy=lambda wildcards, input: (
             ""  # a vocoder's input is no recording
             if EXPERIMENTS[wildcards.network]["data"]["validation"]["name"]
