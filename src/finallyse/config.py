@@ -361,15 +361,13 @@ def load_pipeline(files: Sequence[str | Path], overrides: dict, schema: dict) ->
 
     pipeline_schema = schema["$defs"]["pipeline"]
     layers = []
-    for path in files:
-        layer = read_yaml(path)
-        validate(layer, pipeline_schema, schema, str(path))
+    for path, layer in [*((str(path), read_yaml(path)) for path in files), ("--config", dict(overrides))]:
+        validate(layer, pipeline_schema, schema, path)
+        for key in {"results", "resources"} & layer.keys():
+            layer[key] = layer[key].rstrip("/")
         layers.append(layer)
-    validate(overrides, pipeline_schema, schema, "--config")
-    config = _resolve(merge(defaults(Pipeline), *layers, overrides), str(files[-1]) if files else "config")
+    config = _resolve(merge(defaults(Pipeline), *layers), str(files[-1]) if files else "config")
     config["networks"] = {name: network for name, network in config["networks"].items() if network is not None}
-    for key in ("results", "resources"):
-        config[key] = str(config[key]).rstrip("/")
     validate(config, pipeline_schema, schema, "config")
 
     config["experiments"] = {}

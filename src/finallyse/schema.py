@@ -209,13 +209,14 @@ def validate(config: dict, schema: dict, root: dict, source: str) -> None:
 
 
 def _leaves(error: ValidationError) -> Iterator[ValidationError]:
-    """The errors inside an `anyOf` that concern the non-null alternative, or the error itself."""
-    if error.validator == "anyOf" and error.context:
-        deepest = max(error.context, key=lambda e: len(e.absolute_path))
-        if len(deepest.absolute_path) > len(error.absolute_path) or deepest.validator == "additionalProperties":
-            yield from _leaves(deepest)
-            return
-    yield error
+    """What is wrong inside the one alternative of an `anyOf` that is not null, or the error itself."""
+    inside = [e for e in error.context or () if e.validator_value != "null"]
+    alternatives = {e.relative_schema_path[0] for e in inside}
+    if error.validator == "anyOf" and len(alternatives) == 1:
+        for leaf in inside:
+            yield from _leaves(leaf)
+    else:
+        yield error
 
 
 def _is_interpolation(value: Any) -> bool:

@@ -32,11 +32,6 @@ for variable, folder in (
 ):
     os.environ.setdefault(variable, str(Path(workflow.basedir) / ".snakemake" / folder))
 
-if Path.cwd() != Path(workflow.basedir):
-    sys.exit(
-        f"error: run snakemake in the project's folder ({workflow.basedir}), not in {Path.cwd()}"
-    )
-
 try:
     config = load_pipeline(
         ["config/config.yaml", *workflow.overwrite_configfiles],

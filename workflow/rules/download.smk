@@ -125,6 +125,7 @@ rule unpack:
 
 
 # The demo's archives: reached only where a base URL of the config is the folder that they are written to.
+# Seconds of work: not worth a cluster's job.
 rule collect_demo_speech:
     output:
         table=f"{RESOURCES}/archives/speech/speech.csv",
@@ -132,6 +133,7 @@ rule collect_demo_speech:
         f"{RESULTS}/logs/collect_demo_speech.log",
     benchmark:
         f"{RESULTS}/benchmarks/collect_demo_speech.tsv"
+    localrule: True
     conda:
         "../../envs/finallyse.yaml"
     threads: 1
@@ -160,6 +162,7 @@ for name in PACKERS:
             f"{RESULTS}/logs/pack_demo/{name}.log",
         benchmark:
             f"{RESULTS}/benchmarks/pack_demo/{name}.tsv"
+        localrule: True
         conda:
             "../../envs/finallyse.yaml"
         threads: 1
