@@ -2,11 +2,6 @@
 
 from finallyse.metrics import metrics_registry
 
-# Metrics that are networks run on a GPU where there is one, one such job at a time as for training.
-GPU_FOR_METRICS = int(
-    any(metrics_registry[name].needs.device == "any" for name in config["metrics"])
-)
-
 
 rule enhance_validation:
     input:
@@ -54,10 +49,8 @@ rule compute_metrics:
         "../../envs/finallyse.yaml"
     threads: config["evaluate_jobs"]
     resources:
-        gpu=GPU_FOR_METRICS,
-        gpu_jobs=GPU_FOR_METRICS,
         mem_mb=lambda wildcards, threads: 3000 * threads,
-        runtime=480,
+        runtime=1440,
     params:
         metrics=config["metrics"],
         resources=lambda wildcards: RESOURCES,
