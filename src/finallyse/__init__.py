@@ -1,5 +1,7 @@
 """Speech enhancement with HiFi-GAN, HiFi++ and FINALLY: networks, losses, data, training, measurement.
 
+With a trained network:
+
     import finallyse
     model = finallyse.load("results/finally_stage3.ckpt")
     wav48 = model.enhance(wav, sample_rate)
