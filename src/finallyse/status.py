@@ -1,0 +1,396 @@
+"""What of the workflow exists, what runs, and how far each training is: read from files, without PyTorch or Snakemake.
+
+Nothing is asked of the running jobs, so this works on a login node, while they run elsewhere and after they ended:
+
+    <results>/state/<network>/history.csv      a row for each step made
+    <results>/state/<network>/step-*.json      states that a stopped training continues from
+    <results>/state/<network>/lock             locked by the training process for as long as it lives
+    .snakemake/incomplete/                     a record for each output that has a job, with the cluster's job id
+    .snakemake/locks/                          there while Snakemake runs, and after it was killed
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import dataclasses
+import errno
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from finallyse.config import load_pipeline
+from finallyse.errors import UserError
+from finallyse.progress import duration
+from finallyse.schema import read_schema
+
+PACE_STEPS = 200  # steps whose mean duration gives the time left: the pace of late, without start-up
+FRESH_S = 180  # a history written to within so many seconds counts as alive where files cannot be locked
+SQUEUE_S = 1.0  # a busy SLURM controller must not make this wait longer
+
+
+@dataclasses.dataclass
+class Job:
+    """A job that Snakemake has started or submitted and not yet seen the end of."""
+
+    output: str
+    cluster_id: str | None = None  # None: a process on this machine
+    state: str | None = None  # as squeue says it: RUNNING, PENDING, ...; None: not known
+    reason: str | None = None  # why it is pending
+
+
+@dataclasses.dataclass
+class Data:
+    """A manifest or the weights that trainings read."""
+
+    name: str  # corpus, rate and split, or the weights' name
+    path: str
+    clips: int | None  # rows of the manifest; None where it is missing or holds weights
+    there: bool
+    downloaded_bytes: int  # of its corpus, so far
+
+
+@dataclasses.dataclass
+class Network:
+    """One trained network."""
+
+    name: str
+    state: str  # trained | training | queued | starting | stopped | ready | waiting
+    detail: str  # what is waited for, the cluster's job, what was made with it
+    step: int
+    steps: int
+    seconds_per_step: float | None
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds of training that are left at the pace of late, validations not counted."""
+        if self.seconds_per_step is None or self.step >= self.steps:
+            return None
+        return (self.steps - self.step) * self.seconds_per_step
+
+
+@dataclasses.dataclass
+class Status:
+    """All of it."""
+
+    results: str
+    data: list[Data]
+    networks: list[Network]
+    jobs: list[Job]
+    report: bool
+    locked: bool  # Snakemake runs in this folder, or was killed there
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The configuration, as Snakemake is given it
+
+
+def read_config(arguments: Sequence[str]) -> dict:
+    """The pipeline's config for files and `key=value` pairs, over config/config.yaml.
+
+    Raises UserError outside of the project's folder and for what the schema does not know.
+    """
+    if not Path("config/config.yaml").is_file():
+        raise UserError(f"config/config.yaml: not found in {Path.cwd()}; run finallyse status in the project's folder")
+    files, overrides = ["config/config.yaml"], {}
+    for argument in arguments:
+        key, separator, value = argument.partition("=")
+        if separator and not Path(argument).is_file():
+            overrides[key] = yaml.safe_load(value)
+        else:
+            files.append(argument)
+    return load_pipeline(files, overrides, read_schema("config/schema.json"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Looking
+
+
+def collect(config: dict) -> Status:
+    """Look at the files of the workflow that `config` (of `read_config`) describes."""
+    jobs = snakemake_jobs(Path(".snakemake"))
+    locked = _has_files(Path(".snakemake/locks"))
+    if jobs:
+        jobs = with_slurm_states(jobs)
+    return Status(
+        results=config["results"],
+        data=_data(config),
+        networks=[_network(config, name, jobs, locked) for name in config["experiments"]],
+        jobs=[job for job in jobs if locked or job.state],  # the cluster's jobs outlive a Snakemake that was killed
+        report=Path(config["results"], "report.html").is_file(),
+        locked=locked,
+    )
+
+
+def _data(config: dict) -> list[Data]:
+    resources = config["resources"]
+    rows = []
+    for path in sorted({p for e in config["experiments"].values() for p in _paths(e, f"{resources}/")}):
+        kind, corpus = Path(path).relative_to(resources).parts[:2]
+        if kind not in ("prepared", "weights"):
+            continue
+        there = Path(path).is_file() or _has_files(Path(path))
+        downloads = Path(resources, "downloads" if kind == "prepared" else "weights", corpus)
+        rows.append(
+            Data(
+                name=" ".join(Path(path).relative_to(resources).with_suffix("").parts[1:]),
+                path=path,
+                clips=_rows(Path(path)) if there and path.endswith(".csv") else None,
+                there=there,
+                downloaded_bytes=sum(f.stat().st_size for f in downloads.rglob("*") if f.is_file()),
+            )
+        )
+    return rows
+
+
+def _network(config: dict, name: str, jobs: list[Job], locked: bool) -> Network:
+    experiment, results = config["experiments"][name], Path(config["results"])
+    checkpoint, folder = results / f"{name}.ckpt", results / "state" / name
+    steps = experiment["train"]["steps"]
+    history = folder / "history.csv"
+    last_step, pace = read_history(history)
+    age = max(0.0, time.time() - history.stat().st_mtime) if last_step else None
+    job = next((job for job in jobs if Path(job.output) == checkpoint), None)
+    held = _is_locked(folder / "lock")
+    alive = held if held is not None else age is not None and age < FRESH_S
+
+    if alive or (job and job.state == "RUNNING"):
+        state, detail, step = "training", "", last_step
+    elif job and job.state == "PENDING":
+        state, detail, step = "queued", job.reason or "", saved_step(folder)
+    elif checkpoint.is_file():
+        count = sum(1 for _ in (results / "enhanced" / name / "enhanced").glob("*.wav"))
+        measured = (results / "metrics" / f"{name}.csv").is_file()
+        done = [f"{count} files enhanced"] * (count > 0) + ["measured"] * measured
+        state, detail, step = "trained", ", ".join(done), steps
+    elif job and locked:
+        state, detail, step = "starting", "", saved_step(folder)
+    else:
+        step = saved_step(folder)
+        missing = [p for p in _inputs(config, experiment) if not (Path(p).is_file() or _has_files(Path(p)))]
+        waits = [Path(p).stem for p in missing if not _below(p, config["resources"])]
+        waits += ["data"] if len(missing) > len(waits) else []  # which data: the table of data says so
+        state = "waiting" if waits else "stopped" if step else "ready"
+        detail = f"needs {' and '.join(waits)}" if waits else ""
+    if state == "training" and age is not None:
+        detail = f"last step {duration(age)} ago"
+    if job and job.cluster_id and state in ("training", "queued", "starting"):
+        detail = ", ".join(filter(None, [f"job {job.cluster_id}", detail]))
+    return Network(
+        name=name,
+        state=state,
+        detail=detail,
+        step=min(step, steps),
+        steps=steps,
+        seconds_per_step=pace,
+    )
+
+
+def _inputs(config: dict, experiment: dict) -> list[str]:
+    """What a training reads: manifests, weights, the checkpoint that it starts from."""
+    inputs = [p for p in _paths(experiment, f"{config['resources']}/") if _below(p, config["resources"])]
+    inputs += [p for p in _paths(experiment, f"{config['results']}/") if p.endswith(".ckpt")]
+    return list(dict.fromkeys(inputs))
+
+
+def _below(path: str, resources: str) -> bool:
+    return any(Path(path).is_relative_to(Path(resources, kind)) for kind in ("prepared", "weights"))
+
+
+def _paths(value: Any, prefix: str) -> list[str]:
+    """Every string in nested dicts and lists that begins with `prefix`, once."""
+    if isinstance(value, (dict, list)):
+        inner = value.values() if isinstance(value, dict) else value
+        return list(dict.fromkeys(path for item in inner for path in _paths(item, prefix)))
+    return [value] if isinstance(value, str) and value.startswith(prefix) else []
+
+
+def _has_files(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _rows(manifest: Path) -> int:
+    with manifest.open("rb") as file:
+        return max(0, sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b"")) - 1)
+
+
+def read_history(path: Path) -> tuple[int, float | None]:
+    """The last step in a history.csv and the mean seconds per step of late; (0, None) where there is none yet.
+
+    Reads the end of the file only: that of a finished training has tens of megabytes.
+    """
+    if not path.is_file():
+        return 0, None
+    with path.open("rb") as file:
+        header = next(csv.reader([file.readline().decode()]), [])
+        start = max(file.tell(), path.stat().st_size - (1 << 16))
+        file.seek(start)
+        lines = file.read().decode(errors="replace").splitlines(keepends=True)
+    complete = [line for line in lines if line.endswith("\n")]
+    rows = [row for row in csv.DictReader(complete, fieldnames=header) if None not in row.values()]
+    rows = [row for row in rows if row.get("step", "").isdigit() and None not in row][-PACE_STEPS:]
+    if not rows:
+        return 0, None
+    seconds = [float(row["seconds"]) for row in rows if row.get("seconds")]
+    return int(rows[-1]["step"]), sum(seconds) / len(seconds) if seconds else None
+
+
+def saved_step(folder: Path) -> int:
+    """The step of the newest saved state, 0 where there is none."""
+    return max((int(m[1]) for p in folder.glob("step-*.json") if (m := re.fullmatch(r"step-(\d+)", p.stem))), default=0)
+
+
+def _is_locked(path: Path) -> bool | None:
+    """Whether a process, on this node or another, holds this file's lock; None where the file system cannot tell."""
+    if not path.is_file():
+        return False
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.lockf(descriptor, os.F_TEST, 0)  # asks only: taking the lock could make a training that starts now fail
+    except OSError as error:
+        return True if error.errno in (errno.EACCES, errno.EAGAIN) else None
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def snakemake_jobs(folder: Path) -> list[Job]:
+    """The jobs that Snakemake's records in `folder` (.snakemake) say have begun and not ended."""
+    records = folder / "incomplete"
+    jobs = []
+    for path in sorted(p for p in records.rglob("*") if p.is_file() and p.name != "migration_underway"):
+        encoded = "".join(part.removeprefix("@") for part in path.relative_to(records).parts)
+        try:
+            output = base64.urlsafe_b64decode(encoded).decode()
+            record = json.loads(path.read_text() or "{}")
+        except (ValueError, FileNotFoundError):  # no record of Snakemake's, or the job ended while we looked
+            continue
+        jobs.append(Job(output, record.get("external_jobid")))
+    return jobs
+
+
+def with_slurm_states(jobs: list[Job]) -> list[Job]:
+    """The jobs with what squeue says of them, where there is a squeue that answers.
+
+    Trainings are found by the comment that Snakemake gives its jobs: once one has begun, Snakemake's process on its
+    node replaces the record of it by one without the job's id.
+    """
+    if not shutil.which("squeue"):
+        return jobs
+    try:
+        answer = subprocess.run(
+            ["squeue", "--me", "--noheader", "--format=%i|%T|%r|%k|%Z"],
+            capture_output=True,
+            text=True,
+            timeout=SQUEUE_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return jobs
+    rows = [row for line in answer.stdout.splitlines() if len(row := line.split("|", 4)) == 5]
+    by_id = {row[0]: row for row in rows}
+    trainings = {row[3]: row for row in rows if Path(row[4]) == Path.cwd()}
+    found = []
+    for job in jobs:
+        row = by_id.get(job.cluster_id or "") or trainings.get(f"rule_train_network_wildcards_{Path(job.output).stem}")
+        found.append(dataclasses.replace(job, cluster_id=row[0], state=row[1], reason=row[2]) if row else job)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Showing
+
+STYLES = {"trained": "green", "training": "bold cyan", "queued": "cyan", "starting": "cyan", "stopped": "yellow"}
+
+
+def render(status: Status) -> Group:
+    """The status as tables."""
+    return Group(_data_table(status), _network_table(status), *_lines(status))
+
+
+def _data_table(status: Status) -> Table:
+    table = Table(title="Data", title_justify="left", box=None, pad_edge=False, header_style="dim")
+    for column, justify in (("", "left"), ("there", "left"), ("clips", "right"), ("downloaded", "right")):
+        table.add_column(column, justify=justify)
+    for data in status.data:
+        table.add_row(
+            data.name,
+            Text("yes", "green") if data.there else Text("no", "yellow"),
+            "" if data.clips is None else f"{data.clips:,}",
+            _bytes(data.downloaded_bytes),
+        )
+    return table
+
+
+def _network_table(status: Status) -> Table:
+    table = Table(title="\nNetworks", title_justify="left", box=None, pad_edge=False, header_style="dim")
+    table.add_column("", min_width=max((len(network.name) for network in status.networks), default=0))
+    for column, justify in (
+        ("state", "left"),
+        ("step", "right"),
+        ("", "right"),
+        ("s/step", "right"),
+        ("left", "right"),
+        ("", "left"),
+    ):
+        table.add_column(column, justify=justify, no_wrap=bool(column))
+    for network in status.networks:
+        left = network.eta_s if network.state in ("training", "stopped", "queued", "starting") else None
+        pace = network.seconds_per_step
+        table.add_row(
+            network.name,
+            Text(network.state, STYLES.get(network.state, "dim")),
+            f"{network.step}/{network.steps}",
+            Text(f"{100 * network.step / network.steps:.0f} %", no_wrap=True),
+            "" if pace is None else f"{pace:.3g}",
+            "" if left is None else duration(left),
+            network.detail,
+        )
+    return table
+
+
+def _lines(status: Status) -> list[Text]:
+    lines = [Text("")]
+    checkpoints = {f"{status.results}/{network.name}.ckpt" for network in status.networks}
+    others = [job for job in status.jobs if job.output not in checkpoints]
+    if others:
+        lines.append(Text(f"{len(others)} other outputs are being made:"))
+        for job in others[:12]:
+            where = f"  (job {job.cluster_id} {(job.state or '').lower()})" if job.cluster_id else ""
+            lines.append(Text(f"  {job.output}{where}"))
+        if len(others) > 12:
+            lines.append(Text(f"  and {len(others) - 12} more"))
+    if status.locked:
+        lines.append(
+            Text("Snakemake runs in this folder. If it does not: it was killed; snakemake --unlock, then again.")
+        )
+    else:
+        lines.append(Text("Snakemake does not run in this folder."))
+    lines.append(Text(f"{status.results}/report.html: {'there' if status.report else 'not yet'}"))
+    return lines
+
+
+def _bytes(count: int) -> str:
+    if not count:
+        return ""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def show(arguments: Sequence[str]) -> None:
+    """Print the status of the workflow that `arguments` (of `read_config`) describe."""
+    Console(soft_wrap=True).print(render(collect(read_config(arguments))))

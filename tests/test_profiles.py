@@ -1,0 +1,309 @@
+"""The profiles of clusters: what they plan, what they leave alone, what Kubernetes is sent; copies to S3."""
+
+from __future__ import annotations
+
+import http.server
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+SNAKEMAKE = str(Path(sys.executable).parent / "snakemake")
+
+
+def needs(plugin: str) -> pytest.MarkDecorator:
+    """Skip, saying so, where a plugin of requirements-dev.txt is not installed."""
+    there = importlib.util.find_spec(plugin.replace("-", "_"))
+    return pytest.mark.skipif(not there, reason=f"{plugin} is not installed (requirements-dev.txt)")
+
+
+def plan(root: Path, place: Path, *arguments: str, program: Sequence[str] = (SNAKEMAKE,)) -> str:
+    """What a dry run prints; results and resources are in `place`."""
+    run = subprocess.run(
+        [*program, "-n", "--nolock", "--config", f"results={place}/r", f"resources={place}/s", *arguments],
+        cwd=root,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout + run.stderr
+
+
+# A dry run shows a rule's message instead of its resources, so this one is asked for them.
+SHOW_RESOURCES = """
+import json, sys
+from snakemake.cli import main
+from snakemake.jobs import Job
+Job.log_info = lambda self, **_: print("JOB", json.dumps([self.rule.name, dict(self.resources.items())], default=str))
+main(sys.argv[1:])
+"""
+
+
+def resources_of(root: Path, place: Path, *arguments: str) -> dict[str, dict]:
+    """Rule -> resources of one of its jobs, from a dry run."""
+    text = plan(root, place, *arguments, program=[sys.executable, "-c", SHOW_RESOURCES])
+    return dict(json.loads(line.removeprefix("JOB ")) for line in text.splitlines() if line.startswith("JOB "))
+
+
+def read_profile(root: Path, name: str) -> dict:
+    return yaml.safe_load((root / "workflow" / "profiles" / name / "config.yaml").read_text())
+
+
+@pytest.mark.parametrize("option", ["--profile", "--workflow-profile"])
+def test_slurm_gives_every_rule_what_it_needs(root, tmp_path, option):
+    jobs = resources_of(
+        root, tmp_path, option, "workflow/profiles/slurm", "--", f"{tmp_path}/r/metrics/finally_stage3.csv"
+    )
+    train = jobs["train_network"]
+    assert (train["slurm_partition"], train["gpu"], train["nodes"]) == ("gpu", 1, 1)
+    assert (train["runtime"], train["stop_after"]) == (1440, 1425)
+    assert jobs["enhance_validation"]["slurm_partition"] == "gpu"
+    for rule in ("unpack", "prepare_corpus", "prepare_pairs", "compute_metrics"):
+        assert jobs[rule]["slurm_partition"] == "cpu", rule
+        assert "gpu" not in jobs[rule], rule
+    for rule, needed in jobs.items():
+        assert int(needed["mem_mb"]) > 0 and int(needed["runtime"]) > 0, rule
+
+
+def test_a_workstation_knows_nothing_of_it(root, tmp_path):
+    jobs = resources_of(root, tmp_path, "--cores", "8", "--", f"{tmp_path}/r/metrics/finally_stage3.csv")
+    assert jobs["train_network"]["stop_after"] == "null"
+    assert not any("slurm_partition" in needed for needed in jobs.values())
+
+
+@pytest.mark.parametrize("name", ["slurm", "kubernetes"])
+def test_trainings_stop_by_themselves_before_their_walltime(root, name):
+    training = read_profile(root, name)["set-resources"]["train_network"]
+    assert training["stop_after"] < training["runtime"]
+
+
+def test_profiles_speak_of_rules_that_exist(root):
+    listed = subprocess.run([SNAKEMAKE, "--list-rules"], cwd=root, capture_output=True, text=True, check=True)
+    for name in ("slurm", "kubernetes"):
+        profile = read_profile(root, name)
+        assert {*profile["groups"], *profile["set-resources"]} <= set(listed.stdout.split()), name
+
+
+def test_what_takes_seconds_is_no_job_of_the_cluster(root, tmp_path):
+    text = plan(root, tmp_path, "--profile", "workflow/profiles/slurm", "--configfile", "config/demo.yaml")
+    groups = set(re.findall(r"Group job (\w+)", text))
+    assert groups == {"corpus"}
+    rules = [path.read_text() for path in (root / "workflow" / "rules").glob("*.smk")]
+    local = {
+        name
+        for text in rules
+        for block in re.findall(r"localrules:\n((?:    \w+,\n)+)", text)
+        for name in block.split()
+    }
+    assert {"download,", "download_collection,", "write_experiment,"} <= local
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Kubernetes
+
+
+@pytest.fixture
+def kubernetes_jobs(root):
+    """workflow/profiles/kubernetes/jobs.py as a module."""
+    path = root / "workflow" / "profiles" / "kubernetes" / "jobs.py"
+    spec = importlib.util.spec_from_file_location("kubernetes_jobs", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@needs("snakemake-executor-plugin-cluster-generic")
+def test_kubernetes_dry_run(root, tmp_path):
+    jobs = resources_of(
+        root, tmp_path, "--profile", "workflow/profiles/kubernetes", "--", f"{tmp_path}/r/finally_stage3.ckpt"
+    )
+    assert (jobs["train_network"]["gpu"], jobs["train_network"]["stop_after"]) == (1, 1425)
+
+
+def test_a_job_for_kubernetes_has_its_gpus_memory_and_time(kubernetes_jobs):
+    properties = {
+        "rule": "train_network",
+        "wildcards": {"network": "finally_stage1"},
+        "threads": 8,
+        "resources": {"mem_mb": 32000, "runtime": 1440, "gpu": 2},
+    }
+    job = kubernetes_jobs.manifest("/project/.snakemake/tmp/job.sh", properties)
+    assert job["metadata"]["generateName"] == "train-network-finally-stage1-"
+    assert job["spec"]["activeDeadlineSeconds"] == 86_400 and job["spec"]["backoffLimit"] == 0
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    assert container["command"] == ["tini", "-g", "--", "sh", "/project/.snakemake/tmp/job.sh"]
+    assert container["resources"] == {
+        "requests": {"cpu": "8", "memory": "32000M", "nvidia.com/gpu": "2"},
+        "limits": {"memory": "32000M", "nvidia.com/gpu": "2"},
+    }
+    group = {"type": "group", "groupid": "corpus", "threads": 3, "resources": {"mem_mb": 6000, "runtime": 60}}
+    container = kubernetes_jobs.manifest("x", group)["spec"]["template"]["spec"]["containers"][0]
+    assert container["resources"]["limits"] == {"memory": "6000M"}
+
+
+def test_driver_and_jobs_share_image_volume_and_folder(root):
+    folder = root / "workflow" / "profiles" / "kubernetes"
+    job = yaml.safe_load((folder / "job.yaml").read_text())
+    driver = list(yaml.safe_load_all((folder / "driver.yaml").read_text()))[-1]
+    pods = [document["spec"]["template"]["spec"] for document in (job, driver)]
+    for key in ("image", "workingDir"):
+        assert pods[0]["containers"][0][key] == pods[1]["containers"][0][key], key
+    assert pods[0]["volumes"][0] == pods[1]["volumes"][0]
+    assert pods[0]["containers"][0]["volumeMounts"][0] == pods[1]["containers"][0]["volumeMounts"][0]
+
+
+class Cluster(http.server.BaseHTTPRequestHandler):
+    """As much of Kubernetes' API as jobs.py speaks to: a Job's command is run here, at once, without tini."""
+
+    jobs: dict[str, tuple[dict, subprocess.Popen]]
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        name = f"{body['metadata']['generateName']}{len(self.jobs)}"
+        command = body["spec"]["template"]["spec"]["containers"][0]["command"]
+        assert command[:3] == ["tini", "-g", "--"]
+        self.jobs[name] = body, subprocess.Popen(command[3:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.answer(201, {"metadata": {"name": name}})
+
+    def do_GET(self) -> None:
+        name = self.path.rsplit("/", 1)[1]
+        if name not in self.jobs:
+            self.answer(404, {})
+            return
+        ended = self.jobs[name][1].poll()
+        self.answer(200, {"status": {} if ended is None else {"failed": 1} if ended else {"succeeded": 1}})
+
+    def answer(self, status: int, body: dict) -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+    def log_message(self, *_) -> None:
+        """Nothing: the tests' output is no place for requests."""
+
+
+def serve(handler: type) -> http.server.ThreadingHTTPServer:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+SMALL = """
+rule all:
+    default_target: True
+    input: "trained.txt"
+    localrule: True
+
+rule train_network:
+    output: "trained.txt"
+    resources: gpu=1, mem_mb=100, runtime=5, stop_after="null"
+    retries: 3 if workflow.is_main_process else 0
+    shell: "echo {resources.stop_after} >> attempts.txt; [ $(wc -l < attempts.txt) -ge 2 ] || exit 75; touch {output}"
+"""
+
+
+@needs("snakemake-executor-plugin-cluster-generic")
+def test_kubernetes_runs_jobs_and_starts_those_again_that_stopped(root, tmp_path):
+    server = serve(type("OneCluster", (Cluster,), {"jobs": {}}))
+    (tmp_path / "Snakefile").write_text(SMALL)
+    profile = read_profile(root, "kubernetes") | {"latency-wait": 5, "seconds-between-status-checks": 1}
+    del profile["groups"]
+    profile["set-resources"] = {"train_network": profile["set-resources"]["train_network"]}
+    (tmp_path / "profile").mkdir()
+    (tmp_path / "profile" / "config.yaml").write_text(yaml.safe_dump(profile))
+    (tmp_path / "workflow").symlink_to(root / "workflow")
+    run = subprocess.run(
+        [SNAKEMAKE, "--profile", "profile"],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "KUBERNETES_API": f"http://127.0.0.1:{server.server_port}",
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    server.shutdown()
+    assert run.returncode == 0, run.stdout + run.stderr
+    jobs = server.RequestHandlerClass.jobs
+    assert len(jobs) == 2, "each attempt is a Job of its own"
+    assert (tmp_path / "attempts.txt").read_text().split() == ["1425", "1425"]
+    assert next(iter(jobs.values()))[0]["spec"]["activeDeadlineSeconds"] == 1440 * 60
+
+
+def test_a_job_that_is_gone_has_failed_and_a_silent_cluster_says_nothing(kubernetes_jobs, monkeypatch, capsys):
+    server = serve(type("EmptyCluster", (Cluster,), {"jobs": {}}))
+    monkeypatch.setenv("KUBERNETES_API", f"http://127.0.0.1:{server.server_port}")
+    kubernetes_jobs.status("gone")
+    server.shutdown()
+    server.server_close()
+    kubernetes_jobs.status("gone")
+    assert capsys.readouterr().out.split() == ["failed", "running"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# S3 and containers
+
+
+class EmptyBucket(http.server.BaseHTTPRequestHandler):
+    """An S3 in which nothing is."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(404)
+        self.end_headers()
+
+    do_GET = do_HEAD
+
+    def log_message(self, *_) -> None:
+        """Nothing."""
+
+
+@needs("snakemake-storage-plugin-s3")
+def test_copies_to_s3_are_planned(root, tmp_path):
+    server = serve(EmptyBucket)
+    (tmp_path / "results" / "metrics").mkdir(parents=True)
+    for product in ("hifigan.ckpt", "metrics/hifigan.csv", "report.html"):
+        (tmp_path / "results" / product).touch()
+    run = subprocess.run(
+        [SNAKEMAKE, "-n", "--snakefile", str(root / "workflow" / "publish.smk"), "--cores", "1"]
+        + ["--storage-s3-endpoint-url", f"http://127.0.0.1:{server.server_port}", "--storage-s3-retries", "0"]
+        + ["--config", "to=s3://bucket/finallyse"],
+        cwd=tmp_path,
+        env={**os.environ, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "eu-west-1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    server.shutdown()
+    assert run.returncode == 0, run.stdout + run.stderr
+    planned = set(re.findall(r"s3://bucket/finallyse/(\S+?)(?:,| |$)", run.stdout + run.stderr, re.MULTILINE))
+    assert {"hifigan.ckpt", "metrics/hifigan.csv", "report.html"} <= planned
+
+
+def test_the_container_has_the_pins_of_requirements(root):
+    container = (root / "Containerfile").read_text()
+    environment = (root / "envs" / "finallyse.yaml").read_text()
+    python = re.search(r"- python=([\d.]+)$", environment, re.MULTILINE)[1]
+    assert set(re.findall(r"^FROM docker\.io/library/python:([\d.]+)-", container, re.MULTILINE)) == {python}
+    # every package comes from requirements.txt, and none is named here with a version of its own
+    installs = re.findall(r"pip install ([^&\n]*)", container)
+    assert [line.split()[-1] for line in installs if "-r" in line] == ["/tmp/requirements.txt"]
+    assert "COPY requirements.txt /tmp/requirements.txt" in container
+    assert not re.search(r"[\w-]+==\d", container)
+    makefile = (root / "Makefile").read_text()
+    first = re.search(r"\^torch==' requirements", makefile) and re.search(r"\^torch==' /tmp/requirements", container)
+    assert first, "torch is installed first in both"
