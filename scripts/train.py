@@ -31,7 +31,7 @@ Often changed (every option: config/README.md; Hydra's grammar, e.g. generator.o
 Files: <results>/<run_name>.ckpt, and in <results>/state/<run_name>/: history.csv (every step), validation.csv,
 samples/ (to listen to), step-*.pt (what a killed run continues from; the last two are kept).
 Exit status: 0 finished; 2 a mistake in the command, the config or the data, told in one line; 75 stopped by SIGTERM,
-SIGINT or train.stop_after and saved: run it again. A second signal ends it at once.
+SIGINT or train.stop_after and saved: run it again. A second Ctrl-C ends it at once.
 """
 
 
