@@ -222,7 +222,9 @@ def test_wavlm_runs_once_per_batch(resources, tmp_path, monkeypatch):
     calls = []
     original = Transformer.forward
     monkeypatch.setattr(Transformer, "forward", lambda self, x: calls.append(x.shape[0]) or original(self, x))
-    monkeypatch.setattr("finallyse.training.validation.Validation.run", lambda *_: {"step": 1, "items": 0, "seconds": 0})
+    monkeypatch.setattr(
+        "finallyse.training.validation.Validation.run", lambda *_: {"step": 1, "items": 0, "seconds": 0}
+    )
     options = {"data__batch_size": 4, "data__sub_batch_size": 2, "train__steps": 3}
     assert train(experiment("finally_stage2", resources, tmp_path, **options)) == 0
     assert calls == [4, 4, 4]
@@ -321,7 +323,13 @@ def test_bad_steps_are_skipped_within_a_bound(resources, tmp_path, monkeypatch, 
 def test_what_a_run_writes(resources, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     settings = experiment(
-        "hifipp_denoise", resources, tmp_path, train__steps=4, train__log_step=2, train__val_step=2, exp__tensorboard=True
+        "hifipp_denoise",
+        resources,
+        tmp_path,
+        train__steps=4,
+        train__log_step=2,
+        train__val_step=2,
+        exp__tensorboard=True,
     )
     settings["exp"]["wandb"]["mode"] = "offline"
     home_before = set(Path.home().iterdir())

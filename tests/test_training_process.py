@@ -105,7 +105,12 @@ def test_the_command_line(resources, tmp_path):
     path = write_yaml(settings, tmp_path / "stage1.yaml")
     commands = {
         "help": ["--help"],
-        "good": [f"exp.config_path={path}", "exp.run_name=named", "train.steps=2", "generator.optimizer.betas=[0.5,0.9]"],
+        "good": [
+            f"exp.config_path={path}",
+            "exp.run_name=named",
+            "train.steps=2",
+            "generator.optimizer.betas=[0.5,0.9]",
+        ],
         "typo": [f"exp.config_path={path}", "train.step=2"],
         "nothing": ["exp.config_path=nowhere.yaml"],
         "full": [f"exp.config_path={path}", "exp.results=/dev/full/results"],

@@ -13,6 +13,7 @@ from finallyse.errors import UserError
 from finallyse.training.batches import Batch
 from finallyse.training.clipping import Clipper
 from finallyse.training.clock import Clock
+from finallyse.training.cpu import use_phases
 from finallyse.training.criteria import Criteria
 from finallyse.training.distributed import Group
 from finallyse.training.handover import count_parameters, freeze_all_but, take_over
@@ -82,6 +83,8 @@ class BaseTrainer:
         self.generator_norms = SpectralNorms(self.generator)
         self.discriminator_norms = SpectralNorms(self.discriminators)
 
+        if self.device.type == "cpu":
+            use_phases(self.discriminators)
         if experiment["train"]["compile"]:
             self.generator.compile()
             for discriminator in self.discriminators.values():

@@ -18,6 +18,7 @@ from finallyse.errors import UserError
 from finallyse.training import trainers_registry
 from finallyse.training.base import BaseTrainer
 from finallyse.training.batches import Batch, Batches
+from finallyse.training.cpu import keep_freed_memory
 from finallyse.training.distributed import Group, choose_device
 from finallyse.training.history import Progress, Table, Writers
 from finallyse.training.sampling import Order
@@ -38,7 +39,7 @@ def train(experiment: DictConfig | Mapping) -> int:
     if isinstance(experiment, DictConfig):
         experiment = OmegaConf.to_container(experiment, resolve=True)
     device = choose_device(experiment["exp"]["device"])
-    _prepare_pytorch(experiment, device)
+    prepare_pytorch(experiment, device)
     group = Group(device)
     try:
         with Run(experiment, group) as run:
@@ -286,7 +287,7 @@ class Run:
 class StopRequests:
     """Signals and the time limit: noted at once, obeyed after the step that is being made.
 
-    A second signal of the same kind ends the process as if nobody had asked.
+    A second SIGINT (Ctrl-C) ends the process at once. A second SIGTERM does not: at a time limit SLURM sends two.
     """
 
     def __init__(self, minutes: float | None):
@@ -312,10 +313,12 @@ class StopRequests:
 
     def _note(self, number: int, frame) -> None:
         self.reason = f"signal {signal.Signals(number).name}"
-        signal.signal(number, self._before[number])
+        if number == signal.SIGINT:
+            signal.signal(number, self._before[number])
 
 
-def _prepare_pytorch(experiment: Mapping, device: torch.device) -> None:
+def prepare_pytorch(experiment: Mapping, device: torch.device) -> None:
+    """Threads, precision of matrix products, determinism, and on a CPU how memory is kept."""
     options = experiment["exp"]
     if options["threads"]:
         torch.set_num_threads(options["threads"])
@@ -325,6 +328,8 @@ def _prepare_pytorch(experiment: Mapping, device: torch.device) -> None:
     torch.use_deterministic_algorithms(options["deterministic"])
     if options["deterministic"]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if device.type == "cpu":
+        keep_freed_memory()
 
 
 def _dataset(part: Mapping):

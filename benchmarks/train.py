@@ -1,0 +1,287 @@
+"""Seconds a training step takes, for the full-size networks of the recipes, beside a straightforward form of the step.
+
+    python benchmarks/train.py                                             CPU, batch 2, 2 threads, medians of 5
+    python benchmarks/train.py --device cuda --batch 32 --compile          GPU: fp32, bf16, bf16 + compile, peak memory
+
+"Straightforward" is the same networks, losses and mathematics as one would first write them down: real and generated
+clips through the discriminators one after the other, the generator's update through discriminators that gather
+gradients nobody uses, real feature maps with their graph, transformers' WavLM, the default AdamW, a loss read at every
+step. It runs in the same process on the same batch, in turns with ours.
+
+The last table says where the time of our step goes: forward and backward passes of WavLM (as condition; as part of the
+losses it counts there), generator, discriminators, losses, and the optimizer. "data" is what loading the batch costs in
+the training process; with loader processes it happens meanwhile.
+
+The data is the embedded speech. WavLM is WavLM-large with random weights. The UTMOS loss is left out: its weights
+cannot be part of this repository. With --clock cpu the figures are CPU seconds divided by the threads, for a machine
+that is busy with other things.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from finallyse.audio.torchaudio_shim import torchaudio  # noqa: E402, F401  transformers imports it
+from finallyse.config import load_experiment  # noqa: E402
+from finallyse.datasets import datasets_registry  # noqa: E402
+from finallyse.training import trainers_registry  # noqa: E402
+from finallyse.training.base import BaseTrainer  # noqa: E402
+from finallyse.training.batches import Batch, collate  # noqa: E402
+from finallyse.training.clock import Stopwatch  # noqa: E402
+from finallyse.training.distributed import Group, choose_device  # noqa: E402
+from finallyse.training.engine import prepare_pytorch  # noqa: E402
+from training_parts import prepare_resources  # noqa: E402
+
+RECIPES = {
+    "hifigan": "hifigan",
+    "hifi++": "hifipp_denoise",
+    "stage 1": "finally_stage1",
+    "stage 2": "finally_stage2",
+    "stage 3": "finally_stage3",
+}
+KINDS = ("wavlm", "generator", "discriminator", "losses", "optimizer", "other")
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
+    parser.add_argument("--device", default="cpu", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--batch", type=int, default=2, help="items of a step")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="steps of which the median is taken, after one to warm up"
+    )
+    parser.add_argument("--compile", action="store_true", help="also bf16 with torch.compile")
+    parser.add_argument("--no-baseline", action="store_true", help="leave out the straightforward form")
+    parser.add_argument("--clock", default="wall", choices=["wall", "cpu"])
+    parser.add_argument("--output", type=Path, help="also write the tables here")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    device = choose_device(arguments.device)
+    clock = Clock(device, arguments.clock, arguments.threads)
+
+    forms = {"straightforward": None} if not arguments.no_baseline else {}
+    forms |= {"fp32": ("fp32", False), "bf16": ("bf16", False)}
+    if arguments.compile:
+        forms["bf16 + compile"] = ("bf16", True)
+    times, memory, shares = [], [], []
+    with tempfile.TemporaryDirectory() as folder:
+        resources = prepare_resources(Path(folder))
+        if any(name.startswith("stage") for name in arguments.recipes):
+            write_wavlm_large(resources / "weights" / "wavlm-large")
+        for name in arguments.recipes:
+            measured = {}
+            for form, options in forms.items():
+                measured[form] = measure(RECIPES[name], options, resources, device, clock, arguments)
+                print(f"{name}, {form}: {measured[form][0]:.3f} s", file=sys.stderr, flush=True)
+            first = next(iter(measured.values()))[0]
+            cells = [f"{t:.3f}" + (f" ({first / t:.2f}x)" if i else "") for i, (t, *_) in enumerate(measured.values())]
+            times.append(f"| {name} | {' | '.join(cells)} |")
+            memory.append(f"| {name} | {' | '.join(f'{peak:.1f}' for _, peak, *_ in measured.values())} |")
+            for form, (_, _, seconds, data) in measured.items():
+                if seconds:
+                    cells = [f"{seconds.get(kind, 0.0):.3f}" for kind in KINDS]
+                    shares.append(f"| {name}, {form} | {' | '.join(cells)} | {data:.3f} |")
+    header = [f"| {' | '.join(['', *forms])} |", f"|---|{'---|' * len(forms)}"]
+    unit = "seconds" if arguments.clock == "wall" else f"CPU seconds / {arguments.threads}"
+    lines = [
+        describe(device, arguments),
+        "",
+        f"Step, {unit} (how many times as fast as the first column):",
+        "",
+        *header,
+        *times,
+        "",
+    ]
+    if device.type == "cuda":
+        lines += ["Peak memory, GB:", "", *header, *memory, ""]
+    lines += ["Where it goes, seconds (measured apart, in one step):", ""]
+    lines += [f"| | {' | '.join(KINDS)} | data |", f"|---|{'---|' * (len(KINDS) + 1)}", *shares]
+    print("\n".join(lines))
+    if arguments.output:
+        arguments.output.write_text("\n".join(lines) + "\n")
+
+
+class Clock:
+    """Reads wall-clock or CPU seconds, after the device has finished."""
+
+    def __init__(self, device: torch.device, kind: str, threads: int):
+        self.device, self.kind, self.threads = device, kind, threads
+
+    def __call__(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() if self.kind == "wall" else time.process_time() / self.threads
+
+
+def describe(device: torch.device, arguments: argparse.Namespace) -> str:
+    """The machine and the command."""
+    if device.type == "cuda":
+        machine = torch.cuda.get_device_name(device)
+    else:
+        lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+        names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+        flags = next((line for line in lines if line.startswith("flags")), "")
+        features = [flag for flag in ("avx512f", "avx512_bf16", "amx_bf16") if flag in flags.split()]
+        machine = f"{names[0] if names else platform.processor()} ({' '.join(features) or 'no AVX-512'})"
+    load = f", load average {os.getloadavg()[0]:.1f}"
+    return f"{machine}, PyTorch {torch.__version__}, batch {arguments.batch}, {arguments.threads} threads{load}"
+
+
+def measure(
+    network: str,
+    options: tuple[str, bool] | None,
+    resources: Path,
+    device: torch.device,
+    clock: Clock,
+    arguments: argparse.Namespace,
+) -> tuple[float, float, dict[str, float], float]:
+    """Median seconds a step, peak memory in GB, seconds by kind of work, seconds to load a batch."""
+    precision, compiled = options or ("fp32", False)
+    experiment = load_experiment(
+        [
+            f"exp.config_path={ROOT}/config/experiments/{network}.yaml",
+            f"exp.resources={resources}",
+            "generator.init_from=null",
+            "data.sub_batch_size=null",
+            f"train.precision={precision}",
+            f"train.compile={str(compiled).lower()}",
+            *(["~losses.generator.utmos"] if network == "finally_stage3" else []),
+        ]
+    )
+    experiment = OmegaConf.to_container(experiment)
+    prepare_pytorch(experiment, device)
+    torch.set_num_threads(arguments.threads)
+    dataset = datasets_registry[experiment["data"]["train"]["name"]](**experiment["data"]["train"]["args"])
+    began = time.perf_counter()
+    batch = collate([dataset[(0, i % len(dataset))] for i in range(arguments.batch)])
+    data = time.perf_counter() - began
+    batch = batch.to(device)
+    trainer = trainers_registry[experiment["trainer"]](experiment, Group(device), set(dataset[(0, 0)]))
+    if options is None:
+        step = Straightforward(trainer, resources / "weights" / "wavlm-large", experiment).step
+    else:
+        step = lambda given: trainer.train_step(given)  # noqa: E731
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    seconds = [timed(step, trainer, batch, clock) for _ in range(arguments.repeats + (4 if compiled else 1))]
+    peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0.0
+    shares = {}
+    if options is not None and not compiled:  # hooks into a compiled network would make it another
+        trainer.clock = Stopwatch(device, clock)
+        timed(step, trainer, batch, clock)
+        trainer.clock.read()
+        timed(step, trainer, batch, clock)
+        shares = trainer.clock.read()
+    return statistics.median(seconds[-arguments.repeats :]), peak, shares, data
+
+
+def timed(step: Callable[[Batch], object], trainer: BaseTrainer, batch: Batch, clock: Clock) -> float:
+    """Seconds of one step."""
+    (fresh,) = batch.split(None)
+    began = clock()
+    trainer.begin(0, 0)
+    step(fresh)
+    return clock() - began
+
+
+def write_wavlm_large(folder: Path) -> None:
+    """WavLM-large with random weights."""
+    from transformers import WavLMConfig, WavLMModel
+
+    torch.manual_seed(0)
+    config = WavLMConfig(
+        hidden_size=1024,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        intermediate_size=4096,
+        feat_extract_norm="layer",
+        do_stable_layer_norm=True,
+    )
+    WavLMModel(config).eval().save_pretrained(folder)
+
+
+class PlainWavLM(nn.Module):
+    """transformers' WavLM, with the two uses that training makes of it."""
+
+    def __init__(self, folder: Path):
+        from transformers import WavLMModel
+
+        super().__init__()
+        self.model = WavLMModel.from_pretrained(folder, local_files_only=True).eval()
+
+    def normed(self, wav: Tensor) -> Tensor:
+        return (wav - wav.mean(-1, keepdim=True)) / (wav.var(-1, keepdim=True, correction=0) + 1e-7).sqrt()
+
+    def last_hidden_state(self, wav: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.model(self.normed(wav)).last_hidden_state.transpose(1, 2)
+
+    def conv_features(self, wav: Tensor, layer_norm: bool = True) -> Tensor:
+        features = self.model.feature_extractor(self.normed(wav))
+        if layer_norm:
+            features = self.model.feature_projection.layer_norm(features.transpose(1, 2)).transpose(1, 2)
+        return features
+
+
+class Straightforward:
+    """The step as one would first write it, with the networks and losses of a trainer."""
+
+    def __init__(self, trainer: BaseTrainer, wavlm: Path, experiment: dict):
+        self.trainer = trainer
+        if trainer.wavlm is not None:
+            trainer.wavlm = PlainWavLM(wavlm).to(trainer.device)
+        self.updates = experiment["discriminators"]["updates_per_step"]
+        self.generator_optimizer = torch.optim.AdamW(trainer.generator.parameters(), lr=2e-4)
+        self.discriminators = list(trainer.discriminators.values())
+        for layer in trainer.discriminators.modules():
+            vars(layer).pop("forward", None)  # as PyTorch does it, not on phases
+        if self.discriminators:
+            self.discriminator_optimizer = torch.optim.AdamW(trainer.discriminators.parameters(), lr=2e-4)
+
+    def step(self, batch: Batch) -> dict[str, float]:
+        wav, told = batch["wav"], {}
+        wav_hat = self.trainer.synthesize_wavs(batch)
+        if self.discriminators:
+            for _ in range(self.updates):
+                self.discriminator_optimizer.zero_grad()
+                real, fake = self.discriminate(wav), self.discriminate(wav_hat.detach())
+                loss, _ = self.trainer.discriminator_criteria({"logits_real": real[0], "logits_fake": fake[0]})
+                loss.backward()
+                self.discriminator_optimizer.step()
+                told["discriminator"] = loss.item()
+        self.generator_optimizer.zero_grad()
+        inputs = {"wav": wav, "wav_hat": wav_hat, "sample_rate": self.trainer.output_rate, "wavlm": self.trainer.wavlm}
+        if "mel_for_loss" in batch:
+            inputs["mel_for_loss"] = batch["mel_for_loss"]
+        if self.discriminators:
+            inputs["logits_real"], inputs["fmaps_real"] = self.discriminate(wav)
+            inputs["logits_fake"], inputs["fmaps_fake"] = self.discriminate(wav_hat)
+        loss, values = self.trainer.generator_criteria(inputs)
+        loss.backward()
+        self.generator_optimizer.step()
+        return told | dict(enumerate(values.tolist()))
+
+    def discriminate(self, wav: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
+        outputs = [discriminator(wav) for discriminator in self.discriminators]
+        return [logit for logits, _ in outputs for logit in logits], [one for _, maps in outputs for one in maps]
+
+
+if __name__ == "__main__":
+    main()
