@@ -24,6 +24,7 @@ from finallyse.inference import enhancer as enhancer_module
 from finallyse.inference.command import run
 from finallyse.inference.enhancer import Enhancer
 from finallyse.inference.files import Options, enhance_file, plan_outputs
+from finallyse.inference.pack import pack
 from finallyse.inference.windows import join, length_at, plan
 from finallyse.models import models_registry
 from finallyse.models.checkpoint import load_checkpoint, save_checkpoint
@@ -277,6 +278,26 @@ def test_wavlm_is_found_beside_the_results(checkpoints, wavlm_folder, tmp_path, 
     torch.save(content, tmp_path / "project" / "results" / "x.ckpt")
     monkeypatch.chdir(tmp_path)
     assert finallyse.load("project/results/x.ckpt").wavlm.dim == 16
+
+
+def test_a_packed_checkpoint_needs_nothing_else(checkpoints, tmp_path, minute):
+    content = torch.load(checkpoints["finally"], weights_only=True)
+    content["discriminators"] = {"mpd": {"weight": torch.zeros(1000)}}
+    torch.save(content, tmp_path / "trained.ckpt")
+    packed = tmp_path / "packed.ckpt"
+    pack(tmp_path / "trained.ckpt", packed)
+    before = finallyse.load(checkpoints["finally"], device="cpu").enhance(minute[:30_000], 16000)
+    content = torch.load(packed, weights_only=True)
+    content["config"]["wavlm"] = "gone"
+    torch.save(content, packed)
+    assert content["discriminators"] == {}
+    np.testing.assert_array_equal(finallyse.load(packed, device="cpu").enhance(minute[:30_000], 16000), before)
+    with pytest.raises(UserError, match="exists; give --force"):
+        pack(checkpoints["denoise"], packed)
+    pack(packed, tmp_path / "again.ckpt")
+    assert (tmp_path / "again.ckpt").stat().st_size == pytest.approx(packed.stat().st_size, rel=0.01)
+    pack(checkpoints["denoise"], packed, force=True)
+    assert load_checkpoint(packed).network == "denoise"
 
 
 def test_bf16_is_close(minute):

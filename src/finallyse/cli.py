@@ -79,6 +79,19 @@ def enhance(
 
 
 @app.command()
+def pack(
+    checkpoint: Annotated[str, typer.Argument(help="a trained network, results/NETWORK.ckpt")],
+    output: Annotated[str, typer.Argument(help="the checkpoint to write")],
+    wavlm: Annotated[str | None, typer.Option(help="folder of WavLM, where the checkpoint's own path is gone")] = None,
+    force: Annotated[bool, typer.Option("--force", help="replace a file that exists")] = False,
+) -> None:
+    """Make a checkpoint to give away: without discriminators, with the WavLM that it listens through inside."""
+    from finallyse.inference.pack import pack as write
+
+    write(checkpoint, output, wavlm, force)
+
+
+@app.command()
 def data(
     plan: Annotated[bool, typer.Option("--plan", help="what each corpus costs in bytes, and what is here")] = False,
     citations: Annotated[bool, typer.Option("--citations", help="licence and citation of each")] = False,

@@ -93,16 +93,18 @@ class Enhancer:
     def from_checkpoint(cls, path: str | Path, *, wavlm: str | Path | None = None, **options) -> Enhancer:
         """The enhancer of a checkpoint file; `options` as for the class.
 
-        wavlm: folder of WavLM; None: where the checkpoint's config says, relative to the current folder or to the one
-        that the checkpoint's results folder lies in.
+        wavlm: folder of WavLM; None: the one packed into the checkpoint, or else where the checkpoint's config says,
+        relative to the current folder or to the one that the checkpoint's results folder lies in.
         """
         checkpoint = load_checkpoint(path)
         generator = checkpoint.build_generator()
         network = None
         if generator.input_kind == "wav+ssl":
+            from finallyse.inference.pack import packed_wavlm
             from finallyse.models.wavlm import WavLM
 
-            network = WavLM(find_wavlm(checkpoint, wavlm))
+            network = None if wavlm else packed_wavlm(path)
+            network = network or WavLM(find_wavlm(checkpoint, wavlm))
         return cls(generator, network, **options)
 
     def enhance(self, wav: np.ndarray, sample_rate: int, rate: int = DEFAULT_RATE) -> np.ndarray:

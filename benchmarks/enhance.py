@@ -1,0 +1,167 @@
+"""How fast `finallyse enhance` runs a full-size network, and how its memory grows with the recording: tables.
+
+    python benchmarks/enhance.py [--seconds 30] [--minutes 60] [--output FILE.md]
+
+Speed: FINALLY at 16 kHz with the published sizes and random weights, two threads. WavLM is left out: both sides are
+given ready features. Compared with one forward pass of the network as it is built, over the whole signal, in float32.
+Memory: largest resident size of the command on a recording of one minute and of `--minutes`, with a HiFi++ of the
+demo's size. Two free cores are needed; about 10 minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import soundfile as sf
+import torch
+import yaml
+from torch import Tensor, nn
+
+from finallyse.audio.io import read
+from finallyse.audio.resample import resample
+from finallyse.inference.enhancer import Enhancer, tune_process
+from finallyse.models import models_registry
+from finallyse.models.checkpoint import save_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+RATE = 16000
+
+
+def main() -> None:
+    """Measure, each in a process of its own, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=30, help="length of the signal that speed is measured on")
+    parser.add_argument("--minutes", type=int, default=60, help="length of the long recording")
+    parser.add_argument("--output", type=Path, help="also write the tables here")
+    parser.add_argument("--measure", choices=("plain", "fp32", "bf16"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(speed(arguments.measure, arguments.seconds))
+        return
+    lines = [*speed_table(arguments.seconds), "", *memory_table(arguments.minutes)]
+    print("\n".join(lines))
+    if arguments.output:
+        arguments.output.write_text("\n".join(lines) + "\n")
+
+
+# --- speed ------------------------------------------------------------------------------------------------------------
+
+
+def speed_table(seconds: float) -> list[str]:
+    """Real-time factors of the plain forward pass and of the enhancer."""
+    factor, peak = {}, {}
+    for kind in ("plain", "fp32", "bf16"):
+        command = [sys.executable, __file__, "--measure", kind, "--seconds", str(seconds)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        factor[kind], peak[kind] = map(float, done.stdout.split())
+    lines = [
+        f"| finally_gen, 16 kHz, {seconds:g} s, 2 threads | s per s of audio | times plain | memory, GB | goal |",
+        "|---|---|---|---|---|",
+    ]
+    names = {"plain": "plain forward pass, fp32", "fp32": "enhancer, fp32", "bf16": "enhancer, bf16"}
+    for kind, name in names.items():
+        ratio, goal = factor["plain"] / factor[kind], "" if kind == "plain" else "1.3"
+        lines.append(f"| {name} | {factor[kind]:.3f} | {ratio:.2f} | {peak[kind]:.1f} | {goal} |")
+    return lines
+
+
+def speed(kind: str, seconds: float) -> str:
+    """`factor peak`: seconds of work per second of audio, the best of two, and the largest resident size in GB."""
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    generator = models_registry["finally_gen"]().eval()
+    wav = speech(seconds)
+    if kind == "plain":
+        features = Features(generator.ssl_dim).last_hidden_state(torch.from_numpy(wav)[None])
+
+        def work() -> None:
+            with torch.inference_mode():
+                generator(torch.from_numpy(wav)[None, None], features)
+    else:
+        tune_process()
+        enhancer = Enhancer(generator, Features(generator.ssl_dim), device="cpu", precision=kind)
+
+        def work() -> None:
+            enhancer.enhance(wav, RATE, RATE)
+
+    times = []
+    for _ in range(2):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return f"{min(times) / seconds} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}"
+
+
+class Features(nn.Module):
+    """Stands in WavLM's place: features of its shape, at no cost."""
+
+    hop, receptive_field = 320, 400
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dim = dim
+
+    def last_hidden_state(self, wav: Tensor) -> Tensor:
+        """wav [B, T] -> [B, dim, frames]."""
+        frames = (wav.shape[-1] - self.receptive_field) // self.hop + 1
+        return torch.randn(len(wav), self.dim, frames, generator=torch.Generator().manual_seed(0))
+
+
+def speech(seconds: float) -> np.ndarray:
+    """Speech of the embedded corpus at 16 kHz, repeated as needed, float32 [T]."""
+    clips = []
+    for path in sorted((ROOT / "resources" / "demo" / "speech").glob("*.flac"))[:20]:
+        wav, rate = read(path)
+        clips.append(resample(wav, rate, RATE))
+    return np.resize(np.concatenate(clips), int(seconds * RATE))
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def memory_table(minutes: int) -> list[str]:
+    """Largest resident sizes of the command on a short and a long recording."""
+    demo = yaml.safe_load((ROOT / "config" / "demo.yaml").read_text())
+    args = demo["networks"]["hifipp_denoise"]["override"]["generator"]["args"]
+    torch.manual_seed(0)
+    state = models_registry["a2a_hifi++_gen"](**args).state_dict()
+    config = {"generator": {"name": "a2a_hifi++_gen", "args": args}}
+    with tempfile.TemporaryDirectory(prefix="finallyse-bench-") as folder:
+        checkpoint = Path(folder) / "small.ckpt"
+        save_checkpoint(checkpoint, network="small", config=config, step=0, generator=state, discriminators={})
+        rows = {length: run_command(Path(folder), checkpoint, length) for length in (1, minutes)}
+    lines = ["| finallyse enhance, HiFi++ of the demo | memory, MB | real-time factor | goal |", "|---|---|---|---|"]
+    for length, (memory, factor) in rows.items():
+        lines.append(f"| {length} min | {memory:.0f} | {factor:.4f} | |")
+    return [*lines, f"| ratio of memory | {rows[minutes][0] / rows[1][0]:.2f} | | at most 1.3 |"]
+
+
+def run_command(folder: Path, checkpoint: Path, minutes: int) -> tuple[float, float]:
+    """(MB, seconds per second) of `finallyse enhance` on a recording of so many minutes."""
+    source = folder / f"{minutes}.wav"
+    minute = speech(60)
+    with sf.SoundFile(source, "w", RATE, 1) as file:
+        for _ in range(minutes):
+            file.write(minute)
+    code = (
+        "import resource, sys; from finallyse.cli import main\n"
+        "try: main()\n"
+        "finally: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    arguments = ["enhance", source, folder / f"out{minutes}.wav", "--checkpoint", checkpoint, "--threads", 2]
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], check=True, stdout=subprocess.PIPE, text=True
+    )
+    return int(done.stdout.split()[-1]) / 1e3, (time.perf_counter() - started) / (60 * minutes)
+
+
+if __name__ == "__main__":
+    main()

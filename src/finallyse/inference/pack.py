@@ -1,0 +1,48 @@
+"""Checkpoints to give away: without discriminators, with the WavLM that the generator listens through inside."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from finallyse.errors import UserError
+from finallyse.inference.enhancer import find_wavlm
+from finallyse.models.checkpoint import load_checkpoint, load_tensors, write_atomically
+from finallyse.models.wavlm import WavLM
+
+KEY = "wavlm_files"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+def pack(checkpoint: str | Path, output: str | Path, wavlm: str | Path | None = None, force: bool = False) -> None:
+    """Write a checkpoint that enhances on its own: the generator and, where it needs one, all of WavLM's folder.
+
+    wavlm: that folder; None: where the checkpoint's config says. The output is a checkpoint like any other.
+    Raises UserError for files that are missing, and for an output that exists, unless `force`.
+    """
+    if Path(output).exists() and not force:
+        raise UserError(f"{output}: exists; give --force to replace it")
+    loaded = load_checkpoint(checkpoint)
+    content = load_tensors(checkpoint) | {"discriminators": {}}
+    if loaded.build_generator().input_kind == "wav+ssl" and (wavlm or KEY not in content):
+        folder = find_wavlm(loaded, wavlm)
+        WavLM(folder)  # fails here rather than where the packed file is used
+        names = ["config.json", "preprocessor_config.json", next(n for n in WEIGHTS if (folder / n).is_file())]
+        content[KEY] = {
+            name: torch.from_numpy(np.fromfile(folder / name, np.uint8)) for name in names if (folder / name).is_file()
+        }
+    write_atomically(output, lambda file: torch.save(content, file))
+
+
+def packed_wavlm(checkpoint: str | Path) -> WavLM | None:
+    """The WavLM inside a packed checkpoint; None where there is none."""
+    files = load_tensors(checkpoint).get(KEY)
+    if files is None:
+        return None
+    with tempfile.TemporaryDirectory(prefix="finallyse-wavlm-") as folder:
+        for name, data in files.items():
+            data.numpy().tofile(Path(folder) / Path(name).name)
+        return WavLM(folder)
