@@ -5,6 +5,8 @@ All functions are differentiable. Lengths are in samples, spectra are [B, bins, 
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -81,7 +83,8 @@ def istft(spectrum: Tensor, n_fft: int, hop: int, length: int) -> Tensor:
 def _overlap_add(pieces: Tensor) -> Tensor:
     """Frames in parts of a hop [B, frames, overlap, hop], each frame one hop after the other -> [B, T]."""
     overlap = pieces.shape[2]
-    return sum(F.pad(pieces[:, :, i], (0, 0, i, overlap - 1 - i)) for i in range(overlap)).flatten(1)
+    shifted = (F.pad(pieces[:, :, i], (0, 0, i, overlap - 1 - i)) for i in range(overlap))
+    return functools.reduce(torch.add, shifted).flatten(1)
 
 
 def magnitude(spectrum: Tensor, floor: float = 1e-9) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import torch
@@ -96,7 +97,7 @@ class Upsampler(nn.Module):
         for i, up in enumerate(self.ups):
             x = up(F.leaky_relu_(x, LRELU_SLOPE))
             blocks = self.resblocks[i * self.blocks_per_up : (i + 1) * self.blocks_per_up]
-            x = sum(block(x) for block in blocks) / self.blocks_per_up
+            x = functools.reduce(torch.add, (block(x) for block in blocks)) / self.blocks_per_up
         return F.leaky_relu_(x)  # PyTorch's default slope, 0.01, as published
 
 
