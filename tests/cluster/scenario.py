@@ -78,7 +78,12 @@ class Workflow:
             except subprocess.TimeoutExpired:
                 os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait()
-                subprocess.run([*self.process.args, "--unlock"], check=False, stdout=self._file, stderr=self._file)
+                subprocess.run(
+                    [self.process.args[0], "--unlock", *self.process.args[1:]],
+                    check=False,
+                    stdout=self._file,
+                    stderr=self._file,
+                )
 
 
 class Watch:
@@ -246,5 +251,7 @@ if __name__ == "__main__":
     parser.add_argument("cluster", type=Path, help="folder that slurm.sh was started with")
     parser.add_argument("--deadline", type=float, default=840, help="seconds after which to give up")
     arguments = parser.parse_args()
+    # A shell ignores SIGINT for what it runs in the background, and so would the snakemake that is started here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: told to end"))  # and so to end what was started
     main(arguments.cluster, arguments.deadline)
