@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import ctypes.util
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -90,20 +88,23 @@ class Enhancer:
         self.batch = batch or (4 if self.device.type == "cuda" else 1)
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, *, wavlm: str | Path | None = None, **options) -> Enhancer:
-        """The enhancer of a checkpoint file; `options` as for the class.
+    def from_checkpoint(
+        cls, checkpoint: str | Path | Checkpoint, *, wavlm: str | Path | None = None, **options
+    ) -> Enhancer:
+        """The enhancer of a checkpoint (file); `options` as for the class.
 
         wavlm: folder of WavLM; None: the one packed into the checkpoint, or else where the checkpoint's config says,
         relative to the current folder or to the one that the checkpoint's results folder lies in.
         """
-        checkpoint = load_checkpoint(path)
+        if not isinstance(checkpoint, Checkpoint):
+            checkpoint = load_checkpoint(checkpoint)
         generator = checkpoint.build_generator()
         network = None
         if generator.input_kind == "wav+ssl":
             from finallyse.inference.pack import packed_wavlm
             from finallyse.models.wavlm import WavLM
 
-            network = None if wavlm else packed_wavlm(path)
+            network = None if wavlm else packed_wavlm(checkpoint.path)
             network = network or WavLM(find_wavlm(checkpoint, wavlm))
         return cls(generator, network, **options)
 
@@ -261,13 +262,11 @@ def pick_device(device: str) -> torch.device:
 def tune_process() -> None:
     """Settings of the whole process that make long signals fast on a CPU; for commands, not for a library to impose.
 
-    Denormal numbers, which fading activations are full of and which are an order of magnitude slower, become zero. And
-    the C library (glibc) keeps the memory that PyTorch frees: by default each large activation is mapped anew from the
-    kernel, which clears it page by page, at the cost of up to half the time.
+    Denormal numbers, which fading activations are full of and which are an order of magnitude slower, become zero, and
+    freed memory is kept: mapping each large activation anew, which the kernel clears page by page, takes up to half the
+    time of a forward pass.
     """
+    from finallyse.training.cpu import keep_freed_memory
+
     torch.set_flush_denormal(True)
-    libc = ctypes.CDLL(ctypes.util.find_library("c"))
-    if hasattr(libc, "mallopt"):
-        m_trim_threshold, m_mmap_max = -1, -4
-        libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, -1)
+    keep_freed_memory()

@@ -15,6 +15,7 @@ from finallyse.datasets import datasets_registry
 from finallyse.errors import UserError
 from finallyse.inference.enhancer import Enhancer
 from finallyse.metrics import MetricSet, Scores, Utterance
+from finallyse.models.checkpoint import load_checkpoint
 from finallyse.progress import Progress
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def enhance_validation(config: DictConfig, checkpoint: Path, folder: Path) -> tuple[MetricSet, list[Scores]]:
+def enhance_validation(config: DictConfig, path: Path, folder: Path) -> tuple[MetricSet, list[Scores]]:
     """Enhance every utterance of `config.data.validation` and write `folder`/{enhanced,reference,noisy}/<name>.wav.
 
     enhanced/ and reference/ are at the network's rate, noisy/ at the input's; all are WAVs of 32-bit floats, so that
@@ -34,10 +35,14 @@ def enhance_validation(config: DictConfig, checkpoint: Path, folder: Path) -> tu
     Raises UserError for a checkpoint of another network, and for a dataset that does not fit the network.
     """
     dataset = datasets_registry[config.data.validation.name](**config.data.validation.args)
+    checkpoint = load_checkpoint(path)
+    name = checkpoint.config["generator"]["name"]
+    if name != config.generator.name:
+        raise UserError(f"{path}: holds a {name}, the experiment is of a {config.generator.name}; check exp.run_name")
     enhancer = Enhancer.from_checkpoint(checkpoint, wavlm=config.wavlm, device=config.exp.device)
     if dataset.input_rate != enhancer.input_rate:
         raise UserError(
-            f"data.validation gives {dataset.input_rate} Hz, the network of {checkpoint} takes {enhancer.input_rate} Hz"
+            f"data.validation gives {dataset.input_rate} Hz, the network of {path} takes {enhancer.input_rate} Hz"
         )
     metrics = MetricSet(list(config.metrics), config.exp.resources, str(enhancer.device))
     part = folder.with_name(f"{folder.name}.part")
