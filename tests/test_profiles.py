@@ -294,6 +294,33 @@ def test_copies_to_s3_are_planned(root, tmp_path):
     assert {"hifigan.ckpt", "metrics/hifigan.csv", "report.html"} <= planned
 
 
+APPTAINER = """#!/bin/sh
+[ "$1" = --version ] && { echo "apptainer version 1.3.4"; exit; }
+echo "$@" >> "$APPTAINER_CALLS"
+while [ "$1" != -c ]; do shift; done
+exec bash -c "$2"
+"""
+
+
+def test_jobs_run_in_the_image_of_the_config(root, tmp_path):
+    for name, text in {"apptainer": APPTAINER, "image.sif": ""}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    run = subprocess.run(
+        [SNAKEMAKE, "--cores", "1", "--nolock", "--sdm", "apptainer", "--apptainer-args=--nv", "--config"]
+        + [f"container={tmp_path}/image.sif", f"results={tmp_path}/r", "--", f"{tmp_path}/r/configs/hifigan.yaml"],
+        cwd=root,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "APPTAINER_CALLS": f"{tmp_path}/calls"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    calls = (tmp_path / "calls").read_text()
+    assert f"{tmp_path}/image.sif" in calls and "--nv" in calls and "scripts/write_experiment.py" in calls
+
+
 def test_the_container_has_the_pins_of_requirements(root):
     container = (root / "Containerfile").read_text()
     environment = (root / "envs" / "finallyse.yaml").read_text()

@@ -219,6 +219,9 @@ class Pipeline:
     resources: str = option("resources", "folder of downloads and prepared data")
     demo_speech: str | None = option(None, "recordings to build the demo's corpora from; null: the embedded ones")
     allow_cpu: bool = option(False, "train although no GPU is visible")
+    container: str | None = option(
+        None, "image of every rule for `--sdm apptainer`, built from Containerfile: a .sif file or docker://..."
+    )
     seed: int = option(1234, "seed of splits and experiments", minimum=0)
     networks: dict = option({}, "network name -> experiment; null removes one that an overlaid file has")
     common: dict = option({}, "options of every experiment to change, as in the experiment files")

@@ -41,6 +41,11 @@ try:
 except UserError as error:
     sys.exit(f"error: {error}")
 
+if config["container"]:
+
+    container: config["container"]
+
+
 RESULTS = config["results"]
 RESOURCES = config["resources"]
 EXPERIMENTS = config["experiments"]
