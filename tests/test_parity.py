@@ -49,9 +49,10 @@ def fill(model, gain, gain_last):
         if norm_of(layer) == "spectral":  # iterated to convergence, so that its effective weight is known
             spectral = layer.parametrizations.weight
             spectral.original.copy_(weight)
-            u, _, v = torch.linalg.svd(weight.flatten(1), full_matrices=False)
-            spectral[0]._u.copy_(u[:, 0])
-            spectral[0]._v.copy_(v[0])
+            matrix = weight.flatten(1).double()
+            u = torch.linalg.eigh(matrix @ matrix.T).eigenvectors[:, -1]
+            spectral[0]._u.copy_(u)
+            spectral[0]._v.copy_(torch.nn.functional.normalize(matrix.T @ u, dim=0))
         else:
             set_weight(layer, weight)
         bias = 0.1 * rng.standard_normal(len(layer.bias))
