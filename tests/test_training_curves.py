@@ -7,7 +7,7 @@ difference in the commit:
 
 The first EARLY steps must agree within 5e-4, the mean of the later ones within 1 %. Rounding grows over the steps:
 between AVX-512 and AVX2 kernels the largest deviation was 4e-5 in the first eight steps and 3 % in a single later one
-(0.4 % of the mean; finally_stage3). A changed weight, initialisation, order of updates, moment or learning rate shows at once.
+(0.4 % of the mean; finally_stage3). A changed weight, initialisation, order of updates, moment or rate shows at once.
 """
 
 from __future__ import annotations

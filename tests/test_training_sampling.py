@@ -75,6 +75,17 @@ def test_batches_by_step_with_any_number_of_workers(workers):
     batches.close()
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_item_that_cannot_be_read_is_told_in_one_line(workers):
+    class Unreadable(Counted):
+        def __getitem__(self, key):
+            raise UserError("a.wav: cannot be read")
+
+    batches = Batches(Unreadable(), Order(7, 3, 5), Group(torch.device("cpu")), last=2, num_workers=workers)
+    with pytest.raises(UserError, match=r"^a\.wav: cannot be read$"):
+        batches.at(0)
+
+
 def test_more_processes_than_items_is_an_error():
     group = Group(torch.device("cpu"))
     group.world = 4

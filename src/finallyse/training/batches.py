@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import signal
+import weakref
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -66,6 +68,27 @@ class Batch:
         return dataclasses.replace(self, tensors={key: value.pin_memory() for key, value in self.tensors.items()})
 
 
+class Told:
+    """A dataset that returns the one-line errors it meets: raised in a loader process they would come as tracebacks."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, key):
+        try:
+            return self.dataset[key]
+        except UserError as error:
+            return error
+
+
+def collate_told(items: list) -> Batch | UserError:
+    """`collate`, with an error among the items, or of them together, returned in place of the batch."""
+    try:
+        return next((item for item in items if isinstance(item, UserError)), None) or collate(items)
+    except UserError as error:
+        return error
+
+
 def collate(items: Iterable[Mapping]) -> Batch:
     """Stack items of equal lengths.
 
@@ -103,22 +126,27 @@ class Batches:
                 f"data.batch_size={order.batch_size} cannot be shared by {group.world} processes; raise it or use fewer"
             )
         self.dataset, self.order, self.group, self.last, self.num_workers = dataset, order, group, last, num_workers
-        self._next, self._loader = None, None
+        self._next, self._loader, self._end = None, None, None
 
     def at(self, step: int) -> Batch:
         """This process's share of the global batch of `step` (counted from 0)."""
         if step != self._next:
+            self.close()
+            others = set(multiprocessing.active_children())
             self._loader, self._next = iter(self._from(step)), step
+            self._end = weakref.finalize(self, _kill, set(multiprocessing.active_children()) - others)
         batch = next(self._loader)
+        if isinstance(batch, UserError):
+            raise batch
         batch.share = len(batch) / self.order.batch_size
         self._next += 1
         return batch.to(self.group.device)
 
     def _from(self, step: int) -> DataLoader:
         return DataLoader(
-            self.dataset,
+            Told(self.dataset),
             batch_sampler=StepSampler(self.order, self.group.share, step, self.last),
-            collate_fn=collate,
+            collate_fn=collate_told,
             num_workers=min(self.num_workers, self.last - step),
             pin_memory=self.group.device.type == "cuda",
             worker_init_fn=_leave_signals_to_the_trainer if self.num_workers else None,
@@ -127,6 +155,15 @@ class Batches:
     def close(self) -> None:
         """End the loader's processes."""
         self._loader, self._next = None, None
+        if self._end:
+            self._end()
+
+
+def _kill(workers: set[multiprocessing.Process]) -> None:
+    """End loader processes that are still there: they ignore the SIGTERM that Python would send them at its end."""
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:

@@ -34,7 +34,7 @@ class Clipper:
             return torch.full_like(self.history[0], torch.inf)
         filled = self.seen.clamp(max=len(self.history))
         index = ((filled - 1).clamp(min=0) * self.quantile).long()
-        return self.history.sort().values[index]
+        return self.history.sort().values.gather(0, index.view(1)).squeeze()  # indexing would wait for the GPU
 
     def factor(self, norm: Tensor) -> Tensor:
         """The factor in (0, 1] for a gradient of `norm` (a scalar); a norm that is not finite is not remembered."""

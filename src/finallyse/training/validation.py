@@ -50,7 +50,7 @@ class Validation:
 
         began = time.perf_counter()
         listened = set(self.indices[:: max(1, len(self.indices) // SAMPLES)][:SAMPLES])
-        scores = []
+        scores, kept = [], []
         with trainer.inference():
             for index in self.group.share(self.indices):
                 item = self.dataset[(0, index)]
@@ -58,8 +58,11 @@ class Validation:
                 output = trainer.synthesize_wavs(batch)[0, 0].float().cpu().numpy()
                 scores.append(self._score(item, output, trainer.output_rate))
                 if index in listened:
-                    self._keep(step, item, output, trainer.output_rate, writers)
+                    kept.append((item, output))
         scores = [one for share in self.group.gather(scores) for one in share]
+        for item, output in (one for share in self.group.gather(kept) for one in share):
+            if self.group.leader:
+                self._keep(step, item, output, trainer.output_rate, writers)
         row: dict[str, Any] = {"step": step}
         for column, summary in summarise(scores, self.metrics.columns()).items():
             if summary.n:
