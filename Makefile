@@ -40,6 +40,8 @@ $(BIN)/.installed-dev: requirements-dev.txt $(BIN)/.installed
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	@touch $@
 
+# Snakemake's own cache of sources would lie in the home folder.
+demo: export XDG_CACHE_HOME := $(CURDIR)/.snakemake/cache
 demo: $(BIN)/.installed
 	$(BIN)/snakemake --cores $(CORES) --configfile config/demo.yaml
 	@echo "The report: results/demo/report.html"
