@@ -39,6 +39,7 @@ def _session(relative: str):
 
     package = importlib.util.find_spec("speechmos")
     path = Path(package.submodule_search_locations[0]) / relative
+    onnxruntime.disable_telemetry_events()  # nothing of what is measured concerns anybody else
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
