@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import finallyse
+from finallyse.audio.blocks import BlockReader
 from finallyse.audio.mel import LogMel
 from finallyse.audio.resample import resample
 from finallyse.audio.torchaudio_shim import torchaudio  # noqa: F401  transformers imports torchaudio
@@ -412,7 +413,7 @@ def test_half_an_hour_in_constant_memory(checkpoints, tmp_path, minute):
     assert long < 1.3 * short
 
 
-def test_stdin_to_stdout(checkpoints, minute):
+def test_stdin_to_stdout(checkpoints, minute, tmp_path):
     buffer = io.BytesIO()
     sf.write(buffer, minute[:16000], 16000, format="WAV")
     done = command("-", "-", "--checkpoint", checkpoints["vocoder"], "--subtype", "FLOAT", input=buffer.getvalue())
@@ -421,7 +422,12 @@ def test_stdin_to_stdout(checkpoints, minute):
     assert rate == 48000
     expected = expected_output(checkpoints["vocoder"], np.rint(minute[:16000] * 32768) / 32768, 16000)
     np.testing.assert_allclose(wav, expected, atol=1e-3)
-    for data, message in ((b"", b"stdin: holds no data"), (b"not audio" * 99, b"cannot be decoded")):
+    piped = bytearray(buffer.getvalue())
+    piped[4:8] = piped[40:44] = b"\xff" * 4  # a header written before its length was known
+    (tmp_path / "piped.wav").write_bytes(piped)
+    with BlockReader(tmp_path / "piped.wav") as reader:
+        assert sum(block.shape[1] for block in reader) == 16000
+    for data, message in ((b"", b"stdin: the file is empty"), (b"not audio" * 99, b"stdin: cannot be decoded")):
         done = command("-", "-", "--checkpoint", checkpoints["vocoder"], input=data)
         assert (done.returncode, done.stdout) == (1, b"") and message in done.stderr
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import soundfile as sf
 
-from finallyse.audio.io import PathLike, _as_user_error, _data_is_cut_short, _planes
+from finallyse.audio.io import PathLike, _data_is_cut_short, _planes
 from finallyse.errors import UserError
 
 BLOCK = 1 << 16  # samples per channel
@@ -19,25 +19,25 @@ BLOCK = 1 << 16  # samples per channel
 class BlockReader:
     """An open recording of any format that libsndfile or FFmpeg knows, video sound tracks included.
 
-    path: the file; its first sound track is read.
+    path: the file; its first sound track is read.    name: what messages call it; None: its path.
 
     Attributes: `rate` (Hz), `channels`, `frames` (what the header promises; None where it says nothing).
     Iterating yields float32 [C, n] blocks, once. Raises UserError with the path for a file that cannot be read, is cut
     short, holds no samples or samples that are not finite.
     """
 
-    def __init__(self, path: PathLike):
-        self.path = Path(path)
+    def __init__(self, path: PathLike, name: str | None = None):
+        self.path, self.name = Path(path), name or str(path)
         if not self.path.is_file():
-            raise UserError(f"{path}: no such file")
+            raise UserError(f"{self.name}: no such file")
         if self.path.stat().st_size == 0:
-            raise UserError(f"{path}: the file is empty (0 bytes)")
+            raise UserError(f"{self.name}: the file is empty (0 bytes)")
         self._resources = contextlib.ExitStack()
         opened = self._open_soundfile() or self._open_ffmpeg()
         self.rate, self.channels, self.frames, self._blocks = opened
         if self.rate <= 0 or self.channels <= 0:
             self.close()
-            raise UserError(f"{path}: its header gives {self.rate} Hz and {self.channels} channels")
+            raise UserError(f"{self.name}: its header gives {self.rate} Hz and {self.channels} channels")
 
     def __enter__(self) -> BlockReader:
         return self
@@ -53,16 +53,18 @@ class BlockReader:
         empty = True
         for block in self._blocks:
             if not np.isfinite(block).all():
-                raise UserError(f"{self.path}: holds samples that are not finite numbers")
+                raise UserError(f"{self.name}: holds samples that are not finite numbers")
             empty = empty and block.shape[1] == 0
             yield block
         if empty:
-            raise UserError(f"{self.path}: holds no samples")
+            raise UserError(f"{self.name}: holds no samples")
 
     def _open_soundfile(self) -> tuple[int, int, int | None, Iterator[np.ndarray]] | None:
         # An open file, not a name: libsndfile then goes by the content, and takes no ".raw" or ".g722" for raw samples.
-        with _as_user_error(self.path):
+        try:
             stream = self._resources.enter_context(self.path.open("rb"))
+        except OSError as error:
+            raise UserError(f"{self.name}: {error.strerror or error}") from error
         try:
             file = self._resources.enter_context(sf.SoundFile(stream.fileno(), closefd=False))
         except sf.LibsndfileError:
@@ -73,12 +75,14 @@ class BlockReader:
         # libsndfile mends the length in the header of a WAV that was cut short; its log keeps the original.
         mended = file.format in ("WAV", "WAVEX", "AIFF") and _data_is_cut_short(file.extra_info)
         done = 0
-        with _as_user_error(self.path):
+        try:
             while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
                 done += len(block)
                 yield np.ascontiguousarray(block.T)
+        except sf.LibsndfileError as error:
+            raise UserError(f"{self.name}: cannot be read ({error.error_string})") from error
         if mended or done < file.frames:
-            raise UserError(f"{self.path}: cut short: it holds less than its header promises ({done} samples left)")
+            raise UserError(f"{self.name}: cut short: it holds less than its header promises ({done} samples left)")
 
     def _open_ffmpeg(self) -> tuple[int, int, int | None, Iterator[np.ndarray]]:
         import av  # 40 MB of shared libraries that plain WAV and FLAC files do not need
@@ -87,14 +91,14 @@ class BlockReader:
         try:
             container = self._resources.enter_context(av.open(os.fspath(self.path), metadata_errors="ignore"))
             if not container.streams.audio:
-                raise UserError(f"{self.path}: has no sound track")
+                raise UserError(f"{self.name}: has no sound track")
             track = container.streams.audio[0]
             frames = container.decode(track)
             first = next(frames, None)
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise UserError(f"{self.path}: cannot be decoded ({error})") from error
+            raise UserError(f"{self.name}: cannot be decoded ({error})") from error
         if first is None:
-            raise UserError(f"{self.path}: holds no samples")
+            raise UserError(f"{self.name}: holds no samples")
         planes = _planes(first)
         rate = first.sample_rate
         seconds = float(track.duration * track.time_base) if track.duration else None
@@ -108,12 +112,12 @@ class BlockReader:
             try:
                 frame = next(frames, None)
             except (av.FFmpegError, OSError, ValueError) as error:
-                raise UserError(f"{self.path}: cannot be decoded ({error})") from error
+                raise UserError(f"{self.name}: cannot be decoded ({error})") from error
             if frame is None:
                 break
             planes = _planes(frame)
             if (frame.sample_rate, len(planes)) != (rate, len(first)):
-                raise UserError(f"{self.path}: its sample rate or number of channels changes midway; split the file")
+                raise UserError(f"{self.name}: its sample rate or number of channels changes midway; split the file")
             held.append(planes)
             samples += planes.shape[1]
             if samples >= BLOCK:  # FFmpeg's frames are about 1000 samples; the resampler works better on more

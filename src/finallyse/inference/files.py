@@ -213,13 +213,12 @@ def enhance_file(
 def _enhance_in(
     work: Path, enhancer: Enhancer, source: str, path: Path, options: Options, progress: Progress | None, started: float
 ) -> Done:
+    path_of_source, name = Path(source), None
     if source == "-":
-        source = str(work / "stdin")
-        with Path(source).open("wb") as file:
+        path_of_source, name = work / "stdin", "stdin"
+        with path_of_source.open("wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
-        if not Path(source).stat().st_size:
-            raise UserError("stdin: holds no data")
-    with BlockReader(source) as reader:
+    with BlockReader(path_of_source, name) as reader:
         rate, channels = reader.rate, reader.channels
         container, subtype = _output_format(path, channels, options)
         heard = _Spool(work / "input.f32", channels)
