@@ -1,11 +1,12 @@
 """How fast `finallyse enhance` runs a full-size network, and how its memory grows with the recording: tables.
 
-    python benchmarks/enhance.py [--seconds 30] [--minutes 60] [--output FILE.md]
+    python benchmarks/enhance.py [--seconds 30] [--minutes 60] [--checkpoint CKPT [--wavlm DIR]] [--output FILE.md]
 
 Speed: FINALLY at 16 kHz with the published sizes and random weights, two threads. WavLM is left out: both sides are
 given ready features. Compared with one forward pass of the network as it is built, over the whole signal, in float32.
 Memory: largest resident size of the command on a recording of one minute and of `--minutes`, with a HiFi++ of the
 demo's size. Two free cores are needed; about 10 minutes.
+Seams, of a given checkpoint: how far its output in windows is from its output in one piece, on two minutes of speech.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from torch import Tensor, nn
 
 from finallyse.audio.io import read
 from finallyse.audio.resample import resample
-from finallyse.inference.enhancer import Enhancer, tune_process
+from finallyse.inference import enhancer as enhancer_module
+from finallyse.inference.enhancer import WAVLM_WINDOW_S, Enhancer, tune_process
 from finallyse.models import models_registry
 from finallyse.models.checkpoint import save_checkpoint
 
@@ -39,6 +41,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=30, help="length of the signal that speed is measured on")
     parser.add_argument("--minutes", type=int, default=60, help="length of the long recording")
+    parser.add_argument("--checkpoint", type=Path, help="also measure what its windows change")
+    parser.add_argument("--wavlm", type=Path, help="folder of WavLM for that checkpoint")
     parser.add_argument("--output", type=Path, help="also write the tables here")
     parser.add_argument("--measure", choices=("plain", "fp32", "bf16"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -46,6 +50,8 @@ def main() -> None:
         print(speed(arguments.measure, arguments.seconds))
         return
     lines = [*speed_table(arguments.seconds), "", *memory_table(arguments.minutes)]
+    if arguments.checkpoint:
+        lines += ["", *seam_table(arguments.checkpoint, arguments.wavlm)]
     print("\n".join(lines))
     if arguments.output:
         arguments.output.write_text("\n".join(lines) + "\n")
@@ -161,6 +167,28 @@ def run_command(folder: Path, checkpoint: Path, minutes: int) -> tuple[float, fl
         [sys.executable, "-c", code, *map(str, arguments)], check=True, stdout=subprocess.PIPE, text=True
     )
     return int(done.stdout.split()[-1]) / 1e3, (time.perf_counter() - started) / (60 * minutes)
+
+
+# --- seams ------------------------------------------------------------------------------------------------------------
+
+
+def seam_table(checkpoint: Path, wavlm: Path | None) -> list[str]:
+    """Levels of the difference between the output in windows and in one piece: of all, and of the worst tenth second."""
+    wav = speech(120)
+    outputs = []
+    for whole in (False, True):
+        enhancer_module.WAVLM_WINDOW_S = 1e6 if whole else WAVLM_WINDOW_S
+        options = {"window_s": 1e6} if whole else {}
+        enhancer = Enhancer.from_checkpoint(checkpoint, wavlm=wavlm, device="cpu", **options)
+        outputs.append(enhancer.enhance(wav, RATE, enhancer.output_rate))
+    power = np.square(outputs[1]).mean()
+    error = np.square(outputs[0] - outputs[1]).reshape(1200, -1).mean(1)
+    return [
+        f"| {checkpoint.name}: in windows, against one piece of 120 s | dB |",
+        "|---|---|",
+        f"| difference | {10 * np.log10(error.mean() / power + 1e-30):.1f} |",
+        f"| worst tenth of a second | {10 * np.log10(error.max() / power + 1e-30):.1f} |",
+    ]
 
 
 if __name__ == "__main__":
