@@ -173,7 +173,7 @@ def run_command(folder: Path, checkpoint: Path, minutes: int) -> tuple[float, fl
 
 
 def seam_table(checkpoint: Path, wavlm: Path | None) -> list[str]:
-    """Levels of the difference between the output in windows and in one piece: of all, and of the worst tenth second."""
+    """Levels of the difference between the output in windows and in one piece: of all, and of the worst 0.1 s."""
     wav = speech(120)
     outputs = []
     for whole in (False, True):
