@@ -126,7 +126,8 @@ def show_plan(arguments: Sequence[str], console: Console | None = None) -> None:
     console = console or Console()
     rows = costs(config)
     table = Table(title="Corpora and weights", title_justify="left")
-    for column in ("source", "needed by", "from"):
+    table.add_column("source", no_wrap=True)
+    for column in ("needed by", "from"):
         table.add_column(column, overflow="fold")
     for column in ("files", "download", "here", "left"):
         table.add_column(column, justify="right", no_wrap=True)
