@@ -41,18 +41,18 @@ def plan(root: Path, place: Path, *arguments: str, program: Sequence[str] = (SNA
 
 
 # A dry run shows a rule's message instead of its resources, so this one is asked for them.
-SHOW_RESOURCES = """
+SHOW_RESOURCES_CODE = """
 import json, sys
 from snakemake.cli import main
 from snakemake.jobs import Job
 Job.log_info = lambda self, **_: print("JOB", json.dumps([self.rule.name, dict(self.resources.items())], default=str))
 main(sys.argv[1:])
 """
+SHOW_RESOURCES = (sys.executable, "-c", SHOW_RESOURCES_CODE)
 
 
-def resources_of(root: Path, place: Path, *arguments: str) -> dict[str, dict]:
-    """Rule -> resources of one of its jobs, from a dry run."""
-    text = plan(root, place, *arguments, program=[sys.executable, "-c", SHOW_RESOURCES])
+def resources_of(text: str) -> dict[str, dict]:
+    """Rule -> resources of one of its jobs, from what a dry run by SHOW_RESOURCES prints."""
     return dict(json.loads(line.removeprefix("JOB ")) for line in text.splitlines() if line.startswith("JOB "))
 
 
@@ -60,24 +60,44 @@ def read_profile(root: Path, name: str) -> dict:
     return yaml.safe_load((root / "workflow" / "profiles" / name / "config.yaml").read_text())
 
 
-@pytest.mark.parametrize("option", ["--profile", "--workflow-profile"])
-def test_slurm_gives_every_rule_what_it_needs(root, tmp_path, option):
-    jobs = resources_of(
-        root, tmp_path, option, "workflow/profiles/slurm", "--", f"{tmp_path}/r/metrics/finally_stage3.csv"
-    )
+def check_slurm(jobs: dict[str, dict]) -> None:
     train = jobs["train_network"]
     assert (train["slurm_partition"], train["gpu"], train["nodes"]) == ("gpu", 1, 1)
     assert (train["runtime"], train["stop_after"]) == (1440, 1425)
     assert jobs["enhance_validation"]["slurm_partition"] == "gpu"
-    for rule in ("unpack", "prepare_corpus", "prepare_pairs", "compute_metrics"):
-        assert jobs[rule]["slurm_partition"] == "cpu", rule
-        assert "gpu" not in jobs[rule], rule
+    for rule in ("unpack", "prepare_corpus", "prepare_pairs", "compute_metrics", "report"):
+        assert jobs[rule]["slurm_partition"] == "cpu" and "gpu" not in jobs[rule], rule
     for rule, needed in jobs.items():
-        assert int(needed["mem_mb"]) > 0 and int(needed["runtime"]) > 0, rule
+        if rule != "all":
+            assert int(needed["mem_mb"]) > 0 and int(needed["runtime"]) > 0, rule
+
+
+def test_slurm_gives_every_rule_what_it_needs(root, tmp_path):
+    jobs = resources_of(plan(root, tmp_path, "--profile", "workflow/profiles/slurm", program=SHOW_RESOURCES))
+    check_slurm(jobs)
+    for name in ("slurm", "kubernetes"):
+        profile = read_profile(root, name)
+        assert {*profile["groups"], *profile["set-resources"]} <= jobs.keys(), f"{name} names rules that do not exist"
+
+
+def test_the_other_spelling_does_the_same_and_small_work_is_no_job_of_the_cluster(root, tmp_path):
+    chosen = ["--workflow-profile", "workflow/profiles/slurm", "--configfile", "config/demo.yaml"]
+    text = plan(root, tmp_path, *chosen, program=SHOW_RESOURCES)
+    check_slurm(resources_of(text))
+    assert set(re.findall(r"Group job (\w+)", text)) == {"corpus"}
+    rules = [path.read_text() for path in (root / "workflow" / "rules").glob("*.smk")]
+    local = {
+        name
+        for rule in rules
+        for names in re.findall(r"localrules:\n((?:    \w+,\n)+)", rule)
+        for name in names.split()
+    }
+    assert {"download,", "download_collection,", "write_experiment,"} <= local
 
 
 def test_a_workstation_knows_nothing_of_it(root, tmp_path):
-    jobs = resources_of(root, tmp_path, "--cores", "8", "--", f"{tmp_path}/r/metrics/finally_stage3.csv")
+    target = f"{tmp_path}/r/metrics/finally_stage3.csv"
+    jobs = resources_of(plan(root, tmp_path, "--cores", "8", "--", target, program=SHOW_RESOURCES))
     assert jobs["train_network"]["stop_after"] == "null"
     assert not any("slurm_partition" in needed for needed in jobs.values())
 
@@ -86,27 +106,6 @@ def test_a_workstation_knows_nothing_of_it(root, tmp_path):
 def test_trainings_stop_by_themselves_before_their_walltime(root, name):
     training = read_profile(root, name)["set-resources"]["train_network"]
     assert training["stop_after"] < training["runtime"]
-
-
-def test_profiles_speak_of_rules_that_exist(root):
-    listed = subprocess.run([SNAKEMAKE, "--list-rules"], cwd=root, capture_output=True, text=True, check=True)
-    for name in ("slurm", "kubernetes"):
-        profile = read_profile(root, name)
-        assert {*profile["groups"], *profile["set-resources"]} <= set(listed.stdout.split()), name
-
-
-def test_what_takes_seconds_is_no_job_of_the_cluster(root, tmp_path):
-    text = plan(root, tmp_path, "--profile", "workflow/profiles/slurm", "--configfile", "config/demo.yaml")
-    groups = set(re.findall(r"Group job (\w+)", text))
-    assert groups == {"corpus"}
-    rules = [path.read_text() for path in (root / "workflow" / "rules").glob("*.smk")]
-    local = {
-        name
-        for text in rules
-        for block in re.findall(r"localrules:\n((?:    \w+,\n)+)", text)
-        for name in block.split()
-    }
-    assert {"download,", "download_collection,", "write_experiment,"} <= local
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -123,11 +122,9 @@ def kubernetes_jobs(root):
     return module
 
 
-@needs("snakemake-executor-plugin-cluster-generic")
 def test_kubernetes_dry_run(root, tmp_path):
-    jobs = resources_of(
-        root, tmp_path, "--profile", "workflow/profiles/kubernetes", "--", f"{tmp_path}/r/finally_stage3.ckpt"
-    )
+    chosen = ["--profile", "workflow/profiles/kubernetes", "--", f"{tmp_path}/r/finally_stage3.ckpt"]
+    jobs = resources_of(plan(root, tmp_path, *chosen, program=SHOW_RESOURCES))
     assert (jobs["train_network"]["gpu"], jobs["train_network"]["stop_after"]) == (1, 1425)
 
 
@@ -176,13 +173,20 @@ class Cluster(http.server.BaseHTTPRequestHandler):
         self.jobs[name] = body, subprocess.Popen(command[3:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.answer(201, {"metadata": {"name": name}})
 
+    def do_DELETE(self) -> None:
+        assert self.path.endswith("/jobs?labelSelector=app%3Dfinallyse&propagationPolicy=Foreground")
+        self.jobs.clear()
+        self.answer(200, {})
+
     def do_GET(self) -> None:
         name = self.path.rsplit("/", 1)[1]
-        if name not in self.jobs:
+        if name.startswith("jobs?labelSelector=app%3Dfinallyse"):
+            self.answer(200, {"items": list(self.jobs)})
+        elif name not in self.jobs:
             self.answer(404, {})
-            return
-        ended = self.jobs[name][1].poll()
-        self.answer(200, {"status": {} if ended is None else {"failed": 1} if ended else {"succeeded": 1}})
+        else:
+            ended = self.jobs[name][1].poll()
+            self.answer(200, {"status": {} if ended is None else {"failed": 1} if ended else {"succeeded": 1}})
 
     def answer(self, status: int, body: dict) -> None:
         self.send_response(status)
@@ -213,7 +217,6 @@ rule train_network:
 """
 
 
-@needs("snakemake-executor-plugin-cluster-generic")
 def test_kubernetes_runs_jobs_and_starts_those_again_that_stopped(root, tmp_path):
     server = serve(type("OneCluster", (Cluster,), {"jobs": {}}))
     (tmp_path / "Snakefile").write_text(SMALL)
@@ -242,6 +245,14 @@ def test_kubernetes_runs_jobs_and_starts_those_again_that_stopped(root, tmp_path
     assert len(jobs) == 2, "each attempt is a Job of its own"
     assert (tmp_path / "attempts.txt").read_text().split() == ["1425", "1425"]
     assert next(iter(jobs.values()))[0]["spec"]["activeDeadlineSeconds"] == 1440 * 60
+
+
+def test_a_new_driver_clears_what_the_one_before_left(kubernetes_jobs, monkeypatch):
+    server = serve(type("LeftCluster", (Cluster,), {"jobs": {"train-network-1": None}}))
+    monkeypatch.setenv("KUBERNETES_API", f"http://127.0.0.1:{server.server_port}")
+    kubernetes_jobs.clear()
+    server.shutdown()
+    assert not server.RequestHandlerClass.jobs
 
 
 def test_a_job_that_is_gone_has_failed_and_a_silent_cluster_says_nothing(kubernetes_jobs, monkeypatch, capsys):

@@ -3,6 +3,7 @@
     python jobs.py submit JOBSCRIPT     prints the new Job's name
     python jobs.py status NAME          prints running, success or failed
     python jobs.py cancel NAME ...
+    python jobs.py clear                deletes all Jobs that job.yaml labels and waits until they are gone
 
 Runs in a pod and speaks to the cluster that the pod is in, as its service account. KUBERNETES_API replaces the address.
 """
@@ -14,6 +15,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from pathlib import Path
 
 import requests
@@ -85,6 +87,24 @@ def cancel(*names: str) -> None:
         _request("DELETE", f"/{name}", params={"propagationPolicy": "Background"})
 
 
+def clear() -> None:
+    """Delete the Jobs that a driver left behind: one that is started anew would submit the same work a second time.
+
+    Waits until their pods are gone, which is when trainings have saved.
+    """
+    chosen = {"labelSelector": ",".join("=".join(pair) for pair in _labels().items())}
+    response = _request("DELETE", "", params={**chosen, "propagationPolicy": "Foreground"})
+    if not response.ok:
+        sys.exit(f"error: Kubernetes deletes no Jobs: {response.status_code} {response.text}")
+    while left := _request("GET", "", params=chosen).json().get("items", []):
+        print(f"waiting for {len(left)} jobs of the driver before to end", flush=True)
+        time.sleep(5)
+
+
+def _labels() -> dict[str, str]:
+    return yaml.safe_load(TEMPLATE.read_text())["metadata"]["labels"]
+
+
 def _request(method: str, path: str, **arguments) -> requests.Response:
     server = os.environ.get("KUBERNETES_API") or "https://kubernetes.default.svc"
     token, namespace = CREDENTIALS / "token", CREDENTIALS / "namespace"
@@ -99,7 +119,7 @@ def _request(method: str, path: str, **arguments) -> requests.Response:
 
 
 if __name__ == "__main__":
-    commands = {"submit": submit, "status": status, "cancel": cancel}
-    if len(sys.argv) < 3 or sys.argv[1] not in commands:
+    commands = {"submit": submit, "status": status, "cancel": cancel, "clear": clear}
+    if len(sys.argv) < 2 or sys.argv[1] not in commands or (len(sys.argv) == 2) != (sys.argv[1] == "clear"):
         sys.exit(__doc__)
     commands[sys.argv[1]](*sys.argv[2:])
