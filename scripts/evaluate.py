@@ -2,7 +2,12 @@
 
     python scripts/evaluate.py --enhanced DIR [--reference DIR] [--noisy DIR] --metrics wb_pesq stoi --output OUT.csv
 
-writes OUT.csv and OUT.summary.csv. Exit status 1 where a file could not be read; the tables hold all the others.
+writes OUT.csv (one row per utterance) and OUT.summary.csv (one row per number: mean, half width of its 95 % confidence
+interval over utterances, how many were scored, how many not and why, what is missing). A run that was killed goes on.
+
+Files belong together by name, whatever their suffix; rates may differ; several channels are measured by their mean.
+Lengths may differ by 0.1 s, both are then cut to the shorter; beyond that, and for silence, no metric that compares the
+two gives a number: the reason is counted. Exit status 1 where a file could not be read; the tables hold all the others.
 """
 
 from __future__ import annotations
@@ -18,9 +23,7 @@ from finallyse.metrics.evaluate import describe, evaluate
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description="Measure a folder of enhanced files against references of the same names."
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--enhanced", type=Path, required=True, metavar="DIR", help="files to measure")
     parser.add_argument("--reference", type=Path, metavar="DIR", help="clean files of the same names")
     parser.add_argument("--noisy", type=Path, metavar="DIR", help="unprocessed files of the same names, to compare")

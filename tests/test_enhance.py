@@ -492,6 +492,15 @@ def test_nothing_is_clipped(tmp_path, minute, suffix, subtype):
         np.testing.assert_allclose(wav, expected * done.gain, atol=1e-4)
 
 
+def test_a_wav_beyond_its_limit_is_an_rf64(tmp_path, minute, monkeypatch):
+    monkeypatch.setattr("finallyse.inference.files.WAV_LIMIT", 15_999)
+    sf.write(tmp_path / "in.wav", minute[:8000], 16000)
+    enhance_file(
+        Enhancer(Loud(), device="cpu"), str(tmp_path / "in.wav"), str(tmp_path / "out.wav"), Options(rate=16000)
+    )
+    assert sf.info(tmp_path / "out.wav").format == "RF64" and sf.info(tmp_path / "out.wav").frames == 8000
+
+
 class Broken(torch.nn.Module):
     """A network that fails midway."""
 
