@@ -122,7 +122,7 @@ def collect(config: dict) -> Status:
     jobs = snakemake_jobs(Path(".snakemake"))
     locked = _has_files(Path(".snakemake/locks"))
     if jobs:
-        jobs = with_slurm_states(jobs)
+        jobs = with_slurm_states(jobs, {f"{config['results']}/{name}.ckpt" for name in config["experiments"]})
     return Status(
         results=config["results"],
         data=_data(config),
@@ -280,11 +280,11 @@ def snakemake_jobs(folder: Path) -> list[Job]:
     return jobs
 
 
-def with_slurm_states(jobs: list[Job]) -> list[Job]:
+def with_slurm_states(jobs: list[Job], checkpoints: set[str]) -> list[Job]:
     """The jobs with what squeue says of them, where there is a squeue that answers.
 
-    Trainings are found by the comment that Snakemake gives its jobs: once one has begun, Snakemake's process on its
-    node replaces the record of it by one without the job's id.
+    Trainings (of `checkpoints`) are found by the comment that Snakemake gives its jobs: once one has begun, Snakemake's
+    process on its node replaces the record of it by one without the job's id.
     """
     if not shutil.which("squeue"):
         return jobs
@@ -303,7 +303,9 @@ def with_slurm_states(jobs: list[Job]) -> list[Job]:
     trainings = {row[3]: row for row in rows if Path(row[4]) == Path.cwd()}
     found = []
     for job in jobs:
-        row = by_id.get(job.cluster_id or "") or trainings.get(f"rule_train_network_wildcards_{Path(job.output).stem}")
+        row = by_id.get(job.cluster_id or "")
+        if row is None and job.output in checkpoints:
+            row = trainings.get(f"rule_train_network_wildcards_{Path(job.output).stem}")
         found.append(dataclasses.replace(job, cluster_id=row[0], state=row[1], reason=row[2]) if row else job)
     return found
 
