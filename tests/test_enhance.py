@@ -142,6 +142,9 @@ def test_windows_cover_the_signal_on_the_grid_and_join_to_it(length, grid, size,
     for start, stop in windows:
         assert start % grid == 0 and (stop - start) % grid == length % grid
         assert stop - start <= size + grid
+    if len(windows) > 1:  # as many as it takes, as long as it takes
+        seen = windows[0][1] * len(windows)
+        assert seen < length + len(windows) * (2 * context + 3 * grid)
     for left, right in itertools.pairwise(windows):
         assert left[0] < right[0] and left[1] - right[0] >= 2 * context
     signal = np.arange(length, dtype=np.float64)[None]
@@ -222,7 +225,7 @@ def test_wavlm_windows_share_at_least_ten_seconds(minute, wavlm_folder):
         joined = stream.of(0, len(minute))[0].numpy()
     finally:
         enhancer_module.Features._compute = compute
-    assert len(windows) == 2 and all(stop - start >= 39 * 16000 for start, stop in windows)
+    assert len(windows) == 2 and all(stop - start >= 25 * 16000 for start, stop in windows)
     assert windows[0][1] - windows[1][0] >= 10 * 16000
     assert joined.shape == features.shape and decibels(joined - features, features) < -20
 

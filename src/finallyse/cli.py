@@ -48,7 +48,7 @@ def enhance(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, or bf16: faster, about -45 dB from fp32")] = "fp32",
     batch: Annotated[int | None, typer.Option(min=1, help="windows at a time; default: 1 on a CPU, 4 on a GPU")] = None,
-    chunk: Annotated[float, typer.Option(help="seconds that the network is shown at a time")] = 16.0,
+    chunk: Annotated[float, typer.Option(help="seconds that the network is shown at a time")] = 20.48,
     wavlm: Annotated[str | None, typer.Option(help="folder of WavLM, where the checkpoint's own path is gone")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: PyTorch's own")] = None,
 ) -> None:

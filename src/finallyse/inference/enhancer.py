@@ -24,9 +24,9 @@ DEFAULT_RATE = 48000
 # What the generator is shown on either side of what is kept of a window. With random weights the published networks are
 # within -100 dB of the one-piece output 0.5 s from a window's edge (tests/test_enhancer.py).
 CONTEXT_S = 1.28
-WINDOW_S = 16.0
+WINDOW_S = 20.48
 FADE_S = 0.064
-# WavLM's attention sees a window as a whole: every kept frame has at least 5 s before and after it and 40 s in all.
+# WavLM's attention sees a window as a whole: 25 to 40 s, of which at least 5 s lie on either side of what is kept.
 WAVLM_CONTEXT_S = 5.0
 WAVLM_WINDOW_S = 40.0
 WAVLM_FADE = 16  # frames of 20 ms

@@ -17,15 +17,19 @@ def plan(length: int, size: int, context: int, grid: int) -> list[Window]:
     paddings divide `grid` then see the same samples at the same phase, and pad by the same amount, whether they are
     shown a window or the whole: away from a window's edges their output is the same.
 
-    size: length of a window, about (rounded down to the grid, plus length % grid).
+    size: the longest that a window may be (give or take the grid); all are as long, and no longer than it takes.
     context: what neighbouring windows have at least in common on either side of where they are joined.
     """
-    size = size // grid * grid + length % grid
-    stride = (size - 2 * context) // grid * grid
-    if stride < grid:
+    rest = length % grid
+    shared = -(-2 * context // grid) * grid
+    longest_stride = size // grid * grid - shared
+    if longest_stride < grid:
         raise ValueError(f"windows of {size} samples leave nothing between contexts of {context} on a grid of {grid}")
-    if length <= size:
+    if length <= size // grid * grid + rest:
         return [(0, length)]
+    count = -(-(length - rest - shared) // longest_stride)
+    stride = -(-(length - rest - shared) // (count * grid)) * grid
+    size = stride + shared + rest
     starts = [*range(0, length - size, stride), length - size]
     return [(start, start + size) for start in starts]
 
