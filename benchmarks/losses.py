@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="1: CPU time is measured, for use on a busy machine")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    lines = [*ranking(arguments.speech), "", *timing()]
+    lines = [conditions(), "", *ranking(arguments.speech), "", *timing()]
     print("\n".join(lines))
     if arguments.output:
         arguments.output.write_text("\n".join(lines) + "\n")
@@ -183,6 +183,15 @@ def forward_backward(loss: Callable, given: dict) -> None:
     for name in inputs.keys() & {"wav_hat", "logits_fake", "fmaps_fake"}:
         inputs[name] = torch.utils._pytree.tree_map(lambda x: x.clone().requires_grad_(), inputs[name])
     loss(**inputs).backward()
+
+
+def conditions() -> str:
+    """What the figures were measured on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
+    cpu = names[0] if names else "unknown CPU"
+    threads = torch.get_num_threads()
+    return f"{cpu}, torch {torch.__version__}, {threads} threads, {'CPU time' if threads == 1 else 'time on the clock'}"
 
 
 def now() -> float:
