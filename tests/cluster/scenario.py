@@ -27,7 +27,14 @@ from finallyse.status import read_history
 RESULTS = Path("results/cluster")
 LOCAL = RESULTS / "local"
 CONFIGS = ["config/demo.yaml", "tests/cluster/config.yaml"]
-SNAKEMAKE = [str(Path(sys.executable).with_name("snakemake")), "--configfile", *CONFIGS]
+# The SLURM executor looks after its jobs at growing intervals, up to minutes, which no option shortens.
+IMPATIENT = """
+from snakemake.cli import main
+from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
+RemoteExecutor.next_seconds_between_status_checks = property(lambda self: 2, lambda self, seconds: None)
+main()
+"""
+SNAKEMAKE = [sys.executable, "-c", IMPATIENT]
 STARTED = time.monotonic()
 
 
@@ -41,7 +48,7 @@ def write_profile() -> Path:
     profile = yaml.safe_load(Path("workflow/profiles/slurm/config.yaml").read_text())
     profile["set-resources"]["train_network"] |= {
         "runtime": "1 if wildcards.network == 'finally_stage2' and attempt == 1 else 10",
-        "stop_after": "'0.02' if wildcards.network == 'finally_stage1' and attempt == 2 else 'null'",
+        "stop_after": "'0.005' if wildcards.network == 'finally_stage1' and attempt == 2 else 'null'",
     }
     profile |= {"slurm-status-command": "squeue", "slurm-init-seconds-before-status-checks": 1, "latency-wait": 5}
     folder = RESULTS / "profile"
@@ -55,9 +62,10 @@ class Workflow:
 
     def __init__(self, name: str, *arguments: str):
         self.name, self.log = name, RESULTS / f"{name}.log"
+        self.arguments = ["--configfile", *CONFIGS, *arguments]
         self._file = self.log.open("w")
         self.process = subprocess.Popen(
-            [*SNAKEMAKE, *arguments], stdout=self._file, stderr=subprocess.STDOUT, start_new_session=True
+            [*SNAKEMAKE, *self.arguments], stdout=self._file, stderr=subprocess.STDOUT, start_new_session=True
         )
 
     def check(self) -> bool:
@@ -79,10 +87,7 @@ class Workflow:
                 os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait()
                 subprocess.run(
-                    [self.process.args[0], "--unlock", *self.process.args[1:]],
-                    check=False,
-                    stdout=self._file,
-                    stderr=self._file,
+                    [*SNAKEMAKE, "--unlock", *self.arguments], check=False, stdout=self._file, stderr=self._file
                 )
 
 
