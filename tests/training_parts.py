@@ -14,6 +14,7 @@ import torch
 
 from finallyse.audio.io import read, write_wav
 from finallyse.audio.resample import resample
+from finallyse.audio.torchaudio_shim import torchaudio  # noqa: F401  transformers imports it
 from finallyse.corpora.manifest import COLUMNS, write_csv
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,7 +75,6 @@ def _write(folder: Path, corpus: str, rate: int, split: str, wavs: Mapping, nois
 def _write_wavlm(folder: Path) -> None:
     from transformers import WavLMConfig, WavLMModel
 
-    from finallyse.audio.torchaudio_shim import torchaudio  # noqa: F401  transformers imports it
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -108,7 +108,7 @@ def experiment(network: str, resources: Path, results: Path, **changes) -> dict:
         assert last in inside, key
         inside[last] = value
     data = made["data"]["train"]["args"]
-    data["segment"] //= 2
+    data["segment"] //= 2 if network.startswith("finally") else 4
     if "context" in data:
         data["context"] //= 4
     for part in made["discriminators"]["parts"].values():

@@ -175,5 +175,5 @@ def _start_wandb(options: Mapping, experiment: Mapping, folder: Path, run_id: st
     except (wandb.errors.Error, OSError) as error:
         message = " ".join(str(error).split())
         raise UserError(
-            f"exp.wandb.mode={options['mode']}: {message}; log in with `wandb login`, or use offline or disabled"
+            f"exp.wandb.mode={options['mode']}: {message.rstrip('.')}; or use exp.wandb.mode=offline or disabled"
         ) from error
