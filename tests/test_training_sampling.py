@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
@@ -82,8 +84,24 @@ def test_an_item_that_cannot_be_read_is_told_in_one_line(workers):
             raise UserError("a.wav: cannot be read")
 
     batches = Batches(Unreadable(), Order(7, 3, 5), Group(torch.device("cpu")), last=2, num_workers=workers)
-    with pytest.raises(UserError, match=r"^a\.wav: cannot be read$"):
+    try:
+        with pytest.raises(UserError, match=r"^a\.wav: cannot be read$"):
+            batches.at(0)
+    finally:
+        batches.close()
+
+
+def test_close_ends_the_loader_even_where_an_error_holds_on_to_it():
+    class Broken(Counted):
+        def __getitem__(self, key):
+            raise ValueError("a defect, with a traceback that holds the loader's frames")
+
+    before = set(multiprocessing.active_children())
+    batches = Batches(Broken(), Order(7, 3, 5), Group(torch.device("cpu")), last=9, num_workers=2)
+    with pytest.raises(ValueError, match="a defect") as kept:
         batches.at(0)
+    batches.close()
+    assert kept.tb and set(multiprocessing.active_children()) == before
 
 
 def test_more_processes_than_items_is_an_error():

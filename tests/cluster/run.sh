@@ -16,6 +16,11 @@ if [ "$(id -u)" != 0 ]; then
     sudo="sudo -n"
     $sudo true 2>/dev/null || skip "SLURM's configuration lies in /etc/slurm: needs root or sudo without a password"
 fi
+if [[ $(readlink /etc/slurm/slurm.conf) =~ ^(/tmp/slurm-[A-Za-z0-9]{6})/slurm.conf$ ]]; then
+    left=${BASH_REMATCH[1]}  # of a run of this script that was killed
+    if tests/cluster/slurm.sh runs "$left"; then skip "another run of it is at work in $left"; fi
+    tests/cluster/slurm.sh stop "$left"
+fi
 if [ -e /etc/slurm/slurm.conf ]; then skip "this machine has a SLURM of its own (/etc/slurm/slurm.conf)"; fi
 if ! { command -v slurmctld && command -v slurmd && command -v munged; } >/dev/null; then
     command -v apt-get >/dev/null || skip "no slurmctld here, and no apt-get to install it with"

@@ -3,6 +3,7 @@
 #
 #     slurm.sh start FOLDER     write the configuration into FOLDER, start munged, slurmctld and slurmd, wait until idle
 #     slurm.sh stop FOLDER      cancel what runs and end the three by their pid files
+#     slurm.sh runs FOLDER      exit status 0 if any of the three runs
 #
 # The node offers two pretended GPUs (device files that are always there), in the partitions of workflow/profiles/slurm.
 # FOLDER must be short: the path of a Unix socket has at most 107 characters.
@@ -13,8 +14,13 @@ sudo=""
 [ "$(id -u)" = 0 ] || sudo="sudo -n"
 daemons="slurmd slurmctld munged"  # in the order in which they are ended
 
-runs() {  # is the process of this pid file alive?
+alive() {  # is the process of this pid file alive?
     [ -s "$folder/run/$1.pid" ] && kill -0 "$(cat "$folder/run/$1.pid")" 2>/dev/null
+}
+
+runs() {
+    for daemon in $daemons; do alive "$daemon" && return; done
+    return 1
 }
 
 configure() {
@@ -85,10 +91,10 @@ CONF
 
 start() {
     configure
-    runs munged || munged --force --key-file="$folder/munge.key" --socket="$folder/run/munge.socket" \
+    alive munged || munged --force --key-file="$folder/munge.key" --socket="$folder/run/munge.socket" \
         --pid-file="$folder/run/munged.pid" --log-file="$folder/log/munged.log" --seed-file="$folder/run/munged.seed"
-    runs slurmctld || slurmctld -c
-    runs slurmd || slurmd -c
+    alive slurmctld || slurmctld -c
+    alive slurmd || slurmd -c
     for _ in $(seq 120); do
         [ "$(sinfo -h -p cpu -o %T 2>/dev/null)" = idle ] && { sinfo -o "%P %N %T %c cores, %m MB, %G"; return; }
         sleep 0.25
@@ -98,7 +104,7 @@ start() {
 }
 
 stop() {
-    if runs slurmctld; then
+    if alive slurmctld; then
         scancel --quiet --user "$(id -un)" 2>/dev/null || true
         for _ in $(seq 60); do
             [ -z "$(squeue -h -t running,completing 2>/dev/null)" ] && break
@@ -106,11 +112,11 @@ stop() {
         done
     fi
     for daemon in $daemons; do
-        if runs "$daemon"; then kill "$(cat "$folder/run/$daemon.pid")"; fi
+        if alive "$daemon"; then kill "$(cat "$folder/run/$daemon.pid")"; fi
     done
     for daemon in $daemons; do
-        for _ in $(seq 80); do runs "$daemon" || break; sleep 0.25; done
-        if runs "$daemon"; then kill -KILL "$(cat "$folder/run/$daemon.pid")"; fi
+        for _ in $(seq 80); do alive "$daemon" || break; sleep 0.25; done
+        if alive "$daemon"; then kill -KILL "$(cat "$folder/run/$daemon.pid")"; fi
     done
     for file in slurm.conf gres.conf cgroup.conf; do
         if [ "$(readlink "/etc/slurm/$file" 2>/dev/null)" = "$folder/$file" ]; then $sudo rm -f "/etc/slurm/$file"; fi

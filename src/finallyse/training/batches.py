@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import signal
-import weakref
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -126,15 +124,13 @@ class Batches:
                 f"data.batch_size={order.batch_size} cannot be shared by {group.world} processes; raise it or use fewer"
             )
         self.dataset, self.order, self.group, self.last, self.num_workers = dataset, order, group, last, num_workers
-        self._next, self._loader, self._end = None, None, None
+        self._next, self._loader = None, None
 
     def at(self, step: int) -> Batch:
         """This process's share of the global batch of `step` (counted from 0)."""
         if step != self._next:
             self.close()
-            others = set(multiprocessing.active_children())
             self._loader, self._next = iter(self._from(step)), step
-            self._end = weakref.finalize(self, _kill, set(multiprocessing.active_children()) - others)
         batch = next(self._loader)
         if isinstance(batch, UserError):
             raise batch
@@ -153,17 +149,14 @@ class Batches:
         )
 
     def close(self) -> None:
-        """End the loader's processes."""
-        self._loader, self._next = None, None
-        if self._end:
-            self._end()
+        """End the loader's processes.
 
-
-def _kill(workers: set[multiprocessing.Process]) -> None:
-    """End loader processes that are still there: they ignore the SIGTERM that Python would send them at its end."""
-    for worker in workers:
-        if worker.is_alive():
-            worker.kill()
+        Not left to the iterator's end: an error's traceback may hold it until Python exits, which would then wait for
+        processes that ignore its SIGTERM.
+        """
+        loader, self._loader, self._next = self._loader, None, None
+        if loader is not None and self.num_workers:
+            loader._shutdown_workers()
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:

@@ -214,10 +214,12 @@ class Run:
         for key in rows[-1].keys() - {"step", *rates}:
             finite = [row[key] for row in rows if math.isfinite(row[key])]  # skipped steps are told of apart
             means[key] = sum(finite) / len(finite) if finite else math.nan
-        shown = {key: means[key] for key in rows[-1] if key in means} | {"data": self.waited / len(rows)} | rates
+        seconds = means.pop("seconds")
+        shown = {key: means[key] for key in rows[-1] if key in means} | rates | {"data_wait": self.waited / len(rows)}
         self.waited = 0.0
         if self.group.leader:
             log.info(self.progress.line(self.step, shown))
+            shown["seconds"] = seconds
             self.writers.scalars(self.step, {f"train/{key}": value for key, value in shown.items()})
 
     def validate(self) -> None:
