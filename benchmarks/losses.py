@@ -24,6 +24,7 @@ from torch import Tensor
 
 from finallyse.audio.io import read
 from finallyse.audio.resample import resample
+from finallyse.hardware import processor
 from finallyse.losses import losses_registry
 from finallyse.losses.pesq import PESQLoss
 
@@ -187,11 +188,8 @@ def forward_backward(loss: Callable, given: dict) -> None:
 
 def conditions() -> str:
     """What the figures were measured on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
-    cpu = names[0] if names else "unknown CPU"
-    threads = torch.get_num_threads()
-    return f"{cpu}, torch {torch.__version__}, {threads} threads, {'CPU time' if threads == 1 else 'time on the clock'}"
+    threads, clock = torch.get_num_threads(), "CPU time" if torch.get_num_threads() == 1 else "time on the clock"
+    return f"{processor()}, torch {torch.__version__}, {threads} threads, {clock}"
 
 
 def now() -> float:

@@ -29,6 +29,7 @@ from finallyse.audio import stft as stft_module
 from finallyse.audio.io import read
 from finallyse.audio.mel import LogMel
 from finallyse.audio.resample import resample
+from finallyse.hardware import processor
 from finallyse.models import models_registry
 from finallyse.models.norms import fold, set_weight
 from finallyse.models.wavlm import WavLM
@@ -59,11 +60,8 @@ def main() -> None:
 
 def conditions() -> str:
     """What the figures were measured on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
-    cpu = names[0] if names else "unknown CPU"
-    threads = torch.get_num_threads()
-    return f"{cpu}, torch {torch.__version__}, {threads} threads, {'CPU time' if threads == 1 else 'time on the clock'}"
+    threads, clock = torch.get_num_threads(), "CPU time" if torch.get_num_threads() == 1 else "time on the clock"
+    return f"{processor()}, torch {torch.__version__}, {threads} threads, {clock}"
 
 
 def now() -> float:

@@ -6,11 +6,15 @@
 "Straightforward" is the same networks, losses and mathematics as one would first write them down: real and generated
 clips through the discriminators one after the other, the generator's update through discriminators that gather
 gradients nobody uses, real feature maps with their graph, transformers' WavLM, the default AdamW, a loss read at every
-step. It runs in the same process on the same batch, in turns with ours.
+step, memory returned to the system as glibc does by default. It runs in the same process on the same batch before ours.
 
 The last table says where the time of our step goes: forward and backward passes of WavLM (as condition; as part of the
 losses it counts there), generator, discriminators, losses, and the optimizer. "data" is what loading the batch costs in
 the training process; with loader processes it happens meanwhile.
+
+What bounds a step: its floating-point operations (two for each multiply-add of its convolutions and matrix products,
+forward and backward, counted by PyTorch), how many of them it makes a second, and what part that is of the rate at
+which the same device multiplies large matrices of the same type, which nothing exceeds.
 
 The data is the embedded speech. WavLM is WavLM-large with random weights. The UTMOS loss is left out: its weights
 cannot be part of this repository. With --clock cpu the figures are CPU seconds divided by the threads, for a machine
@@ -20,8 +24,8 @@ that is busy with other things.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -32,6 +36,7 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -39,6 +44,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from finallyse.audio.torchaudio_shim import torchaudio  # noqa: E402, F401  transformers imports it
 from finallyse.config import load_experiment  # noqa: E402
 from finallyse.datasets import datasets_registry  # noqa: E402
+from finallyse.hardware import processor  # noqa: E402
 from finallyse.training import trainers_registry  # noqa: E402
 from finallyse.training.base import BaseTrainer  # noqa: E402
 from finallyse.training.batches import Batch, collate  # noqa: E402
@@ -80,7 +86,8 @@ def main() -> None:
     forms |= {"fp32": ("fp32", False), "bf16": ("bf16", False)}
     if arguments.compile:
         forms["bf16 + compile"] = ("bf16", True)
-    times, memory, shares = [], [], []
+    times, memory, shares, bounds = [], [], [], []
+    peaks = {precision: product_rate(device, precision, clock) for precision in ("fp32", "bf16")}
     with tempfile.TemporaryDirectory() as folder:
         resources = prepare_resources(Path(folder))
         if any(name.startswith("stage") for name in arguments.recipes):
@@ -94,7 +101,10 @@ def main() -> None:
             cells = [f"{t:.3f}" + (f" ({first / t:.2f}x)" if i else "") for i, (t, *_) in enumerate(measured.values())]
             times.append(f"| {name} | {' | '.join(cells)} |")
             memory.append(f"| {name} | {' | '.join(f'{peak:.1f}' for _, peak, *_ in measured.values())} |")
-            for form, (_, _, seconds, data) in measured.items():
+            for form, (median, _, seconds, data, work) in measured.items():
+                if work:
+                    rate, peak = work / median, peaks[form.split()[0]]
+                    bounds.append(f"| {name}, {form} | {work / 1e12:.2f} | {rate / 1e9:.0f} | {rate / peak:.0%} |")
                 if seconds:
                     cells = [f"{seconds.get(kind, 0.0):.3f}" for kind in KINDS]
                     shares.append(f"| {name}, {form} | {' | '.join(cells)} | {data:.3f} |")
@@ -113,6 +123,11 @@ def main() -> None:
         lines += ["Peak memory, GB:", "", *header, *memory, ""]
     lines += ["Where it goes, seconds (measured apart, in one step):", ""]
     lines += [f"| | {' | '.join(KINDS)} | data |", f"|---|{'---|' * (len(KINDS) + 1)}", *shares]
+    lines += [
+        "",
+        "What bounds it; matrix products: " + ", ".join(f"{r / 1e9:.0f} GFLOP/s in {p}" for p, r in peaks.items()),
+    ]
+    lines += ["", "| | TFLOP a step | GFLOP/s | of matrix products' |", "|---|---|---|---|", *bounds]
     print("\n".join(lines))
     if arguments.output:
         arguments.output.write_text("\n".join(lines) + "\n")
@@ -136,10 +151,9 @@ def describe(device: torch.device, arguments: argparse.Namespace) -> str:
         machine = torch.cuda.get_device_name(device)
     else:
         lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-        names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
         flags = next((line for line in lines if line.startswith("flags")), "")
         features = [flag for flag in ("avx512f", "avx512_bf16", "amx_bf16") if flag in flags.split()]
-        machine = f"{names[0] if names else platform.processor()} ({' '.join(features) or 'no AVX-512'})"
+        machine = f"{processor()} ({' '.join(features) or 'no AVX-512'})"
     load = f", load average {os.getloadavg()[0]:.1f}"
     return f"{machine}, PyTorch {torch.__version__}, batch {arguments.batch}, {arguments.threads} threads{load}"
 
@@ -151,8 +165,8 @@ def measure(
     device: torch.device,
     clock: Clock,
     arguments: argparse.Namespace,
-) -> tuple[float, float, dict[str, float], float]:
-    """Median seconds a step, peak memory in GB, seconds by kind of work, seconds to load a batch."""
+) -> tuple[float, float, dict[str, float], float, int]:
+    """Median seconds a step, peak memory in GB, seconds by kind of work, seconds to load a batch, operations a step."""
     precision, compiled = options or ("fp32", False)
     experiment = load_experiment(
         [
@@ -175,6 +189,7 @@ def measure(
     batch = batch.to(device)
     trainer = trainers_registry[experiment["trainer"]](experiment, Group(device), set(dataset[(0, 0)]))
     if options is None:
+        free_memory_by_default()
         step = Straightforward(trainer, resources / "weights" / "wavlm-large", experiment).step
     else:
         step = lambda given: trainer.train_step(given)  # noqa: E731
@@ -182,14 +197,37 @@ def measure(
         torch.cuda.reset_peak_memory_stats()
     seconds = [timed(step, trainer, batch, clock) for _ in range(arguments.repeats + (4 if compiled else 1))]
     peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0.0
-    shares = {}
+    shares, operations = {}, 0
     if options is not None and not compiled:  # hooks into a compiled network would make it another
+        with FlopCounterMode(display=False) as counter:
+            timed(step, trainer, batch, clock)
+        operations = counter.get_total_flops()
         trainer.clock = Stopwatch(device, clock)
         timed(step, trainer, batch, clock)
         trainer.clock.read()
         timed(step, trainer, batch, clock)
         shares = trainer.clock.read()
-    return statistics.median(seconds[-arguments.repeats :]), peak, shares, data
+    return statistics.median(seconds[-arguments.repeats :]), peak, shares, data, operations
+
+
+def product_rate(device: torch.device, precision: str, clock: Clock) -> float:
+    """Operations a second of a product of two matrices of 4096 x 4096; the best of five."""
+    size = 4096
+    matrix = torch.randn(size, size, device=device, dtype=torch.float32 if precision == "fp32" else torch.bfloat16)
+    seconds = []
+    for _ in range(5):
+        began = clock()
+        matrix @ matrix
+        seconds.append(clock() - began)
+    return 2 * size**3 / min(seconds)
+
+
+def free_memory_by_default() -> None:
+    """Undo `keep_freed_memory`: the thresholds that glibc arrives at by itself where large blocks are freed."""
+    if sys.platform == "linux":
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(-3, 32 << 20)
+        mallopt(-1, 64 << 20)
 
 
 def timed(step: Callable[[Batch], object], trainer: BaseTrainer, batch: Batch, clock: Clock) -> float:

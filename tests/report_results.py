@@ -76,6 +76,7 @@ def build(folder: Path, root: Path, clips: list[Path], networks: list[str] = NET
             step=STEPS,
             generator={"conv_pre.weight": torch.zeros(40 + order, 80, 7), "conv_pre.bias": torch.zeros(40 + order)},
             discriminators={},
+            devices={"A CPU of the test": 20, "2 x a GPU of the test": STEPS - 20},
         )
         _write_history(results / "state" / network, config, rng)
         rows = []

@@ -313,6 +313,7 @@ def test_page_says_what_it_must(parsed: Page) -> None:
         "Not asked for: ",
         "ours is UTMOSv2: not comparable",
         "finallyse 0.1.0",
+        "A CPU of the test (20 steps), 2 x a GPU of the test (100 steps)",
         "Commit",
         "Peak memory",
         "train_network",

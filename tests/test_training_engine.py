@@ -14,6 +14,8 @@ import torch
 
 from finallyse.audio.io import read
 from finallyse.errors import UserError
+from finallyse.hardware import processor
+from finallyse.models.checkpoint import load_checkpoint
 from finallyse.training.base import BaseTrainer
 from finallyse.training.criteria import Criteria
 from finallyse.training.distributed import Group
@@ -82,6 +84,7 @@ def test_a_killed_run_ends_as_one_never_killed(network, resources, tmp_path, mon
     assert_same_bits(checkpoint(whole, network), checkpoint(broken, network))
     assert history(whole, network) == history(broken, network)
     assert [row["step"] for row in history(broken, network)] == [1, 2, 3, 4]
+    assert load_checkpoint(broken / f"{network}.ckpt").devices == {processor(): 4}
 
 
 @pytest.fixture(scope="module")

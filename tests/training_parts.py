@@ -75,7 +75,6 @@ def _write(folder: Path, corpus: str, rate: int, split: str, wavs: Mapping, nois
 def _write_wavlm(folder: Path) -> None:
     from transformers import WavLMConfig, WavLMModel
 
-
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     convolutions = {"conv_dim": [16] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}

@@ -3,7 +3,7 @@
 A checkpoint is a dict of plain values and tensors that `torch.load(weights_only=True)` reads:
 
     format "finallyse checkpoint", format_version, package_version, network, config (the resolved experiment), step,
-    generator (state_dict), discriminators {name: state_dict}
+    devices {name: steps trained there}, generator (state_dict), discriminators {name: state_dict}
 
 It is written whole or not at all, and loaded strictly.
 """
@@ -39,6 +39,7 @@ class Checkpoint:
     config: dict[str, Any]
     step: int
     package_version: str
+    devices: dict[str, int]
     generator: dict[str, Tensor]
     discriminators: dict[str, dict[str, Tensor]]
 
@@ -60,6 +61,7 @@ def save_checkpoint(
     step: int,
     generator: Mapping[str, Tensor],
     discriminators: Mapping[str, Mapping[str, Tensor]],
+    devices: Mapping[str, int] | None = None,
 ) -> None:
     """Write a checkpoint atomically: a reader finds the old file or the new one, never a part of one.
 
@@ -72,6 +74,7 @@ def save_checkpoint(
         "network": network,
         "config": json.loads(json.dumps(config)),  # plain values only; anything else is an error here, not at loading
         "step": int(step),
+        "devices": dict(devices or {}),
         "generator": _on_cpu(generator),
         "discriminators": {name: _on_cpu(state) for name, state in discriminators.items()},
     }

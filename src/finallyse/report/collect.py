@@ -25,6 +25,7 @@ import yaml
 
 from finallyse import __version__
 from finallyse.errors import UserError
+from finallyse.hardware import processor
 from finallyse.report.figures import Interval
 
 LABELS = {
@@ -364,13 +365,18 @@ def _scale(config: Mapping[str, Any], checkpoint: Mapping[str, Any] | None, reci
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
-    """Step, package version and number of parameters of the generator of a checkpoint, its weights left on the disk."""
+    """What the report tells of a checkpoint; of its weights, the number of the generator's parameters."""
     from finallyse.models.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(path)
     # The gains of the weight norm are left out, as in published counts.
     counted = [tensor.numel() for name, tensor in checkpoint.generator.items() if not name.endswith("original0")]
-    return {"step": checkpoint.step, "version": checkpoint.package_version, "parameters": sum(counted)}
+    return {
+        "step": checkpoint.step,
+        "version": checkpoint.package_version,
+        "devices": checkpoint.devices,
+        "parameters": sum(counted),
+    }
 
 
 def _facts(config: Mapping[str, Any] | None, checkpoint: Mapping[str, Any] | None) -> list[tuple[str, str]]:
@@ -381,6 +387,9 @@ def _facts(config: Mapping[str, Any] | None, checkpoint: Mapping[str, Any] | Non
         facts.append(("WavLM", f"{shape['num_hidden_layers']} layers of {shape['hidden_size']}"))
     if checkpoint:
         facts.append(("Trained by", f"finallyse {checkpoint['version']}"))
+        devices = checkpoint["devices"]
+        parts = [name + (f" ({steps:,} steps)" if len(devices) > 1 else "") for name, steps in devices.items()]
+        facts += [("Trained on", ", ".join(parts))] if parts else []
     return facts
 
 
@@ -542,16 +551,8 @@ def _commit() -> str:
 
 def _machine() -> str:
     """Processor, cores, memory and GPUs."""
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        models = [
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        cpu = models[0] if models else cpu
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parts = [cpu, f"{cores} cores"]
+    parts = [processor(), f"{cores} cores"]
     if sys.platform != "win32":
         parts.append(f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB of memory")
     try:

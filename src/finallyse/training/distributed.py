@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from finallyse.errors import UserError
+from finallyse.hardware import processor
 
 BUCKET_BYTES = 64 * 2**20
 
@@ -46,12 +47,14 @@ def choose_device(name: str) -> torch.device:
 class Group:
     """This process among all that train together; alone unless torchrun started it.
 
-    `leader` is true in the one process that writes files.
+    `leader` is true in the one process that writes files; `hardware` names what trains.
     """
 
     def __init__(self, device: torch.device):
         self.device = device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.hardware = name if self.world == 1 else f"{self.world} x {name}"
         if self.world > 1:
             # gloo beside NCCL: what the hosts agree upon (stop, save) must not wait for the GPUs
             dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")

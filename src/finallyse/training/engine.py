@@ -89,9 +89,11 @@ class Run:
         )
 
         self.step, self.skips, self.best, self.wandb_id = 0, 0, {}, None
+        self.devices: dict[str, int] = {}  # name -> steps made there
         if state:
             self.step, self.skips = state["step"], state["skips"]
             self.best, self.wandb_id = dict(state["best"]), state["wandb_id"]
+            self.devices = dict(state["devices"])
             self.trainer.load_state_dict(state["trainer"])
             set_random_state(state["random"])
             log.info("%s: continuing after step %d of %d", found, self.step, self.last)
@@ -142,6 +144,7 @@ class Run:
     def after(self, step: int, batch: Batch, losses: Mapping[str, Tensor]) -> None:
         """After `step` steps: log, validate, save."""
         self.step = step
+        self.devices[self.group.hardware] = self.devices.get(self.group.hardware, 0) + 1
         rates = {f"lr_{name}": updater.lr for name, updater in self.trainer.updaters().items()}
         self.pending.append((step, batch.names, list(losses), torch.stack(list(losses.values())), rates))
         if step % self.options["log_step"] == 0 or step == self.last:
@@ -174,6 +177,7 @@ class Run:
                 step=self.step,
                 generator=generator,
                 discriminators=discriminators,
+                devices=self.devices,
             )
             log.info("%s written after %d steps", self.checkpoint, self.step)
         self.group.barrier()
@@ -278,6 +282,7 @@ class Run:
                     "skips": self.skips,
                     "best": self.best,
                     "wandb_id": self.wandb_id,
+                    "devices": self.devices,
                     "random": random_state(),
                 },
             )
