@@ -31,6 +31,7 @@ from finallyse.augmentations import Chain
 from finallyse.corpora.manifest import COLUMNS, write_csv
 from finallyse.corpora.prepare import prepare
 from finallyse.datasets import datasets_registry
+from finallyse.hardware import processor
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "config" / "experiments" / "finally_stage1.yaml"
@@ -46,7 +47,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="finallyse-bench-") as folder:
         rows = measure(arguments.speech, Path(folder))
-    lines = ["| measured, one core | value | goal |", "|---|---|---|"]
+    lines = [processor(), "", "| measured, one core | value | goal |", "|---|---|---|"]
     lines += [f"| {what} | {value:,.0f} {unit} | {goal} |" for what, value, unit, goal in rows]
     print("\n".join(lines))
     if arguments.output:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from finallyse.audio.io import read
 from finallyse.audio.resample import resample
+from finallyse.hardware import processor
 from finallyse.inference import enhancer as enhancer_module
 from finallyse.inference.enhancer import WAVLM_WINDOW_S, Enhancer, tune_process
 from finallyse.models import models_registry
@@ -49,7 +50,7 @@ def main() -> None:
     if arguments.measure:
         print(speed(arguments.measure, arguments.seconds))
         return
-    lines = [*speed_table(arguments.seconds), "", *memory_table(arguments.minutes)]
+    lines = [processor(), "", *speed_table(arguments.seconds), "", *memory_table(arguments.minutes)]
     if arguments.checkpoint:
         lines += ["", *seam_table(arguments.checkpoint, arguments.wavlm)]
     print("\n".join(lines))

@@ -21,6 +21,7 @@ import soundfile as sf
 
 from finallyse.audio.io import read
 from finallyse.audio.resample import resample
+from finallyse.hardware import processor
 
 ROOT = Path(__file__).resolve().parents[1]
 RATE, SECONDS = 16000, 3
@@ -38,6 +39,8 @@ def main() -> None:
         make_utterances(arguments.speech, Path(folder), arguments.utterances)
         seconds = {jobs: evaluate(Path(folder), jobs) for jobs in (1, 2)}
     lines = [
+        processor(),
+        "",
         f"| {arguments.utterances} utterances of {SECONDS} s: {', '.join(METRICS)} | value | goal |",
         "|---|---|---|",
         f"| one process, s | {seconds[1]:.1f} | |",

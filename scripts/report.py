@@ -50,6 +50,7 @@ parser.add_argument(
     metavar="FILE",
     help="schema of the recipes, which knows their defaults (default: %(default)s)",
 )
+parser.add_argument("--augmentations", type=Path, metavar="FILE", help="page of the augmentations, to be linked to")
 parser.add_argument("--title", default="Run report", help="headline of the report (default: %(default)s)")
 parser.add_argument(
     "--utterances",
@@ -89,8 +90,10 @@ def main() -> None:
             title=arguments.title,
             require_all=arguments.require_all,
         )
+        if arguments.augmentations and not arguments.augmentations.is_file():
+            raise UserError(f"--augmentations {arguments.augmentations}: no such file")
         options = Options(arguments.utterances, arguments.seconds, arguments.rank_by)
-        size = write(report, arguments.output, options)
+        size = write(report, arguments.output, options, arguments.augmentations)
         if arguments.figures:
             write_figures(report, arguments.figures)
         print(f"{arguments.output}: {len(report.networks)} networks, {size / 1e6:.1f} MB")

@@ -461,6 +461,10 @@ def test_ranking_by_a_metric_that_was_not_computed(results: Path, tmp_path: Path
 def test_script_writes_page_and_figures(results: Path, root: Path, tmp_path: Path) -> None:
     command = [sys.executable, "scripts/report.py", "--results", str(results), "--networks", "hifigan"]
     command += ["finally_stage2", "--utterances", "1", "--title", "By the script", "--require-all"]
+    augmentations = tmp_path / "of this run" / "augmentations.html"
+    augmentations.parent.mkdir()
+    augmentations.touch()
+    command += ["--augmentations", str(augmentations)]
     output = tmp_path / "deep" / "report.html"
     done = subprocess.run(
         [*command, "--output", str(output), "--figures", str(tmp_path / "figures")],
@@ -471,6 +475,7 @@ def test_script_writes_page_and_figures(results: Path, root: Path, tmp_path: Pat
     )
     assert done.returncode == 0, done.stderr
     assert "2 networks" in done.stdout and "By the script" in output.read_text()
+    assert 'href="../of%20this%20run/augmentations.html"' in output.read_text()
     # The differences from the recipe, both complete with their defaults.
     assert re.search(
         r"<code>train\.steps</code></th><td><code>80000</code></td><td><code>120</code>", output.read_text()

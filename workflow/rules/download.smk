@@ -95,7 +95,7 @@ rule download_collection:
         "Downloading the files of {wildcards.source}; progress: {log}"
     shell:
         "python scripts/download.py {wildcards.source} --output {output.table:q} "
-        "--base-url {params.base_url:q} --verify {params.verify} --lock {params.lock:q} > {log} 2>&1"
+        "--base-url {params.base_url:q} --verify {params.verify} --lock {params.lock:q} > {log:q} 2>&1"
 
 
 # What is unpacked is no declared output: an interrupted job goes on where it stopped.
@@ -121,7 +121,7 @@ rule unpack:
     message:
         "Unpacking {wildcards.archive} of {wildcards.corpus}; progress: {log}"
     shell:
-        "python scripts/unpack.py {input.archive:q} --into {params.folder:q} --marker {output.done:q} > {log} 2>&1"
+        "python scripts/unpack.py {input.archive:q} --into {params.folder:q} --marker {output.done:q} > {log:q} 2>&1"
 
 
 # The demo's archives: reached only where a base URL of the config is the folder that they are written to.
@@ -146,7 +146,7 @@ rule collect_demo_speech:
     message:
         "Collecting speech from {params.folder}"
     shell:
-        "python scripts/collect_demo_speech.py {params.folder:q} --output {output.table:q} > {log} 2>&1"
+        "python scripts/collect_demo_speech.py {params.folder:q} --output {output.table:q} > {log:q} 2>&1"
 
 
 for name in PACKERS:
@@ -181,4 +181,4 @@ for name in PACKERS:
             "Packing the demo's {params.source}"
         shell:
             "python scripts/pack_demo.py {params.source} {params.speech:q} --into {params.folder:q} "
-            "--lock {params.lock:q} --downloads {params.downloads:q} > {log} 2>&1"
+            "--lock {params.lock:q} --downloads {params.downloads:q} > {log:q} 2>&1"

@@ -26,7 +26,7 @@ rule enhance_validation:
     message:
         "Enhancing the validation set of {wildcards.network}"
     shell:
-        "python scripts/inference.py exp.config_path={input.config} exp.threads={threads} metrics=[] > {log} 2>&1"
+        "python scripts/inference.py exp.config_path={input.config:q} exp.threads={threads} metrics=[] > {log:q} 2>&1"
 
 
 # On the CPU, so that the GPU is left to a training.
@@ -55,14 +55,14 @@ rule compute_metrics:
         metrics=config["metrics"],
         resources=lambda wildcards: RESOURCES,
         noisy=lambda wildcards, input: (
-            ""  # a vocoder's input is no recording
+            []  # a vocoder's input is no recording
             if EXPERIMENTS[wildcards.network]["data"]["validation"]["name"]
             == "mel_dataset"
-            else f"--noisy {input.folder}/noisy"
+            else ["--noisy", f"{input.folder}/noisy"]
         ),
     message:
         "Measuring {wildcards.network}"
     shell:
-        "python scripts/evaluate.py --enhanced {input.folder}/enhanced --reference {input.folder}/reference {params.noisy}"
-        " --metrics {params.metrics} --resources {params.resources} --device cpu --jobs {threads} --output {output.table}"
-        " > {log} 2>&1"
+        "python scripts/evaluate.py --enhanced {input.folder:q}/enhanced --reference {input.folder:q}/reference"
+        " {params.noisy:q} --score-reference --metrics {params.metrics} --resources {params.resources:q} --device cpu"
+        " --jobs {threads} --output {output.table:q} > {log:q} 2>&1"

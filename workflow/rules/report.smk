@@ -23,6 +23,7 @@ rule report:
             results=RESULTS,
             network=NETWORKS,
         ),
+        augmentations=AUGMENTATIONS_PAGE,
         published="resources/paper/results.csv",
         recipes="resources/paper/recipes.csv",
     output:
@@ -54,8 +55,11 @@ rule report:
         results=lambda wildcards, output: Path(output.page).parent,
         networks=NETWORKS,
         paper=lambda wildcards, input: Path(input.published).parent,
+        augmentations=[
+            word for page in AUGMENTATIONS_PAGE for word in ("--augmentations", page)
+        ],
     message:
         "Writing {output.page}"
     shell:
         "python scripts/report.py --results {params.results:q} --networks {params.networks:q} --paper {params.paper:q}"
-        " --output {output.page:q} --figures {output.figures:q} > {log} 2>&1"
+        " {params.augmentations:q} --output {output.page:q} --figures {output.figures:q} > {log:q} 2>&1"

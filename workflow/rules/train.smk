@@ -23,7 +23,7 @@ rule write_experiment:
     message:
         "Writing the complete experiment of {wildcards.network}"
     shell:
-        "python scripts/write_experiment.py {params.experiment:q} {output.config} 2> {log}"
+        "python scripts/write_experiment.py {params.experiment:q} {output.config:q} 2> {log:q}"
 
 
 rule train_network:
@@ -60,5 +60,5 @@ rule train_network:
     # `exec`: no shell between Snakemake and the training, which SLURM's SIGTERM would end before the training has saved.
     shell:
         "launch=python; [ {resources.gpu} -le 1 ] || launch='torchrun --standalone --nproc-per-node={resources.gpu}'; "
-        "exec $launch scripts/train.py exp.config_path={input.config} train.stop_after={resources.stop_after} "
-        "exp.threads=$(( ({threads} + {resources.gpu} - 1) / {resources.gpu} )) > {log} 2>&1"
+        "exec $launch scripts/train.py exp.config_path={input.config:q} train.stop_after={resources.stop_after} "
+        "exp.threads=$(( ({threads} + {resources.gpu} - 1) / {resources.gpu} )) > {log:q} 2>&1"

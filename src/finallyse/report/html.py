@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 import numpy as np
@@ -32,18 +34,22 @@ FAR = 0.5
 """A run with less than this share of the recipe's steps, batch or parameters is called far from it."""
 
 
-def write(report: Report, output: Path, options: Options) -> int:
-    """Render `report` to `output`, whole or not at all; returns its size in bytes."""
+def write(report: Report, output: Path, options: Options, augmentations: Path | None = None) -> int:
+    """Render `report` to `output`, whole or not at all; returns its size in bytes.
+
+    augmentations: the executed notebooks/augmentations.ipynb, which the page links to.
+    """
     if options.rank_by:
         check_ranking(report, options.rank_by)
-    page = render(report, options).encode()
     output.parent.mkdir(parents=True, exist_ok=True)
+    link = quote(os.path.relpath(augmentations, output.parent)) if augmentations else None
+    page = render(report, options, link).encode()
     write_atomically(output, page)
     return len(page)
 
 
-def render(report: Report, options: Options) -> str:
-    """The page."""
+def render(report: Report, options: Options, augmentations: str | None = None) -> str:
+    """The page; `augmentations`: address of the page of augmentations, relative to it."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER),
         autoescape=True,
@@ -76,6 +82,7 @@ def render(report: Report, options: Options) -> str:
         published=published,
         published_note=_published_note(report),
         missing=_missing(report),
+        augmentations=augmentations,
         environment=list(report.environment.items()),
         rules=rules,
         rules_note=(
