@@ -265,6 +265,35 @@ def test_bf16_stays_close_to_fp32(resources, tmp_path):
         assert one["discriminator"] == pytest.approx(other["discriminator"], rel=0.01)
 
 
+COMPILERS = [
+    "aot_eager",  # traces and differentiates the networks, but generates no code
+    pytest.param(
+        "inductor",
+        marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="generates code for minutes; done on a GPU"),
+    ),
+]
+
+
+@pytest.mark.parametrize("backend", COMPILERS)
+def test_compiled_networks_train_as_they_are(backend, resources, tmp_path, monkeypatch):
+    compile_ = torch.nn.Module.compile
+    networks = []
+
+    def compile_with_backend(network, **options):
+        networks.append(type(network).__name__)
+        compile_(network, backend=backend, **options)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_with_backend)
+    losses, curves = ("l1_mel_loss", "gen_loss", "feature_loss", "disc_loss"), []
+    for compiled in (False, True):
+        options = {"train__steps": 3, "train__val_step": 1, "train__compile": compiled}
+        assert train(experiment("hifipp_bwe1", resources, tmp_path / str(compiled), **options)) == 0
+        rows = history(tmp_path / str(compiled), "hifipp_bwe1")
+        curves.append([[row[loss] for loss in losses] for row in rows])
+    assert len(networks) == 2
+    np.testing.assert_allclose(*curves, rtol=1e-4)
+
+
 def test_the_checkpoint_holds_the_average_where_one_is_kept(resources, tmp_path):
     options = {"train__steps": 2, "generator__ema_decay": 1.0}
     assert train(experiment("finally_stage1", resources, tmp_path / "average", **options)) == 0

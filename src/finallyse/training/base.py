@@ -85,10 +85,11 @@ class BaseTrainer:
 
         if self.device.type == "cpu":
             use_phases(self.discriminators)
-        if experiment["train"]["compile"]:
-            self.generator.compile()
-            for discriminator in self.discriminators.values():
-                discriminator.compile()
+        self.compiled = experiment["train"]["compile"]
+        if self.compiled:
+            # each of the few shapes of a step by itself: kernels for any shape would be slower, and not all compile
+            for network in (self.generator, *self.discriminators.values()):
+                network.compile(dynamic=False)
 
     # ----------------------------------------------------------------------------------------------- for each trainer
 
@@ -122,7 +123,9 @@ class BaseTrainer:
     def inference(self):
         """The generator as it will be used: eval mode, no gradients, averaged weights where they are kept."""
         swapped = self.average.in_place(self.generator) if self.average else contextlib.nullcontext()
-        with swapped, torch.no_grad():
+        # validation's clips are all of other lengths, each of which would be compiled anew
+        eager = torch.compiler.set_stance("force_eager") if self.compiled else contextlib.nullcontext()
+        with swapped, eager, torch.no_grad():
             self.generator.eval()
             try:
                 yield
