@@ -163,7 +163,7 @@ class Train:
     )
     precision: Literal["fp32", "bf16"] = option("fp32", "`bf16`: autocast; spectral operations and losses stay in fp32")
     tf32: bool = option(True, "TensorFloat-32 matrix products on a GPU")
-    compile: bool = option(False, "torch.compile the generator and the discriminators")
+    compile: bool = option(False, "torch.compile the generator and the discriminators; costs minutes at every start")
     clip: Clip = option(Clip, "gradient clipping")
     on_nonfinite: Literal["stop", "skip"] = option("stop", "what to do at a NaN or infinite loss or gradient")
     max_skips: int = option(10, "skipped steps after which the run stops all the same", minimum=0)
