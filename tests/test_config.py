@@ -205,6 +205,15 @@ def test_the_experiment_file_is_required(schema):
         load_experiment(["exp.config_path=nowhere.yaml"], schema)
 
 
+@pytest.mark.parametrize("quote", ["", "'", '"'])
+def test_the_experiment_file_may_lie_anywhere(quote, schema, tmp_path):
+    path = tmp_path / "my runs (ö), a=b" / "$x.yaml"
+    path.parent.mkdir()
+    path.write_bytes(Path("config/experiments/hifigan.yaml").read_bytes())
+    config = load_experiment([f"exp.config_path={quote}{path}{quote}", "exp.results='my runs (ö)'"], schema)
+    assert config.exp.config_path == str(path) and config.exp.results == "my runs (ö)"
+
+
 def test_an_experiment_that_lacks_a_needed_argument_says_which(schema, tmp_path):
     experiment = yaml.safe_load(Path("config/experiments/finally_stage1.yaml").read_text())
     del experiment["data"]["train"]["args"]["manifest"]

@@ -298,24 +298,32 @@ def complete_experiment(config: dict, source: str, schema: dict) -> dict:
 def load_experiment(arguments: Sequence[str], schema: dict | None = None) -> DictConfig:
     """The experiment that `exp.config_path=FILE key=value ...` describes: checked, resolved, read-only.
 
-    The overrides follow Hydra's override grammar; options of the schema and arguments of the parts chosen in the file
-    need no `+`. `schema` defaults to the one generated from the code.
+    The overrides follow Hydra's override grammar, but for FILE, which is any path; options of the schema and arguments
+    of the parts chosen in the file need no `+`. `schema` defaults to the one generated from the code.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     from finallyse.schema import build_schema, check_keys, fill_arguments, validate
 
+    option_of_file = "exp.config_path="
+    paths = [argument.removeprefix(option_of_file) for argument in arguments if argument.startswith(option_of_file)]
+    arguments = [argument for argument in arguments if not argument.startswith(option_of_file)]
     try:
-        overrides = OverridesParser.create().parse_overrides(list(arguments))
+        overrides = OverridesParser.create().parse_overrides(arguments)
     except HydraException as error:
-        raise UserError(f"command line: {' '.join(str(error).split())}") from None
+        raise UserError(
+            f"command line: {' '.join(str(error).split())}. A value with other than letters, digits and -_./:+ needs "
+            "quotes that the shell leaves there: \"key='value'\""
+        ) from None
     given = {override.key_or_group: override for override in overrides}
-    if "exp.config_path" not in given:
+    if not paths:
         raise UserError(
             "exp.config_path is required, e.g. exp.config_path=config/experiments/hifigan.yaml exp.run_name=train"
         )
-    path = str(given["exp.config_path"].value())
+    path = paths[-1]
+    if len(path) > 1 and path[0] == path[-1] and path[0] in "'\"":  # quoted as the grammar would have it
+        path = path[1:-1]
 
     schema = schema or build_schema()
     experiment_schema = schema["$defs"]["experiment"]
@@ -333,8 +341,9 @@ def load_experiment(arguments: Sequence[str], schema: dict | None = None) -> Dic
         if override.is_add() or override.is_force_add() or override.is_delete():
             continue
         check_keys(config, override.key_or_group, "command line")
-    config = _compose(config, list(arguments))
-    full = complete_experiment(config, f"{path} with the command line" if len(overrides) > 1 else path, schema)
+    config = _compose(config, arguments)
+    config["exp"]["config_path"] = path
+    full = complete_experiment(config, f"{path} with the command line" if overrides else path, schema)
     experiment = OmegaConf.create(full)
     OmegaConf.set_readonly(experiment, True)
     return experiment
