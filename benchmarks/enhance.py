@@ -1,12 +1,13 @@
 """How fast `finallyse enhance` runs a full-size network, and how its memory grows with the recording: tables.
 
-    python benchmarks/enhance.py [--seconds 30] [--minutes 60] [--checkpoint CKPT [--wavlm DIR]] [--output FILE.md]
+    python benchmarks/enhance.py [--seconds 30] [--minutes 60] [--seams] [--checkpoint CKPT] [--output FILE.md]
 
 Speed: FINALLY at 16 kHz with the published sizes and random weights, two threads. WavLM is left out: both sides are
 given ready features. Compared with one forward pass of the network as it is built, over the whole signal, in float32.
 Memory: largest resident size of the command on a recording of one minute and of `--minutes`, with a HiFi++ of the
 demo's size. Two free cores are needed; about 10 minutes.
-Seams, of a given checkpoint: how far its output in windows is from its output in one piece, on two minutes of speech.
+Seams (--seams): how far the output in windows is from that in one piece, on two minutes of speech, of FINALLY at 16 kHz
+and WavLM-large with random weights, or of a given checkpoint.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from finallyse.inference import enhancer as enhancer_module
 from finallyse.inference.enhancer import WAVLM_WINDOW_S, Enhancer, tune_process
 from finallyse.models import models_registry
 from finallyse.models.checkpoint import save_checkpoint
+from models import write_wavlm_large
 
 ROOT = Path(__file__).resolve().parents[1]
 RATE = 16000
@@ -42,7 +44,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=30, help="length of the signal that speed is measured on")
     parser.add_argument("--minutes", type=int, default=60, help="length of the long recording")
-    parser.add_argument("--checkpoint", type=Path, help="also measure what its windows change")
+    parser.add_argument("--seams", action="store_true", help="also measure what windows change; minutes more")
+    parser.add_argument("--checkpoint", type=Path, help="of this network, instead of one with random weights")
     parser.add_argument("--wavlm", type=Path, help="folder of WavLM for that checkpoint")
     parser.add_argument("--output", type=Path, help="also write the tables here")
     parser.add_argument("--measure", choices=("plain", "fp32", "bf16"), help=argparse.SUPPRESS)
@@ -51,8 +54,10 @@ def main() -> None:
         print(speed(arguments.measure, arguments.seconds))
         return
     lines = [processor(), "", *speed_table(arguments.seconds), "", *memory_table(arguments.minutes)]
-    if arguments.checkpoint:
-        lines += ["", *seam_table(arguments.checkpoint, arguments.wavlm)]
+    if arguments.seams:
+        with tempfile.TemporaryDirectory(prefix="finallyse-bench-") as folder:
+            checkpoint = arguments.checkpoint or write_random_checkpoint(Path(folder))
+            lines += ["", *seam_table(checkpoint, arguments.wavlm)]
     print("\n".join(lines))
     if arguments.output:
         arguments.output.write_text("\n".join(lines) + "\n")
@@ -173,8 +178,25 @@ def run_command(folder: Path, checkpoint: Path, minutes: int) -> tuple[float, fl
 # --- seams ------------------------------------------------------------------------------------------------------------
 
 
+def write_random_checkpoint(folder: Path) -> Path:
+    """FINALLY at 16 kHz with WavLM-large, of the published sizes, with random weights."""
+    write_wavlm_large(folder / "wavlm")
+    torch.manual_seed(0)
+    save_checkpoint(
+        folder / "finally_gen.ckpt",
+        network="finally_gen",
+        config={"generator": {"name": "finally_gen"}, "wavlm": str(folder / "wavlm")},
+        step=0,
+        generator=models_registry["finally_gen"]().state_dict(),
+        discriminators={},
+    )
+    return folder / "finally_gen.ckpt"
+
+
 def seam_table(checkpoint: Path, wavlm: Path | None) -> list[str]:
     """Levels of the difference between the output in windows and in one piece: of all, and of the worst 0.1 s."""
+    tune_process()
+    torch.set_num_threads(2)
     wav = speech(120)
     outputs = []
     for whole in (False, True):

@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def make_utterances(speech: Path, folder: Path, count: int) -> None:
-    """Write reference/ and enhanced/ (15 dB of noise) with `count` different utterances each."""
+    """Write reference/ and enhanced/ (15 dB of noise) with `count` utterances each; no two are the same."""
     clips = []
     for path in sorted(speech.glob("*.flac")):
         wav, rate = read(path)
@@ -63,7 +63,7 @@ def make_utterances(speech: Path, folder: Path, count: int) -> None:
     for role in ("reference", "enhanced"):
         (folder / role).mkdir()
     starts = itertools.cycle(range(0, len(wav) - length, length // 4))
-    for index, start in zip(range(count), starts, strict=False):
+    for index, start in enumerate(itertools.islice(starts, count)):
         clip = wav[start : start + length]
         noise = rng.standard_normal(length) * clip.std() * 10 ** (-15 / 20)
         sf.write(folder / "reference" / f"{index:04}.wav", clip, RATE)

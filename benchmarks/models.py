@@ -172,10 +172,11 @@ def mel_bases(repeats: int) -> list[str]:
     ]
 
 
-def wavlm(repeats: int) -> list[str]:
-    """WavLM-large, random weights, last hidden state of two contexts of 65 536 samples."""
+def write_wavlm_large(folder: Path) -> nn.Module:
+    """WavLM-large with random weights, by transformers, saved in `folder`."""
     from transformers import WavLMConfig, WavLMModel
 
+    torch.manual_seed(0)
     config = WavLMConfig(
         hidden_size=1024,
         num_hidden_layers=24,
@@ -184,10 +185,16 @@ def wavlm(repeats: int) -> list[str]:
         feat_extract_norm="layer",
         do_stable_layer_norm=True,
     )
+    network = WavLMModel(config).eval()
+    network.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": True}))
+    return network
+
+
+def wavlm(repeats: int) -> list[str]:
+    """WavLM-large, random weights, last hidden state of two contexts of 65 536 samples."""
     with torch.inference_mode(False), tempfile.TemporaryDirectory(prefix="finallyse-bench-") as folder:
-        theirs = WavLMModel(config).eval()
-        theirs.save_pretrained(folder)
-        Path(folder, "preprocessor_config.json").write_text(json.dumps({"do_normalize": True}))
+        theirs = write_wavlm_large(Path(folder))
         ours = WavLM(folder)
     wav = torch.randn(2, 65536)
     normed = (wav - wav.mean(1, keepdim=True)) / wav.std(1, keepdim=True, correction=0)

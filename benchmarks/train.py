@@ -14,7 +14,7 @@ the training process; with loader processes it happens meanwhile.
 
 What bounds a step: its floating-point operations (two for each multiply-add of its convolutions and matrix products,
 forward and backward, counted by PyTorch), how many of them it makes a second, and what part that is of the rate at
-which the same device multiplies large matrices of the same type, which nothing exceeds.
+which the same device multiplies large matrices of the same type.
 
 The data is the embedded speech. WavLM is WavLM-large with random weights. The UTMOS loss is left out: its weights
 cannot be part of this repository. With --clock cpu the figures are CPU seconds divided by the threads, for a machine
@@ -53,6 +53,7 @@ from finallyse.training.batches import Batch, collate  # noqa: E402
 from finallyse.training.clock import Stopwatch  # noqa: E402
 from finallyse.training.distributed import Group, choose_device  # noqa: E402
 from finallyse.training.engine import prepare_pytorch  # noqa: E402
+from models import write_wavlm_large  # noqa: E402
 from training_parts import prepare_resources  # noqa: E402
 
 RECIPES = {
@@ -245,22 +246,6 @@ def timed(step: Callable[[Batch], object], trainer: BaseTrainer, batch: Batch, c
     trainer.begin(0, 0)
     step(fresh)
     return clock() - began
-
-
-def write_wavlm_large(folder: Path) -> None:
-    """WavLM-large with random weights."""
-    from transformers import WavLMConfig, WavLMModel
-
-    torch.manual_seed(0)
-    config = WavLMConfig(
-        hidden_size=1024,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        intermediate_size=4096,
-        feat_extract_norm="layer",
-        do_stable_layer_norm=True,
-    )
-    WavLMModel(config).eval().save_pretrained(folder)
 
 
 class PlainWavLM(nn.Module):

@@ -35,7 +35,7 @@ from finallyse.progress import Progress
 
 Kind = Literal["zip", "tar.gz", "tar.bz2"]
 BLOCK = 1 << 20
-BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, NotImplementedError)
+BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -149,7 +149,7 @@ def _rng(*key: object) -> np.random.Generator:
 
 def _vctk(name: str, names: Sequence[str], voices: Voices, path: Path) -> None:
     def files() -> Files:
-        for published, voice in zip(VCTK_SPEAKERS, voices.names, strict=False):
+        for published, voice in zip(VCTK_SPEAKERS[: len(voices.names)], voices.names, strict=True):
             for number, wav in enumerate(voices.clips(voice, 48_000, 30.0, published), 1):
                 content = _audio(wav, 48_000, "FLAC")
                 stem = f"wav48_silence_trimmed/{published}/{published}_{number:03d}"
@@ -170,7 +170,7 @@ def _voicebank(name: str, names: Sequence[str], voices: Voices, path: Path) -> N
     ids = VOICEBANK_TRAIN if training else VOICEBANK_TEST
 
     def files() -> Files:
-        for published, voice in zip(ids, who, strict=False):
+        for published, voice in zip(ids[: len(who)], who, strict=True):
             for number, clean in enumerate(voices.clips(voice, 48_000, 24.0, published), 1):
                 utterance = f"{published}_{number:03d}"
                 wav = _noisy(clean, utterance, training, number, voices, not_by=voice)
@@ -222,7 +222,7 @@ def _daps(name: str, names: Sequence[str], voices: Voices, path: Path) -> None:
     def files() -> Files:
         # What macOS left in the published archive, and readers must pass over.
         yield "daps/clean/._f1_script1_clean.wav", b"Mac OS X" * 16
-        for published, voice in zip(DAPS_SPEAKERS, voices.names, strict=False):
+        for published, voice in zip(DAPS_SPEAKERS[: len(voices.names)], voices.names, strict=True):
             clips = voices.clips(voice, 44_100, 40.0, published)
             half = max(1, len(clips) // 2)
             for script, part in enumerate((clips[:half], clips[half:]), 1):

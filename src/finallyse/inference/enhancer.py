@@ -22,7 +22,7 @@ from finallyse.models.norms import fold, normed_layers
 
 DEFAULT_RATE = 48000
 # What the generator is shown on either side of what is kept of a window. With random weights the published networks are
-# within -100 dB of the one-piece output 0.5 s from a window's edge (tests/test_enhancer.py).
+# within -100 dB of the one-piece output 0.5 s from a window's edge (tests/test_enhance.py asks it of small ones).
 CONTEXT_S = 1.28
 WINDOW_S = 20.48
 FADE_S = 0.064
@@ -147,8 +147,8 @@ class Enhancer:
         def inputs() -> Iterator[tuple[np.ndarray, Tensor | None]]:
             for start, stop in windows:
                 wav = read(start, stop)
-                ssl = features.of(start, stop) if features else itertools.repeat(None)
-                yield from zip(wav, ssl, strict=False)
+                ssl = features.of(start, stop) if features else [None] * channels
+                yield from zip(wav, ssl, strict=True)
 
         remaining, rows = inputs(), []
         while batch := list(itertools.islice(remaining, self.batch)):

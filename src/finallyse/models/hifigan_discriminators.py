@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,7 +25,7 @@ class PeriodDiscriminator(nn.Module):
         strides = [3] * (len(widths) - 1) + [1]
         self.convs = nn.ModuleList(
             norm(nn.Conv2d(narrow, wide, (5, 1), (stride, 1), padding=(2, 0)))
-            for narrow, wide, stride in zip(channels, channels[1:], strides, strict=False)
+            for (narrow, wide), stride in zip(itertools.pairwise(channels), strides, strict=True)
         )
         self.conv_post = norm(nn.Conv2d(channels[-1], 1, (3, 1), padding=(1, 0)))
 

@@ -15,15 +15,17 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return  # another C library, with ways of its own
-    trim_threshold, mmap_threshold = -1, -3
-    mallopt(mmap_threshold, 1 << 30)
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4
+    if not mallopt(mmap_threshold, 1 << 30):
+        mallopt(mmap_max, 0)  # glibc that takes no threshold so high
     mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def use_phases(module: nn.Module) -> None:
     """Let the module's strided grouped convolutions (MSD's) run on the phases of their input.
 
-    oneDNN is 1.5 to 3 times as fast at the equal convolution without a stride (benchmarks/results/train.md).
+    oneDNN is faster at the equal convolution without a stride. The straightforward form in benchmarks/train.py does
+    without this.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv1d) and layer.groups > 1 and layer.stride[0] > 1 and layer.dilation == (1,):
