@@ -251,6 +251,8 @@ def timed(step: Callable[[Batch], object], trainer: BaseTrainer, batch: Batch, c
 class PlainWavLM(nn.Module):
     """transformers' WavLM, with the two uses that training makes of it."""
 
+    normalize = True
+
     def __init__(self, folder: Path):
         from transformers import WavLMModel
 
@@ -265,7 +267,7 @@ class PlainWavLM(nn.Module):
             return self.model(self.normed(wav)).last_hidden_state.transpose(1, 2)
 
     def conv_features(self, wav: Tensor, layer_norm: bool = True) -> Tensor:
-        features = self.model.feature_extractor(self.normed(wav))
+        features = self.model.feature_extractor(wav)
         if layer_norm:
             features = self.model.feature_projection.layer_norm(features.transpose(1, 2)).transpose(1, 2)
         return features

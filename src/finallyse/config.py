@@ -101,7 +101,11 @@ class Generator(Part):
     optimizer: Optimizer = option(Optimizer, "of the generator")
     scheduler: Scheduler = option(Scheduler, "of the generator's learning rate")
     ema_decay: float | None = option(
-        None, "exponential moving average of the weights; the checkpoint then holds the average", minimum=0, maximum=1
+        None,
+        "exponential moving average of the weights, over 1 / (1 - ema_decay) steps, fewer at first; the checkpoint then "
+        "holds the average",
+        minimum=0,
+        exclusiveMaximum=1,
     )
 
 

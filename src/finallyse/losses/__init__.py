@@ -13,6 +13,6 @@ from finallyse.registry import Registry
 losses_registry = Registry("loss")
 
 # Each module files its losses under `losses_registry`, which therefore stands above.
-from finallyse.losses import adversarial, lmos, mel, pesq, utmos  # noqa: E402, F401
+from finallyse.losses import adversarial, lmos, mel, pesq, utmos, waveform  # noqa: E402, F401
 
 __all__ = ["losses_registry"]

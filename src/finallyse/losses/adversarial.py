@@ -1,6 +1,8 @@
-"""Least-squares GAN and feature matching (HiFi-GAN, arXiv 2010.05646, section 2.4), summed over sub-discriminators."""
+"""Least-squares GAN and feature matching (HiFi-GAN, arXiv 2010.05646, section 2.4)."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,23 +35,27 @@ class DiscriminatorLoss(nn.Module):
 
 @losses_registry.register("feature_loss")
 class FeatureLoss(nn.Module):
-    """Sum over all feature maps of mean(|real - fake|); the real ones get no gradient.
+    """mean(|real - fake|) of all feature maps; the real ones get no gradient.
 
-    relative: each map's term is divided by mean(|real|) (EnCodec, arXiv 2210.13438, section 3.4).
+    relative: each map's term is divided by mean(|real|), as in EnCodec (arXiv 2210.13438, section 3.4).
+    reduction: over the maps of all K sub-discriminators of L layers. "sum", as in HiFi-GAN (arXiv 2010.05646, section
+        2.4); "mean", 1/(KL) of it, as in EnCodec. A weight that was chosen for one of them does not fit the other: for
+        ms-stft_disc, with 25 maps, the sum is 25 times as strong.
     """
 
     needs = ("fmaps_real", "fmaps_fake")
 
-    def __init__(self, relative: bool = False):
+    def __init__(self, relative: bool = False, reduction: Literal["sum", "mean"] = "sum"):
         super().__init__()
-        self.relative = relative
+        self.relative, self.reduction = relative, reduction
 
     def forward(self, fmaps_real: list[list[Tensor]], fmaps_fake: list[list[Tensor]]) -> Tensor:
-        return sum(
+        distances = [
             self._distance(real.detach().float(), fake.float())
             for reals, fakes in zip(fmaps_real, fmaps_fake, strict=True)
             for real, fake in zip(reals, fakes, strict=True)
-        )
+        ]
+        return sum(distances) / (len(distances) if self.reduction == "mean" else 1)
 
     def _distance(self, real: Tensor, fake: Tensor) -> Tensor:
         distance = F.l1_loss(fake, real)

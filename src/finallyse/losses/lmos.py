@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from finallyse.audio.stft import magnitude, stft
 from finallyse.losses import losses_registry
 from finallyse.losses.resampling import to_16k
+from finallyse.models.wavlm import statistics
 from finallyse.precision import full_precision
 
 
@@ -18,12 +19,15 @@ from finallyse.precision import full_precision
 class LMOSLoss(nn.Module):
     """feature_weight * mean squared error of WavLM's convolutional features + L1 of STFT magnitudes.
 
-    WavLM sees both clips resampled to 16 kHz and normalised to zero mean and unit variance; the STFT sees them at their
-    own rate, so that frequencies above 8 kHz count.
+    WavLM sees both clips resampled to 16 kHz; the STFT sees them at their own rate, so that frequencies above 8 kHz
+    count.
 
     Args:
         feature_weight: of the feature term.
         features: "normed" compares them after WavLM's layer norm, "raw" before it.
+        normalise: "target" brings both clips to the target's zero mean and unit variance before WavLM, which was trained
+            on such audio: each clip normalised by itself would hide that the output is too quiet. "none": they stay as
+            they are, as in the original code. A WavLM that takes audio as it is (`normalize` false) gets it so.
         n_fft, hop: of the STFT, samples.
 
     wav, wav_hat: [B, 1, T] at sample_rate; wavlm: a `finallyse.models.wavlm.WavLM`.
@@ -35,19 +39,25 @@ class LMOSLoss(nn.Module):
         self,
         feature_weight: float = 100.0,
         features: Literal["normed", "raw"] = "normed",
+        normalise: Literal["target", "none"] = "target",
         n_fft: int = 1024,
         hop: int = 256,
     ):
         super().__init__()
         self.feature_weight, self.layer_norm = feature_weight, features == "normed"
+        self.normalise = normalise == "target"
         self.n_fft, self.hop = n_fft, hop
 
     def forward(self, wav: Tensor, wav_hat: Tensor, sample_rate: int, wavlm: nn.Module) -> Tensor:
         with full_precision(wav_hat):
             wav, wav_hat = wav.float().squeeze(1), wav_hat.float().squeeze(1)
+            target, output = to_16k(wav, sample_rate), to_16k(wav_hat, sample_rate)
+            if self.normalise and wavlm.normalize:
+                mean, scale = statistics(target)
+                target, output = (target - mean) * scale, (output - mean) * scale
             with torch.no_grad():
-                want = wavlm.conv_features(to_16k(wav, sample_rate), layer_norm=self.layer_norm)
+                want = wavlm.conv_features(target, layer_norm=self.layer_norm)
                 want_magnitude = magnitude(stft(wav, self.n_fft, self.hop, center=True))
-            got = wavlm.conv_features(to_16k(wav_hat, sample_rate), layer_norm=self.layer_norm)
+            got = wavlm.conv_features(output, layer_norm=self.layer_norm)
             got_magnitude = magnitude(stft(wav_hat, self.n_fft, self.hop, center=True))
             return self.feature_weight * F.mse_loss(got, want) + F.l1_loss(got_magnitude, want_magnitude)

@@ -86,6 +86,7 @@ class FinallyGenerator(A2AHiFiPlusPlusGenerator):
         upsamplewaveunet_upsampler_features: int = 512,
         ssl_dim: int = 1024,
         time_padding: Literal["multiple", "power_of_two"] = "multiple",
+        identity_start: bool = False,
     ):
         super().__init__(
             hifi_resblock=hifi_resblock,
@@ -112,6 +113,7 @@ class FinallyGenerator(A2AHiFiPlusPlusGenerator):
             waveunet_before_spectralmasknet=waveunet_before_spectralmasknet,
             waveunet_input=waveunet_input,
             time_padding=time_padding,
+            identity_start=identity_start,
         )
         self.ssl_dim = ssl_dim
         norm = norm_of(norm_type)

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from finallyse.models import models_registry
 from finallyse.models.inputs import check_shape
-from finallyse.models.norms import Norm, NormType, init_normal, norm_of
+from finallyse.models.norms import Norm, NormType, norm_of
 from finallyse.precision import full_precision
 
 LRELU_SLOPE = 0.1
 
 
 def _conv(norm: Norm, channels: int, kernel_size: int, dilation: int) -> nn.Module:
-    """A length-keeping convolution, N(0, 0.01)."""
+    """A length-keeping convolution."""
     padding = (kernel_size - 1) * dilation // 2
-    return init_normal(norm(nn.Conv1d(channels, channels, kernel_size, dilation=dilation, padding=padding)))
+    return norm(nn.Conv1d(channels, channels, kernel_size, dilation=dilation, padding=padding))
 
 
 class ResBlock1(nn.Module):
@@ -79,7 +79,7 @@ class Upsampler(nn.Module):
             nn.Conv1d(in_channels, channels[0], conv_pre_kernel_size, padding=conv_pre_kernel_size // 2)
         )
         self.ups = nn.ModuleList(
-            init_normal(norm(nn.ConvTranspose1d(wide, narrow, kernel, rate, padding=(kernel - rate) // 2)))
+            norm(nn.ConvTranspose1d(wide, narrow, kernel, rate, padding=(kernel - rate) // 2))
             for wide, narrow, kernel, rate in zip(
                 channels[:-1], channels[1:], upsample_kernel_sizes, upsample_rates, strict=True
             )
@@ -132,7 +132,7 @@ class HiFiGANGenerator(Upsampler):
             resblock_dilation_sizes=resblock_dilation_sizes,
             conv_pre_kernel_size=7,
         )
-        self.conv_post = init_normal(norm_of("weight")(nn.Conv1d(self.out_channels, 1, 7, padding=3)))
+        self.conv_post = norm_of("weight")(nn.Conv1d(self.out_channels, 1, 7, padding=3))
 
     def forward(self, mel: Tensor) -> Tensor:
         check_shape("hifigan_gen", mel, 80, "a log-mel spectrogram [B, 80, F]")

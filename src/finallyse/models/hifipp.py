@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from finallyse.audio.mel import LogMel, mel_filterbank
 from finallyse.audio.stft import istft, magnitude, stft
+from finallyse.errors import UserError
 from finallyse.models import models_registry
 from finallyse.models.hifigan import Upsampler, output_head
 from finallyse.models.inputs import check_shape
-from finallyse.models.norms import Norm, NormType, init_identity, init_normal, norm_of
+from finallyse.models.norms import Norm, NormType, init_identity, norm_of, set_weight, silence_channel
 
 TimePadding = Literal["multiple", "power_of_two"]
 
@@ -252,7 +253,7 @@ class HiFiPlusPlusGenerator(nn.Module):
         hifi_*: the upsampler, as in hifigan_gen; `hifi_input_channels` is what the SpectralUNet hands on.
         use_*, *_block_widths, *_block_depth: the U-Nets and their sizes.
         use_skip_connect: adds each of the last two U-Nets' input to its output through a 1x1 convolution (identity at
-            first).
+            first; carried along, unused and frozen, where that U-Net is missing).
         waveunet_before_spectralmasknet: the order of the two.
         time_padding: "multiple" (default) pads the SpectralUNet's frames with zeros to a multiple of 16, "power_of_two"
             to the next power of two, as published: for checkpoints trained and measured so. The same where the number
@@ -330,11 +331,12 @@ class HiFiPlusPlusGenerator(nn.Module):
             self.spectralmasknet = SpectralMaskNet(
                 channels, spectralmasknet_block_widths, spectralmasknet_block_depth, norm_type
             )
-        if use_skip_connect and use_waveunet:
+        if use_skip_connect:  # both, as in published checkpoints, also where one of the nets is missing
             self.waveunet_skip_connect = init_identity(norm(nn.Conv1d(channels, channels, 1)))
-        if use_skip_connect and use_spectralmasknet:
+            self.waveunet_skip_connect.requires_grad_(use_waveunet)
             self.spectralmasknet_skip_connect = init_identity(norm(nn.Conv1d(channels, channels, 1)))
-        self.conv_post = init_normal(norm(nn.Conv1d(channels, 1, 7, padding=3)))
+            self.spectralmasknet_skip_connect.requires_grad_(use_spectralmasknet)
+        self.conv_post = norm(nn.Conv1d(channels, 1, 7, padding=3))
 
     def forward(self, mel: Tensor) -> Tensor:
         check_shape("hifi++_gen", mel, 80, "a log-mel spectrogram [B, 80, F]")
@@ -372,6 +374,8 @@ class A2AHiFiPlusPlusGenerator(HiFiPlusPlusGenerator):
 
     Args:
         waveunet_input: what the WaveUNet sees: "waveform", "hifi" (the upsampler's output) or "both".
+        identity_start: the untrained network gives tanh(wav): channel 0 carries the waveform through, the nets begin by
+            adding nothing to it and by masking nothing of it. Published networks start from noise.
         the others: see `hifi++_gen`.
 
     Shapes: wav [B, 1, T] -> wav [B, 1, T], 16 kHz, any T >= 1: padded with zeros to a multiple of 1024 samples (the
@@ -407,6 +411,7 @@ class A2AHiFiPlusPlusGenerator(HiFiPlusPlusGenerator):
         waveunet_before_spectralmasknet: bool = True,
         waveunet_input: Literal["waveform", "hifi", "both"] = "both",
         time_padding: Literal["multiple", "power_of_two"] = "multiple",
+        identity_start: bool = False,
     ):
         super().__init__(
             hifi_resblock=hifi_resblock,
@@ -438,6 +443,30 @@ class A2AHiFiPlusPlusGenerator(HiFiPlusPlusGenerator):
         channels = self.hifi.out_channels
         seen = {"waveform": 1, "hifi": 0, "both": 1 + channels}[waveunet_input]
         self.waveunet_conv_pre = norm_of(norm_type)(nn.Conv1d(seen, channels, 1)) if seen and use_waveunet else None
+        if identity_start:
+            self._start_as_identity()
+
+    def _start_as_identity(self) -> None:
+        if self.waveunet_conv_pre is None or self.waveunet_skip_connect is None:
+            raise UserError(
+                "identity_start needs use_waveunet, use_skip_connect and waveunet_input: both or waveform, "
+                "by which the waveform reaches the output"
+            )
+        weight = self.waveunet_conv_pre.weight.detach().clone()
+        weight[0] = 0.0
+        weight[0, -1] = 1.0  # the waveform is the last channel
+        set_weight(self.waveunet_conv_pre, weight)
+        silence_channel(self.waveunet.net[-1], 0)
+        if self.spectralmasknet is not None:
+            one = math.log(math.expm1(1.0))  # softplus(one) = 1
+            silence_channel(self.spectralmasknet.net.net[-1], 0, bias=one)
+            silence_channel(self.spectralmasknet_skip_connect, 0)
+        weight = torch.zeros_like(self.conv_post.weight)
+        weight[0, 0, weight.shape[-1] // 2] = 1.0
+        set_weight(self.conv_post, weight)
+        with torch.no_grad():
+            self.waveunet_conv_pre.bias[0] = 0.0
+            self.conv_post.bias.zero_()
 
     def forward(self, wav: Tensor) -> Tensor:
         check_shape("a2a_hifi++_gen", wav, 1, "wav [B, 1, T] at 16 kHz")

@@ -1,4 +1,8 @@
-"""Weight and spectral norm: putting them on, initialising through them, and folding them in for inference."""
+"""Weight and spectral norm: putting them on, setting weights through them, and folding them in for inference.
+
+Every layer starts from PyTorch's default, as in the published networks: their N(0, 0.01) is written to the `weight` of
+layers that carry weight norm, which the next forward pass computes anew from the norm's own tensors.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
+
+from finallyse.errors import UserError
 
 NormType = Literal["weight", "spectral"]
 Norm = Callable[[nn.Module], nn.Module]
@@ -31,18 +37,25 @@ def set_weight(layer: nn.Module, weight: Tensor) -> None:
             layer.weight.copy_(weight)
 
 
-def init_normal(layer: nn.Module, std: float = 0.01) -> nn.Module:
-    """Draw a layer's effective weight from N(0, std), as HiFi-GAN does; returns the layer."""
-    set_weight(layer, torch.randn_like(layer.weight) * std)
-    return layer
-
-
 def init_identity(layer: nn.Module) -> nn.Module:
     """Make a 1x1 convolution the identity; returns the layer."""
     set_weight(layer, torch.eye(*layer.weight.shape[:2]).reshape(layer.weight.shape))
     with torch.no_grad():
         layer.bias.zero_()
     return layer
+
+
+def silence_channel(layer: nn.Module, channel: int, bias: float = 0.0) -> None:
+    """Let a convolution give nothing but `bias` in one output channel, from where its weights still learn.
+
+    Raises UserError for a layer without weight norm. With it the channel's gain is 0 and its direction stays.
+    """
+    norms = getattr(getattr(layer, "parametrizations", None), "weight", [])
+    if not any(isinstance(norm, parametrizations._WeightNorm) for norm in norms):
+        raise UserError("a start as the identity needs norm_type: weight")
+    with torch.no_grad():
+        norms.original0[channel] = 0.0
+        layer.bias[channel] = bias
 
 
 def normed_layers(module: nn.Module) -> list[nn.Module]:

@@ -31,12 +31,11 @@ class WavLM(nn.Module):
     """WavLM read from a folder in Hugging Face's layout, offline: frozen, always in eval mode, for audio at 16 kHz.
 
     folder: holds config.json, model.safetensors or pytorch_model.bin, and preprocessor_config.json, whose
-        `do_normalize` says whether each clip is brought to zero mean and unit variance first (without that file: yes,
-        as for WavLM-large).
+        `do_normalize` says whether WavLM takes audio of zero mean and unit variance (without that file: yes, as for
+        WavLM-large), to which `last_hidden_state` then brings each clip.
 
     One frame sees 400 samples and the next begins 320 later: T samples give (T - 400) // 320 + 1 frames, at least one
-    (shorter clips are padded with zeros). Results that carry no gradient are kept until the next call, so that asking
-    twice for the same tensor computes once.
+    (shorter clips are padded with zeros).
 
     Raises UserError for a missing folder or file, and for weights that do not fit the config.
     """
@@ -60,9 +59,6 @@ class WavLM(nn.Module):
         load_strictly(self, _renamed(_read_weights(folder), config, folder), str(folder))
         self.requires_grad_(False)
         self.eval()
-        self._seen: Tensor | None = None
-        self._seen_key: tuple = ()
-        self._kept: dict[str, Tensor] = {}
 
     def train(self, mode: bool = True) -> WavLM:
         """WavLM is never trained: it stays in eval mode whatever its owner does."""
@@ -72,48 +68,32 @@ class WavLM(nn.Module):
     def last_hidden_state(self, wav: Tensor) -> Tensor:
         """wav [B, T] or [B, 1, T] at 16 kHz -> [B, dim, frames], float32, without gradient."""
         wav = _flat(wav)
-        kept = self._kept_for(wav)
-        if "hidden" not in kept:
-            kept["hidden"] = self.transformer(self._normed(wav, kept)).transpose(1, 2)
-        return kept["hidden"]
+        if self.normalize:
+            mean, scale = statistics(wav)
+            wav = (wav.float() - mean) * scale
+        return self.transformer(self.transformer.input_norm(self._frames(wav))).transpose(1, 2)
 
     def conv_features(self, wav: Tensor, layer_norm: bool = True) -> Tensor:
         """wav [B, T] or [B, 1, T] at 16 kHz -> [B, conv_dim, frames], float32; the gradient flows to wav.
 
         The output of the convolutional encoder, after the layer norm that stands before the transformer, or before it.
+        wav is taken at the level that it has, whatever `normalize` says: how two clips that are compared are brought to
+        WavLM's level is for the loss to say.
         """
-        wav = _flat(wav)
-        kept = {} if torch.is_grad_enabled() and wav.requires_grad else self._kept_for(wav)
-        return (self._normed(wav, kept) if layer_norm else self._frames(wav, kept)).transpose(1, 2)
+        frames = self._frames(_flat(wav))
+        return (self.transformer.input_norm(frames) if layer_norm else frames).transpose(1, 2)
 
-    def _frames(self, wav: Tensor, kept: dict[str, Tensor]) -> Tensor:
+    def _frames(self, wav: Tensor) -> Tensor:
         """The convolutional encoder's output [B, frames, conv_dim]."""
-        if "frames" not in kept:
-            with full_precision(wav):
-                wav = wav.float()
-                if self.normalize:
-                    variance, mean = torch.var_mean(wav, dim=-1, keepdim=True, correction=0)
-                    wav = (wav - mean) * torch.rsqrt(variance + 1e-7)
-                wav = F.pad(wav, (0, max(0, self.receptive_field - wav.shape[-1])))
-            kept["frames"] = self.encoder(wav).float()
-        return kept["frames"]
+        with full_precision(wav):
+            wav = F.pad(wav.float(), (0, max(0, self.receptive_field - wav.shape[-1])))
+        return self.encoder(wav).float()
 
-    def _normed(self, wav: Tensor, kept: dict[str, Tensor]) -> Tensor:
-        """The same after the layer norm [B, frames, conv_dim]."""
-        if "normed" not in kept:
-            kept["normed"] = self.transformer.input_norm(self._frames(wav, kept))
-        return kept["normed"]
 
-    def _kept_for(self, wav: Tensor) -> dict[str, Tensor]:
-        """The results kept for this very audio; emptied when another tensor comes, or the same one changed in place."""
-        if torch.is_inference_mode_enabled() or wav.is_inference():  # such tensors tell no change and serve no training
-            return {}
-        autocast = torch.is_autocast_enabled(wav.device.type)
-        key = (wav.data_ptr(), wav.shape, wav.stride(), wav.dtype, wav._version, autocast)
-        if key != self._seen_key:
-            # the audio is held too, or its memory could come back with the same key and other audio
-            self._seen, self._seen_key, self._kept = wav.detach(), key, {}
-        return self._kept
+def statistics(wav: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / standard deviation, [B, 1] each, of clips wav [B, T]; (wav - mean) * scale is what WavLM-large takes."""
+    variance, mean = torch.var_mean(wav.float(), dim=-1, keepdim=True, correction=0)
+    return mean, torch.rsqrt(variance + 1e-7)
 
 
 def _flat(wav: Tensor) -> Tensor:

@@ -78,8 +78,16 @@ class BaseTrainer:
         self.generator_updater = updater(trained, options)
         self.discriminator_updater = updater(self.discriminators.parameters(), parts) if self.discriminators else None
         self.discriminator_updates = parts["updates_per_step"]
-        decay = options["ema_decay"]
+        self.step = 0
+        decay, steps = options["ema_decay"], experiment["train"]["steps"]
         self.average = None if decay is None else MovingAverage(self.generator, decay)
+        if decay is not None and 1 / (1 - decay) > steps:
+            log.warning(
+                "generator.ema_decay=%g averages over %d steps, the run has train.steps=%d: it will not get there",
+                decay,
+                round(1 / (1 - decay)),
+                steps,
+            )
         self.generator_norms = SpectralNorms(self.generator)
         self.discriminator_norms = SpectralNorms(self.discriminators)
 
@@ -115,6 +123,7 @@ class BaseTrainer:
 
     def begin(self, step: int, epoch: int) -> None:
         """Prepare step `step` (counted from 0), before which `epoch` epochs are complete."""
+        self.step = step
         for updater in self.updaters().values():
             updater.begin(step, epoch)
         self.generator_norms.advance()
@@ -231,7 +240,7 @@ class BaseTrainer:
         result = self._finish("generator", self.generator_criteria, self.generator_updater, losses)
         if self.average:
             with self.clock("optimizer"):
-                self.average.update(self.generator)
+                self.average.update(self.generator, self.step)
         return result
 
     def _generator_inputs(self, piece: Batch, wav_hat: Tensor) -> dict:

@@ -107,17 +107,22 @@ class Updater:
 
 
 class MovingAverage:
-    """Exponential moving average of a network's weights."""
+    """Exponential moving average of a network's weights.
+
+    The decay of the first updates is lower, (1 + n) / (10 + n) for the n-th, so that the untrained weights are soon
+    forgotten: the average then remembers about the last tenth of the updates, until `decay` remembers less than that.
+    """
 
     def __init__(self, module: nn.Module, decay: float):
         self.decay = decay
         self.weights = {name: value.detach().clone() for name, value in module.state_dict().items()}
 
-    def update(self, module: nn.Module) -> None:
-        """Move the average towards the module's present weights."""
+    def update(self, module: nn.Module, step: int) -> None:
+        """Move the average towards the module's present weights, after the update of `step` (counted from 0)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
         pairs = [(self.weights[name], value.detach()) for name, value in module.state_dict().items()]
         moving = [(average, value) for average, value in pairs if average.is_floating_point()]
-        torch._foreach_lerp_([average for average, _ in moving], [value for _, value in moving], 1.0 - self.decay)
+        torch._foreach_lerp_([average for average, _ in moving], [value for _, value in moving], 1.0 - decay)
         for average, value in pairs:
             if not average.is_floating_point():
                 average.copy_(value)

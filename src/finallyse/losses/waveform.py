@@ -1,0 +1,74 @@
+"""Losses of regression on the signal itself: waveform, and compressed spectra at several resolutions."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from finallyse.audio.stft import stft
+from finallyse.errors import UserError
+from finallyse.losses import losses_registry
+from finallyse.precision import full_precision
+
+
+@losses_registry.register("l1_wav_loss")
+class L1WavLoss(nn.Module):
+    """mean(|wav_hat - wav|) of waveforms [B, 1, T]; it sees phase and level."""
+
+    needs = ("wav", "wav_hat")
+    sees_level = True
+
+    def forward(self, wav: Tensor, wav_hat: Tensor) -> Tensor:
+        return F.l1_loss(wav_hat.float(), wav.float())
+
+
+@losses_registry.register("stft_loss")
+class STFTLoss(nn.Module):
+    """Distance of power-law compressed spectra (Braun and Tashev, arXiv 2009.12286, section 3), mean over resolutions.
+
+    With S' = |S|^compression * S / |S|: complex_weight * mean(|S' - S_hat'|^2) + (1 - complex_weight) * mean of the
+    squared difference of |S'| and |S_hat'|. Compression lets quiet parts count, the complex part sees the phase.
+
+    Args:
+        n_ffts: window lengths of the resolutions, samples; the hop is a quarter of each.
+        compression: exponent of the magnitudes, in (0, 1].
+        complex_weight: share of the part that sees the phase, 0 to 1.
+
+    wav, wav_hat: [B, 1, T], any rate. Raises UserError for arguments out of range.
+    """
+
+    needs = ("wav", "wav_hat")
+    sees_level = True
+    floor = 1e-8  # of the power: bounds the gradient of a silent bin
+
+    def __init__(
+        self, n_ffts: list[int] = (2048, 1024, 512, 256), compression: float = 0.3, complex_weight: float = 0.3
+    ):
+        super().__init__()
+        if not 0 < compression <= 1 or not 0 <= complex_weight <= 1:
+            raise UserError(
+                f"stft_loss: compression={compression} must lie in (0, 1] and complex_weight={complex_weight} in [0, 1]"
+            )
+        if not n_ffts or any(n_fft < 16 or n_fft % 4 for n_fft in n_ffts):
+            raise UserError(f"stft_loss: n_ffts={list(n_ffts)} must be multiples of 4 of at least 16 samples")
+        self.n_ffts, self.compression, self.complex_weight = tuple(n_ffts), compression, complex_weight
+
+    def forward(self, wav: Tensor, wav_hat: Tensor) -> Tensor:
+        with full_precision(wav_hat):
+            pair = wav.float().squeeze(1), wav_hat.float().squeeze(1)
+            return sum(self._distance(*pair, n_fft) for n_fft in self.n_ffts) / len(self.n_ffts)
+
+    def _distance(self, wav: Tensor, wav_hat: Tensor, n_fft: int) -> Tensor:
+        with torch.no_grad():
+            want, want_magnitude = self._compressed(wav, n_fft)
+        got, got_magnitude = self._compressed(wav_hat, n_fft)
+        magnitudes = (got_magnitude - want_magnitude).square().mean()
+        phases = (got - want).square().sum(-1).mean()
+        return self.complex_weight * phases + (1 - self.complex_weight) * magnitudes
+
+    def _compressed(self, wav: Tensor, n_fft: int) -> tuple[Tensor, Tensor]:
+        """The compressed spectrum [B, bins, frames, 2] and its magnitude [B, bins, frames]."""
+        spectrum = torch.view_as_real(stft(wav, n_fft, n_fft // 4, center=True, normalized=True))
+        power = spectrum.square().sum(-1) + self.floor
+        return spectrum * power.pow((self.compression - 1) / 2).unsqueeze(-1), power.pow(self.compression / 2)
