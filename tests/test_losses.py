@@ -9,6 +9,7 @@ import torch
 
 import finallyse.audio.torchaudio_shim  # noqa: F401  before torch_pesq, which imports torchaudio
 from finallyse.audio.mel import LogMel
+from finallyse.config import read_yaml
 from finallyse.errors import UserError
 from finallyse.losses import losses_registry
 from finallyse.losses.resampling import to_16k
@@ -51,6 +52,53 @@ def test_feature_loss_and_its_relative_form():
     assert real[0][0].grad is None and fake[0][0].grad.abs().sum() > 0
     relative = losses_registry["feature_loss"](relative=True)(fmaps_real=real, fmaps_fake=fake)
     torch.testing.assert_close(relative, sum((r - f).abs().mean() / r.abs().mean() for r, f in pairs))
+    for form in ({}, {"relative": True}):
+        whole, mean = (
+            losses_registry["feature_loss"](**form, reduction=reduction)(fmaps_real=real, fmaps_fake=fake)
+            for reduction in ("sum", "mean")
+        )
+        torch.testing.assert_close(mean, whole / 3)
+
+
+def test_l1_wav_loss(clip):
+    loss = losses_registry["l1_wav_loss"]()
+    torch.testing.assert_close(loss(wav=clip, wav_hat=0.5 * clip), 0.5 * clip.abs().mean())
+
+
+def test_stft_loss_is_its_definition(clip):
+    """Against SciPy's transform."""
+    import scipy.signal
+
+    hat = noisy(clip, 0.01)
+    n_fft, c, weight = 512, 0.4, 0.25
+    pair = []
+    for wav in (clip, hat):
+        padded = np.pad(wav[0, 0].double().numpy(), n_fft // 2, mode="reflect")
+        window = scipy.signal.windows.hann(n_fft, sym=False)
+        frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft)[:: n_fft // 4]
+        spectrum = np.fft.rfft(frames * window) / np.sqrt((window**2).sum())
+        power = np.abs(spectrum) ** 2 + 1e-8
+        pair.append((spectrum * power ** ((c - 1) / 2), power ** (c / 2)))
+    (want, want_size), (got, got_size) = pair
+    value = weight * np.mean(np.abs(got - want) ** 2) + (1 - weight) * np.mean((got_size - want_size) ** 2)
+    loss = losses_registry["stft_loss"](n_ffts=[n_fft], compression=c, complex_weight=weight)
+    assert loss(wav=clip, wav_hat=hat).item() == pytest.approx(value, rel=1e-4)
+    both = losses_registry["stft_loss"](n_ffts=[n_fft, 128], compression=c, complex_weight=weight)
+    other = losses_registry["stft_loss"](n_ffts=[128], compression=c, complex_weight=weight)
+    torch.testing.assert_close(
+        both(wav=clip, wav_hat=hat), (loss(wav=clip, wav_hat=hat) + other(wav=clip, wav_hat=hat)) / 2
+    )
+
+
+def test_stft_loss_on_silence_and_with_wrong_arguments(clip):
+    hat = torch.zeros_like(clip, requires_grad=True)
+    loss = losses_registry["stft_loss"]()
+    loss(wav=clip, wav_hat=hat).backward()
+    assert hat.grad.isfinite().all()
+    assert loss(wav=clip, wav_hat=clip) == 0
+    for wrong, named in (({"compression": 0.0}, "compression"), ({"n_ffts": [510]}, "n_ffts")):
+        with pytest.raises(UserError, match=named):
+            losses_registry["stft_loss"](**wrong)
 
 
 def test_l1_mel_loss(clip):
@@ -73,7 +121,9 @@ def test_lmos_is_its_definition(wavlm, clip, rate):
     hat = noisy(wav, 0.01).requires_grad_()
     low, low_hat = to_16k(wav, rate)[:, 0], to_16k(hat, rate)[:, 0]
     assert low.shape == (1, 4000)
-    features = (wavlm.conv_features(low) - wavlm.conv_features(low_hat)).square().mean()
+    deviation, mean = (low.var(correction=0) + 1e-7).sqrt(), low.mean()
+    normed = [(x - mean) / deviation for x in (low, low_hat)]  # both by the target's statistics
+    features = (wavlm.conv_features(normed[0]) - wavlm.conv_features(normed[1])).square().mean()
     window = torch.hann_window(1024)
     magnitudes = [torch.stft(x[:, 0], 1024, 256, window=window, return_complex=True).abs() for x in (wav, hat)]
     want = 100 * features + (magnitudes[0] - magnitudes[1]).abs().mean()
@@ -83,17 +133,35 @@ def test_lmos_is_its_definition(wavlm, clip, rate):
     assert hat.grad.isfinite().all() and hat.grad.abs().sum() > 0
     raw = losses_registry["lmos"](features="raw")(wav=wav, wav_hat=hat, sample_rate=rate, wavlm=wavlm)
     assert raw != loss
+    plain = losses_registry["lmos"](normalise="none")(wav=wav, wav_hat=hat, sample_rate=rate, wavlm=wavlm)
+    features = (wavlm.conv_features(low) - wavlm.conv_features(low_hat)).square().mean()
+    torch.testing.assert_close(
+        plain, 100 * features + (magnitudes[0] - magnitudes[1]).abs().mean(), rtol=1e-4, atol=1e-5
+    )
 
 
-def test_lmos_does_not_hear_the_level_through_wavlm(wavlm, clip):
-    """WavLM's input is normalised: at half the level only the STFT term differs."""
-    loss = losses_registry["lmos"](feature_weight=1e6)
-    values = [loss(wav=clip, wav_hat=hat, sample_rate=16000, wavlm=wavlm) for hat in (0.5 * clip, noisy(clip, 0.01))]
-    assert values[0] < 1e-2 * values[1]
+@pytest.mark.parametrize("normalise", ["target", "none"])
+def test_lmos_hears_the_level_through_wavlm(wavlm, clip, normalise):
+    """A clean clip costs the more the further it is from the target's level, in the feature term, too."""
+    with_features, without = (losses_registry["lmos"](feature_weight=w, normalise=normalise) for w in (100.0, 0.0))
+    costs = []
+    for decibels in (0, -1, -3, -6, -20, -40):
+        inputs = dict(wav=clip, wav_hat=10 ** (decibels / 20) * clip, sample_rate=16000, wavlm=wavlm)
+        costs.append((with_features(**inputs) - without(**inputs)).item())
+    assert costs[0] == 0 and costs == sorted(costs)
+    noise = dict(wav=clip, wav_hat=noisy(clip, 0.01), sample_rate=16000, wavlm=wavlm)
+    assert costs[4] > 0.01 * (with_features(**noise) - without(**noise)).item()
+
+
+def test_lmos_leaves_audio_as_it_is_for_a_wavlm_that_takes_it_so(tmp_path, clip):
+    make_wavlm(tmp_path / "plain", normalize=False)
+    inputs = dict(wav=clip, wav_hat=noisy(clip, 0.01), sample_rate=16000, wavlm=WavLM(tmp_path / "plain"))
+    target, none = (losses_registry["lmos"](normalise=normalise)(**inputs) for normalise in ("target", "none"))
+    assert target == none
 
 
 @pytest.mark.parametrize("samples, amount", [(8192, 0.001), (8192, 0.1), (9001, 0.01)])
-def test_pesq_equals_torch_pesq(clip, samples, amount):
+def test_pesq_equals_torch_pesq(root, clip, samples, amount):
     import torch_pesq
 
     wav = clip[..., 8000 : 8000 + samples]
@@ -105,6 +173,9 @@ def test_pesq_equals_torch_pesq(clip, samples, amount):
     want = (0.1 * symmetric + 0.0309 * asymmetric).item()
     loss = losses_registry["pesq"]()
     assert loss(wav=wav, wav_hat=hat, sample_rate=16000).item() == pytest.approx(want, rel=5e-6)
+    # what stage 3's recipe minimises is the published 2 times torch-pesq's loss with its factor of 0.5
+    recipe = read_yaml(root / "config" / "experiments" / "finally_stage3.yaml")
+    assert recipe["losses"]["generator"]["pesq"]["weight"] * want == pytest.approx(2 * 0.5 * want)
     mos = 0.999 + 4 / (1 + np.exp(-1.3669 * (4.5 - want) + 3.8224))
     assert loss.mos(wav, hat, 16000).item() == pytest.approx(mos, rel=5e-6)
 

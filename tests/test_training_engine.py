@@ -295,12 +295,25 @@ def test_compiled_networks_train_as_they_are(backend, resources, tmp_path, monke
 
 
 def test_the_checkpoint_holds_the_average_where_one_is_kept(resources, tmp_path):
-    options = {"train__steps": 2, "generator__ema_decay": 1.0}
-    assert train(experiment("finally_stage1", resources, tmp_path / "average", **options)) == 0
-    plain = {"train__steps": 2, "generator__optimizer__lr": 1e-12}
-    assert train(experiment("finally_stage1", resources, tmp_path / "start", **plain)) == 0
-    average, start = (checkpoint(tmp_path / name, "finally_stage1") for name in ("average", "start"))
-    torch.testing.assert_close(average, start, atol=1e-9, rtol=0)  # a decay of 1 keeps the first weights
+    """Of one step: the first weights count 0.1 (warm-up) or 0 (decay 0), the trained ones the rest."""
+    weights = {}
+    for name, options in {
+        "start": {"generator__optimizer__lr": 1e-12},
+        "trained": {},
+        "decay 0": {"generator__ema_decay": 0.0},
+        "average": {"generator__ema_decay": 0.999},
+    }.items():
+        assert train(experiment("finally_stage1", resources, tmp_path / name, train__steps=1, **options)) == 0
+        weights[name] = checkpoint(tmp_path / name, "finally_stage1")
+    assert_same_bits(weights["trained"], weights["decay 0"])
+    for key, value in weights["average"].items():
+        want = 0.1 * weights["start"][key] + 0.9 * weights["trained"][key]
+        torch.testing.assert_close(value, want, atol=1e-6, rtol=1e-4)
+
+
+def test_an_average_that_is_longer_than_the_run_is_told_of(resources, tmp_path, caplog):
+    assert train(experiment("finally_stage1", resources, tmp_path, train__steps=1, generator__ema_decay=0.999)) == 0
+    assert "generator.ema_decay=0.999 averages over 1000 steps, the run has train.steps=1" in caplog.text
 
 
 # ---------------------------------------------------------------------------------------------------- bad steps

@@ -119,11 +119,22 @@ def test_moving_average_and_its_use():
     average = MovingAverage(module, decay=0.75)
     start, moved = module.weight.detach().clone(), torch.full((1, 2), 4.0)
     module.weight.data.copy_(moved)
-    average.update(module)
+    average.update(module, step=100)
     expected = 0.75 * start + 0.25 * moved
     with average.in_place(module):
         torch.testing.assert_close(module.weight.detach(), expected)
     assert torch.equal(module.weight, moved)
+
+
+def test_moving_average_of_a_short_run_forgets_the_untrained_weights():
+    module = nn.Linear(2, 1)
+    average = MovingAverage(module, decay=0.9999)
+    start, moved = module.weight.detach().clone(), torch.full((1, 2), 4.0)
+    module.weight.data.copy_(moved)
+    for step in range(60):
+        average.update(module, step)
+    left = (average.weights["weight"] - moved) / (start - moved)
+    assert left.abs().max() < 1e-6  # a decay of 0.9999 from the first step on would leave 0.994 of them
 
 
 def test_spectral_norm_advances_once_a_step_whatever_is_computed():

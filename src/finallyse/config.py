@@ -102,8 +102,8 @@ class Generator(Part):
     scheduler: Scheduler = option(Scheduler, "of the generator's learning rate")
     ema_decay: float | None = option(
         None,
-        "exponential moving average of the weights, over 1 / (1 - ema_decay) steps, fewer at first; the checkpoint then "
-        "holds the average",
+        "exponential moving average of the weights over 1 / (1 - ema_decay) steps, over fewer at first; the checkpoint "
+        "then holds the average",
         minimum=0,
         exclusiveMaximum=1,
     )

@@ -25,9 +25,10 @@ class LMOSLoss(nn.Module):
     Args:
         feature_weight: of the feature term.
         features: "normed" compares them after WavLM's layer norm, "raw" before it.
-        normalise: "target" brings both clips to the target's zero mean and unit variance before WavLM, which was trained
-            on such audio: each clip normalised by itself would hide that the output is too quiet. "none": they stay as
-            they are, as in the original code. A WavLM that takes audio as it is (`normalize` false) gets it so.
+        normalise: "target" takes the target's mean from both clips and divides both by the target's standard deviation
+            before WavLM, which was trained on such audio: each clip normalised by itself would hide that the output is
+            too quiet. "none": they stay as they are, as in the original code. A WavLM that takes audio as it is
+            (`normalize` false) gets it so.
         n_fft, hop: of the STFT, samples.
 
     wav, wav_hat: [B, 1, T] at sample_rate; wavlm: a `finallyse.models.wavlm.WavLM`.

@@ -91,7 +91,7 @@ class WavLM(nn.Module):
 
 
 def statistics(wav: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and 1 / standard deviation, [B, 1] each, of clips wav [B, T]; (wav - mean) * scale is what WavLM-large takes."""
+    """Mean and 1 / standard deviation, [B, 1] each, of clips wav [B, T]; WavLM-large takes (wav - mean) * scale."""
     variance, mean = torch.var_mean(wav.float(), dim=-1, keepdim=True, correction=0)
     return mean, torch.rsqrt(variance + 1e-7)
 
