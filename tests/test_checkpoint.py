@@ -32,6 +32,33 @@ def test_round_trip(tmp_path):
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["x.ckpt"]
 
 
+AT_PEAK = {"peak": 0.95}
+
+
+@pytest.mark.parametrize(
+    ("data", "level"),
+    [
+        ({"name": "voicebank", "args": {"manifest": "a.csv"}}, AT_PEAK),
+        ({"name": "vctk", "args": {"manifest": "a.csv", "input_freq": 1000, "peak": 0.5}}, {"peak": 0.5}),
+        ({"name": "mel_dataset", "args": {"manifest": "a.csv", "segment": 8192}}, AT_PEAK),
+        ({"name": "mel_dataset", "args": {"manifest": "a.csv", "mels_folder": "mels"}}, None),
+        ({"name": "augmented_libritts-r", "args": {"manifest": "a.csv", "augmentations": []}}, None),
+        ({"name": "of another project", "args": {"peak": 0.5}}, None),
+        ({"name": None, "args": {}}, AT_PEAK),  # of a published hifigan_gen
+    ],
+)
+def test_the_level_is_that_of_the_training_data(tmp_path, data, level):
+    config = CONFIG | {"data": {"train": data}}
+    save(tmp_path / "x.ckpt", models_registry["hifigan_gen"](**SMALL), config=config)
+    content = torch.load(tmp_path / "x.ckpt", weights_only=True)
+    assert content["level"] == load_checkpoint(tmp_path / "x.ckpt").level == level
+    del content["level"]  # as it was written before checkpoints held it
+    torch.save(content, tmp_path / "old.ckpt")
+    assert load_checkpoint(tmp_path / "old.ckpt").level == level
+    torch.save(content | {"level": {"peak": 0.1}}, tmp_path / "other.ckpt")  # what is recorded counts
+    assert load_checkpoint(tmp_path / "other.ckpt").level == {"peak": 0.1}
+
+
 def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     generator = models_registry["hifigan_gen"](**SMALL)
     save(tmp_path / "x.ckpt", generator)

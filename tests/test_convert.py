@@ -86,6 +86,7 @@ def test_hifipp_release_is_a_bare_state_dict(tmp_path):
     model = build("a2a_hifi++_gen")
     torch.save(as_published(model.state_dict()), tmp_path / "release.pth")
     convert(tmp_path / "release.pth", tmp_path / "out.ckpt", ["a2a_hifi++_gen"], arguments=SMALL["a2a_hifi++_gen"])
+    assert load_checkpoint(tmp_path / "out.ckpt").level == {"peak": 0.95}
     check_generator(tmp_path / "out.ckpt", model, torch.randn(1, 1, 3000))
 
 
@@ -99,6 +100,7 @@ def test_original_finally(tmp_path, nested):
     }
     torch.save({"state_dict": {"finally_gen": state} if nested else state, "epoch": 1}, tmp_path / "old.pth")
     convert(tmp_path / "old.pth", tmp_path / "out.ckpt", ["finally_gen"], arguments=args)
+    assert load_checkpoint(tmp_path / "out.ckpt").level is None
     check_generator(tmp_path / "out.ckpt", model, torch.randn(1, 1, 2000), torch.randn(1, 24, 6))
 
 
@@ -124,9 +126,11 @@ def test_experiment_gives_name_and_arguments(tmp_path):
     model = build("a2a_hifi++_gen")
     torch.save(model.state_dict(), tmp_path / "in.pth")
     experiment = tmp_path / "experiment.yaml"
-    experiment.write_text(yaml.safe_dump(EXPERIMENT))
+    data = {"name": "vctk", "args": EXPERIMENT["data"]["train"]["args"] | {"peak": 0.5}}
+    experiment.write_text(yaml.safe_dump(EXPERIMENT | {"data": EXPERIMENT["data"] | {"train": data}}))
     convert(tmp_path / "in.pth", tmp_path / "out.ckpt", ["a2a_hifi++_gen"], experiment=experiment)
-    assert load_checkpoint(tmp_path / "out.ckpt").config["trainer"] == "hifi++_trainer"
+    checkpoint = load_checkpoint(tmp_path / "out.ckpt")
+    assert checkpoint.config["trainer"] == "hifi++_trainer" and checkpoint.level == {"peak": 0.5}
     check_generator(tmp_path / "out.ckpt", model, torch.randn(1, 1, 3000))
     with pytest.raises(UserError, match=r"its generator is a2a_hifi\+\+_gen, not hifi\+\+_gen"):
         convert(tmp_path / "in.pth", tmp_path / "out.ckpt", ["hifi++_gen"], experiment=experiment)
@@ -159,6 +163,7 @@ def test_command_line(tmp_path):
     result = CliRunner().invoke(app, [*command, *arguments])
     assert result.exit_code == 0, result.output
     assert "out.ckpt written" in result.output
+    assert load_checkpoint(tmp_path / "out.ckpt").level == {"peak": 0.95}
     check_generator(tmp_path / "out.ckpt", model, torch.randn(1, 80, 5))
 
 

@@ -88,6 +88,15 @@ def test_items_hold_what_they_say(name, corpora):
 
 
 @pytest.mark.parametrize("name", datasets_registry)
+def test_items_have_the_level_that_their_class_tells(name, corpora):
+    scaled = name in ("mel_dataset", "vctk", "voicebank")
+    for options in ({}, {"peak": 0.5}) if scaled else ({},):
+        level = datasets_registry[name].level_of(**options)
+        peak = float(build(name, corpora, **options)[(3, 0)]["input_wav"].abs().max())
+        assert level == ({"peak": pytest.approx(peak)} if scaled else None)
+
+
+@pytest.mark.parametrize("name", datasets_registry)
 def test_an_item_is_a_function_of_seed_epoch_and_index(name, corpora):
     first, second = build(name, corpora), build(name, corpora)
     last = len(first) - 1

@@ -26,6 +26,7 @@ from finallyse.inference.command import run
 from finallyse.inference.enhancer import Enhancer
 from finallyse.inference.files import Options, enhance_file, plan_outputs
 from finallyse.inference.pack import pack
+from finallyse.inference.validation import enhance_item
 from finallyse.inference.windows import join, length_at, plan
 from finallyse.models import models_registry
 from finallyse.models.checkpoint import load_checkpoint, save_checkpoint
@@ -301,7 +302,11 @@ def test_a_packed_checkpoint_needs_nothing_else(checkpoints, tmp_path, minute):
     pack(packed, tmp_path / "again.ckpt")
     assert (tmp_path / "again.ckpt").stat().st_size == pytest.approx(packed.stat().st_size, rel=0.01)
     pack(checkpoints["denoise"], packed, force=True)
-    assert load_checkpoint(packed).network == "denoise"
+    assert load_checkpoint(packed).network == "denoise" and load_checkpoint(packed).level == {"peak": 0.95}
+    content = torch.load(checkpoints["denoise"], weights_only=True)
+    torch.save(content | {"level": {"peak": 0.5}}, tmp_path / "trained.ckpt")
+    pack(tmp_path / "trained.ckpt", packed, force=True)
+    assert load_checkpoint(packed).level == {"peak": 0.5}
 
 
 def test_bf16_is_close(minute):
@@ -314,6 +319,79 @@ def test_bf16_is_close(minute):
 def test_import_is_cheap():
     code = "import finallyse, sys; print([m for m in ('torch', 'numpy', 'soundfile') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+# --- levels -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["denoise", "vocoder"])
+def test_the_output_follows_the_level_of_the_input(checkpoints, minute, name):
+    wav = minute[:30_000]
+    model, unaware = finallyse.load(checkpoints[name], device="cpu"), Enhancer(build(name), device="cpu")
+    loud, item = model.enhance(wav, 44100), enhance_item(model, {"input_wav": wav})
+    for gain in (0.3, 0.03, 1e-3, 1e-20, 10):
+        scaled = np.float32(gain) * wav
+        assert decibels(model.enhance(scaled, 44100) / np.float32(gain) - loud, loud) < -100
+        assert decibels(enhance_item(model, {"input_wav": scaled}) / np.float32(gain) - item, item) < -100
+    quiet = unaware.enhance(0.03 * wav, 44100) / 0.03
+    assert decibels(quiet - loud, loud) > -30  # a network that is not given its level does something else
+
+
+def test_a_network_hears_the_level_that_it_was_trained_at(minute):
+    wav = minute[:30_000]
+    generator = build("denoise")
+    with torch.inference_mode():
+        scaled = wav * np.float32(0.5 / np.abs(wav).max())
+        expected = generator(torch.from_numpy(scaled)[None, None])[0, 0].numpy() * (np.abs(wav).max() / 0.5)
+    enhanced = Enhancer(build("denoise"), device="cpu", level={"peak": 0.5}).enhance(wav, 16000, 16000)
+    assert decibels(enhanced - expected, expected) < -100
+
+
+def test_every_channel_has_one_level_over_all_windows(checkpoints, tmp_path, minute):
+    """A long file that grows louder, whose channels have levels of their own, one none: as in one piece."""
+    ramp = minute[: 30 * 16000] * np.geomspace(0.01, 1, 30 * 16000, dtype=np.float32)
+    wav = np.stack([ramp, 0.03 * ramp[::-1], 1e-3 * ramp, 0 * ramp])
+    sf.write(tmp_path / "in.wav", wav.T, 16000, subtype="FLOAT")
+    generator = build("denoise")
+    with torch.inference_mode():
+        peaks = np.array([*np.abs(wav[:3]).max(axis=1), 0.95], np.float32)[:, None]
+        shown = wav * (np.float32(0.95) / peaks)
+        whole = np.stack([generator(torch.from_numpy(channel.copy())[None, None])[0, 0].numpy() for channel in shown])
+        whole *= peaks / np.float32(0.95)
+    model = finallyse.load(checkpoints["denoise"], device="cpu", window_s=6)
+    in_array = model.enhance(wav, 16000, 16000)
+    options = Options(rate=16000, subtype="FLOAT")
+    enhance_file(model, str(tmp_path / "in.wav"), str(tmp_path / "out.wav"), options)
+    in_file = sf.read(tmp_path / "out.wav", dtype="float32")[0].T
+    np.testing.assert_array_equal(in_file, in_array)
+    for enhanced, expected in zip(in_array, whole, strict=True):
+        assert decibels(enhanced - expected, expected) < -100
+        second = np.square(enhanced - expected)[: 30 * 16000].reshape(-1, 16000).mean(1)
+        assert 10 * np.log10(second.max() / np.square(expected).mean()) < -80  # none stands out, nor does a window
+
+
+def test_silence_is_left_at_its_level(checkpoints):
+    for silence in (np.zeros(8000, np.float32), np.full(8000, 1e-40, np.float32)):
+        enhanced = finallyse.load(checkpoints["denoise"], device="cpu").enhance(silence, 16000)
+        np.testing.assert_array_equal(enhanced, Enhancer(build("denoise"), device="cpu").enhance(silence, 16000))
+        assert np.isfinite(enhanced).all()
+
+
+def test_finally_hears_levels_as_they_are(checkpoints, minute):
+    model = finallyse.load(checkpoints["finally"], device="cpu")
+    for gain in (1, 0.03):
+        wav = torch.from_numpy(gain * minute[:48_000])[None]
+        with torch.inference_mode():
+            expected = model.generator(wav[None], model.wavlm.last_hidden_state(wav))[0, 0].numpy()
+        np.testing.assert_array_equal(model.enhance(wav[0].numpy(), 16000), expected)
+
+
+def test_an_unknown_level_is_told(checkpoints, tmp_path):
+    content = torch.load(checkpoints["denoise"], weights_only=True)
+    for level in ({"rms": 0.1}, {"peak": 0.0}):
+        torch.save(content | {"level": level}, tmp_path / "x.ckpt")
+        with pytest.raises(UserError, match=r"x\.ckpt: trained at the level .*update the package"):
+            finallyse.load(tmp_path / "x.ckpt")
 
 
 # --- recordings -------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from scipy.signal import cheby1, firwin, resample_poly, sosfiltfilt
 
 from finallyse.augmentations.base import fit
 from finallyse.datasets import datasets_registry
-from finallyse.datasets.base import ManifestDataset, peak_normalised, tensor
+from finallyse.datasets.base import PEAK, ManifestDataset, peak_normalised, tensor
 from finallyse.errors import UserError
 
 
@@ -33,7 +33,7 @@ class BandwidthDataset(ManifestDataset):
         segment: int | None = 8192,
         lowpass: Literal["random", "polyphase", "decimate"] = "random",
         sample_rate: int = 16000,
-        peak: float = 0.95,
+        peak: float = PEAK,
         seed: int = 0,
     ):
         super().__init__(manifest, sample_rate, segment, seed)
@@ -42,6 +42,10 @@ class BandwidthDataset(ManifestDataset):
         if lowpass not in ("random", "polyphase", "decimate"):
             raise UserError(f"vctk: unknown lowpass {lowpass!r}; known: random, polyphase, decimate")
         self.factor, self.lowpass, self.peak = sample_rate // (2 * input_freq), lowpass, peak
+
+    @classmethod
+    def level_of(cls, peak: float = PEAK, **_others) -> dict[str, float]:
+        return {"peak": peak}
 
     def item(self, epoch: int, index: int) -> dict:
         path = self.manifest.path(index)

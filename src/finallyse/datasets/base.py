@@ -14,6 +14,8 @@ from finallyse.augmentations.streams import stream
 from finallyse.corpora.manifest import Manifest
 from finallyse.errors import UserError
 
+PEAK = 0.95  # of the waveforms that HiFi-GAN and HiFi++ were published with
+
 
 class ItemDataset(Dataset):
     """Items by (epoch, index), or by index alone, which means epoch 0.
@@ -36,6 +38,15 @@ class ItemDataset(Dataset):
 
     def __len__(self) -> int:
         raise NotImplementedError
+
+    @classmethod
+    def level_of(cls, **args) -> dict[str, float] | None:
+        """The level of `input_wav` with these arguments: {"peak": each item's largest magnitude}; None: as recorded.
+
+        It goes into the checkpoint of a network that is trained on the dataset. A class that scales its items says so
+        here.
+        """
+        return None
 
     def item(self, epoch: int, index: int) -> dict:
         """The item, a pure function of the constructor's arguments, epoch and index."""

@@ -7,7 +7,7 @@ import numpy as np
 from finallyse.augmentations.base import fit
 from finallyse.corpora.manifest import Manifest
 from finallyse.datasets import datasets_registry
-from finallyse.datasets.base import ManifestDataset, peak_normalised, tensor
+from finallyse.datasets.base import PEAK, ManifestDataset, peak_normalised, tensor
 from finallyse.errors import UserError
 
 
@@ -26,12 +26,16 @@ class VoiceBank(ManifestDataset):
         manifest: str,
         segment: int | None = 8192,
         sample_rate: int = 16000,
-        peak: float = 0.95,
+        peak: float = PEAK,
         seed: int = 0,
     ):
         super().__init__(manifest, sample_rate, segment, seed)
         self.peak = peak
         self.manifest.noisy_path(0)  # fails here rather than at the first item
+
+    @classmethod
+    def level_of(cls, peak: float = PEAK, **_others) -> dict[str, float]:
+        return {"peak": peak}
 
     def item(self, epoch: int, index: int) -> dict:
         clean, noisy = self.manifest.path(index), self.manifest.noisy_path(index)

@@ -9,7 +9,7 @@ import torch
 
 from finallyse.audio.mel import LogMel
 from finallyse.datasets import datasets_registry
-from finallyse.datasets.base import ManifestDataset, peak_normalised, tensor
+from finallyse.datasets.base import PEAK, ManifestDataset, peak_normalised, tensor
 from finallyse.errors import UserError
 
 
@@ -32,7 +32,7 @@ class MelDataset(ManifestDataset):
         manifest: str,
         segment: int | None = 8192,
         sample_rate: int = 16000,
-        peak: float = 0.95,
+        peak: float = PEAK,
         seed: int = 0,
         mels_folder: str | None = None,
         n_fft: int = 1024,
@@ -50,6 +50,10 @@ class MelDataset(ManifestDataset):
         self.mels_folder = None if mels_folder is None else Path(mels_folder)
         self.mel = LogMel(sample_rate, n_fft, hop, win, n_mels, fmin, fmax)
         self.mel_for_loss = LogMel(sample_rate, n_fft, hop, win, n_mels, fmin, fmax_loss)
+
+    @classmethod
+    def level_of(cls, peak: float = PEAK, mels_folder: str | None = None, **_others) -> dict[str, float] | None:
+        return {"peak": peak} if mels_folder is None else None
 
     def item(self, epoch: int, index: int) -> dict:
         path, name = self.manifest.path(index), self.manifest.name(index)

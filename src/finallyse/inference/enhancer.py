@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +21,7 @@ from finallyse.models.hifipp import MultiScaleResnet, MultiScaleResnet2d, Spectr
 from finallyse.models.norms import fold, normed_layers
 
 DEFAULT_RATE = 48000
+SILENT_PEAK = 1e-30  # of channels that are left at their level: a gain for less would leave the range of float32
 # What the generator is shown on either side of what is kept of a window. With random weights the published networks are
 # within -100 dB of the one-piece output 0.5 s from a window's edge (tests/test_enhance.py asks it of small ones).
 CONTEXT_S = 1.28
@@ -44,6 +45,8 @@ class Enhancer:
         precision: "fp32", or "bf16": twice as fast on CPUs and GPUs made for it, about -45 dB from fp32.
         window_s: seconds that the generator is shown at a time; memory grows with it.
         batch: windows of one forward pass; None: 1 on a CPU, 4 on a GPU.
+        level: of what the network was trained on, {"peak": p}: each channel as a whole is brought to this peak for the
+            network, and what comes out back to the channel's own level; None: the network is given levels as they are.
 
     A vocoder (`input_kind` "mel") makes the signal anew from its log-mel spectrogram (copy synthesis).
 
@@ -60,9 +63,11 @@ class Enhancer:
         precision: Literal["fp32", "bf16"] = "fp32",
         window_s: float = WINDOW_S,
         batch: int | None = None,
+        level: Mapping[str, float] | None = None,
     ):
         self.device = pick_device(device)
         self.precision = precision
+        self.peak = None if level is None else level["peak"]
         self.input_kind = generator.input_kind
         self.input_rate, self.output_rate = generator.input_rate, generator.output_rate
         self.factor = self.output_rate // self.input_rate
@@ -99,6 +104,11 @@ class Enhancer:
         if not isinstance(checkpoint, Checkpoint):
             checkpoint = load_checkpoint(checkpoint)
         generator = checkpoint.build_generator()
+        if (level := checkpoint.level) is not None and not (level.keys() == {"peak"} and level["peak"] > 0):
+            raise UserError(
+                f"{checkpoint.path}: trained at the level {level}, of which only a positive peak is known; "
+                "train with a positive `peak`, or update the package"
+            )
         network = None
         if generator.input_kind == "wav+ssl":
             from finallyse.inference.pack import packed_wavlm
@@ -106,13 +116,13 @@ class Enhancer:
 
             network = None if wavlm else packed_wavlm(checkpoint.path)
             network = network or WavLM(find_wavlm(checkpoint, wavlm))
-        return cls(generator, network, **options)
+        return cls(generator, network, level=level, **options)
 
     def enhance(self, wav: np.ndarray, sample_rate: int, rate: int = DEFAULT_RATE) -> np.ndarray:
         """Enhance a signal: float [T] or [C, T] in [-1, 1] at `sample_rate` Hz -> float32 [T'] or [C, T'] at `rate` Hz.
 
-        T' = T * rate / sample_rate, rounded half up, and at least 1. Channels are enhanced one by one. Where the rates
-        ask for resampling, peaks may exceed 1 a little; nothing is clipped.
+        T' = T * rate / sample_rate, rounded half up, and at least 1. Channels are enhanced one by one; each
+        keeps its level. Where the rates ask for resampling, peaks may exceed 1 a little; nothing is clipped.
         Raises UserError for an empty signal, one with other axes, values that are not finite, or rates below 1 Hz.
         """
         wav = np.asarray(wav, np.float32)
@@ -122,19 +132,33 @@ class Enhancer:
             raise UserError(f"sample rates must be positive, not {sample_rate} Hz in and {rate} Hz out")
         if not np.isfinite(wav).all():
             raise UserError("wav holds samples that are not finite numbers")
-        x = fit(
-            resample(np.atleast_2d(wav), sample_rate, self.input_rate),
-            length_at(wav.shape[-1], sample_rate, self.input_rate),
-        )
-        y = np.concatenate(list(self.render(lambda start, stop: x[:, start:stop], x.shape[1], x.shape[0])), axis=1)
+        x = resample(np.atleast_2d(wav), sample_rate, self.input_rate)
+        y = self.render_whole(fit(x, length_at(wav.shape[-1], sample_rate, self.input_rate)))
         y = fit(resample(y, self.output_rate, rate), length_at(wav.shape[-1], sample_rate, rate))
         return y[0] if wav.ndim == 1 else y
 
-    def render(self, read: Read, length: int, channels: int) -> Iterator[np.ndarray]:
+    def render_whole(self, wav: np.ndarray) -> np.ndarray:
+        """Enhance float32 [C, T] at `input_rate` -> float32 [C, T'] at `output_rate`."""
+        peaks = np.abs(wav).max(axis=1)
+        return np.concatenate(list(self.render(lambda start, stop: wav[:, start:stop], wav.shape[1], peaks)), axis=1)
+
+    def render(self, read: Read, length: int, peaks: np.ndarray) -> Iterator[np.ndarray]:
         """Enhance `length` samples at `input_rate` in constant memory; yields consecutive [C, n] at `output_rate`.
 
         read: (start, stop) -> float32 [C, stop - start]; called with rising starts.
+        peaks: [C], each channel's largest magnitude in the whole of the signal.
         """
+        channels = len(peaks)
+        if self.peak is None:
+            yield from self._render(read, length, channels)
+            return
+        audible = peaks > SILENT_PEAK
+        gains = np.where(audible, self.peak / np.where(audible, peaks, 1.0), 1.0).astype(np.float32)[:, None]
+        for block in self._render(lambda start, stop: read(start, stop) * gains, length, channels):
+            yield block / gains
+
+    def _render(self, read: Read, length: int, channels: int) -> Iterator[np.ndarray]:
+        """`render` at the level that `read` gives."""
         windows = plan(length, self.window, self.context, self.grid)
         scaled = [(start * self.factor, stop * self.factor) for start, stop in windows]
         fade = int(FADE_S * self.output_rate)

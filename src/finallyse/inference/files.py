@@ -133,17 +133,17 @@ def _recordings(inputs: Sequence[str], output: Path) -> Iterator[tuple[Path, Pat
 
 
 class _Spool:
-    """Interleaved 32-bit floats in a file: appended to, then read at any place. Tracks the peak."""
+    """Interleaved 32-bit floats in a file: appended to, then read at any place. Tracks each channel's peak."""
 
     def __init__(self, path: Path, channels: int):
         self.path, self.channels = path, channels
-        self.frames, self.peak = 0, 0.0
+        self.frames, self.peaks = 0, np.zeros(channels, np.float32)
         self._file = path.open("w+b")
 
     def append(self, block: np.ndarray) -> None:
         """Add [C, n] samples."""
         if block.shape[1]:
-            self.peak = max(self.peak, float(np.abs(block).max()))
+            self.peaks = np.maximum(self.peaks, np.abs(block).max(axis=1))
             self._file.write(np.ascontiguousarray(block.T, np.float32).tobytes())
             self.frames += block.shape[1]
 
@@ -233,7 +233,7 @@ def _enhance_in(
 
     made = _Spool(work / "output.f32", channels)
     resampler = _Resampler(enhancer.output_rate, options.rate, channels)
-    for block in enhancer.render(heard.read, heard.frames, channels):
+    for block in enhancer.render(heard.read, heard.frames, heard.peaks):
         made.append(resampler(block))
         if progress:
             progress.add(block.shape[1] / enhancer.output_rate)
@@ -241,7 +241,8 @@ def _enhance_in(
     made.fit(length_at(samples, rate, options.rate))
     heard.close()
 
-    gain = 1.0 if subtype == "FLOAT" else min(1.0, 1.0 / made.peak) if made.peak else 1.0
+    peak = float(made.peaks.max())
+    gain = 1.0 if subtype == "FLOAT" or peak <= 1 else 1.0 / peak
     _write(made, work / f"output{path.suffix.lower()}", options.rate, container, subtype, gain)
     made.close()
     return Done(samples / rate, time.perf_counter() - started, gain)

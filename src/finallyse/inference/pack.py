@@ -26,7 +26,7 @@ def pack(checkpoint: str | Path, output: str | Path, wavlm: str | Path | None = 
     if Path(output).exists() and not force:
         raise UserError(f"{output}: exists; give --force to replace it")
     loaded = load_checkpoint(checkpoint)
-    content = load_tensors(checkpoint) | {"discriminators": {}}
+    content = load_tensors(checkpoint) | {"discriminators": {}, "level": loaded.level}
     if loaded.build_generator().input_kind == "wav+ssl" and (wavlm or KEY not in content):
         folder = find_wavlm(loaded, wavlm)
         WavLM(folder)  # fails here rather than where the packed file is used

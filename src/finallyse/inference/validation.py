@@ -77,8 +77,7 @@ def enhance_item(enhancer: Enhancer, item: dict) -> np.ndarray:
     if enhancer.input_kind == "mel" and "mel" in item:  # it may be ready-made, not that of `wav`
         with torch.inference_mode(), enhancer.autocast():
             return enhancer.generator(item["mel"][None].to(enhancer.device))[0, 0].float().cpu().numpy()
-    wav = np.asarray(item["input_wav"], np.float32)[None]
-    return np.concatenate(list(enhancer.render(lambda start, stop: wav[:, start:stop], wav.shape[1], 1)), axis=1)[0]
+    return enhancer.render_whole(np.asarray(item["input_wav"], np.float32)[None])[0]
 
 
 def _write(path: Path, wav: np.ndarray, sample_rate: int) -> None:

@@ -2,8 +2,9 @@
 
 A checkpoint is a dict of plain values and tensors that `torch.load(weights_only=True)` reads:
 
-    format "finallyse checkpoint", format_version, package_version, network, config (the resolved experiment), step,
-    devices {name: steps trained there}, generator (state_dict), discriminators {name: state_dict}
+    format "finallyse checkpoint", format_version, package_version, network, config (the resolved experiment),
+    level {"peak": largest magnitude of each waveform that the network was trained on} or None (levels as recorded),
+    step, devices {name: steps trained there}, generator (state_dict), discriminators {name: state_dict}
 
 It is written whole or not at all, and loaded strictly.
 """
@@ -28,6 +29,8 @@ from finallyse.models import models_registry
 
 FORMAT = "finallyse checkpoint"
 FORMAT_VERSION = 1
+# Their authors trained them on waveforms at the peak `datasets.base.PEAK`.
+PUBLISHED_AT_PEAK = ("hifigan_gen", "hifi++_gen", "a2a_hifi++_gen")
 
 
 @dataclasses.dataclass
@@ -37,6 +40,7 @@ class Checkpoint:
     path: Path
     network: str
     config: dict[str, Any]
+    level: dict[str, float] | None
     step: int
     package_version: str
     devices: dict[str, int]
@@ -65,7 +69,8 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint atomically: a reader finds the old file or the new one, never a part of one.
 
-    config: the resolved experiment as plain values. Raises UserError where the file cannot be written.
+    config: the resolved experiment as plain values; the level is that of its training data, or of the publication where
+    it has none. Raises UserError where the file cannot be written.
     """
     content = {
         "format": FORMAT,
@@ -73,6 +78,7 @@ def save_checkpoint(
         "package_version": __version__,
         "network": network,
         "config": json.loads(json.dumps(config)),  # plain values only; anything else is an error here, not at loading
+        "level": _level_of(config),
         "step": int(step),
         "devices": dict(devices or {}),
         "generator": _on_cpu(generator),
@@ -93,6 +99,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             f"{path}: written by finallyse {content['package_version']} in format {content['format_version']}, "
             f"this is {__version__} (format {FORMAT_VERSION}); update the package"
         )
+    if "level" not in content and "config" in content:  # written before the level was recorded
+        content["level"] = _level_of(content["config"])
     fields = {field.name for field in dataclasses.fields(Checkpoint)} - {"path"}
     if missing := sorted(fields - content.keys()):
         raise UserError(f"{path}: damaged checkpoint, without {', '.join(missing)}")
@@ -150,6 +158,20 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], None]) -> No
     except (OSError, RuntimeError) as error:  # torch.save reports a short write as RuntimeError
         part.unlink(missing_ok=True)
         raise UserError(f"{path}: could not be written: {next(iter(str(error).splitlines()), '')}") from error
+
+
+def _level_of(config: Mapping[str, Any]) -> dict[str, float] | None:
+    """The level of what a generator is trained on, as its experiment tells: see `ItemDataset.level_of`."""
+    from finallyse.datasets import datasets_registry
+    from finallyse.datasets.base import PEAK
+
+    data = config.get("data", {}).get("train") or {}
+    name = data.get("name")
+    if name is None:  # converted without an experiment
+        return {"peak": PEAK} if config.get("generator", {}).get("name") in PUBLISHED_AT_PEAK else None
+    if name not in datasets_registry:  # an old checkpoint, trained on a dataset that is not of this package
+        return None
+    return datasets_registry[name].level_of(**(data.get("args") or {}))
 
 
 def _on_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
