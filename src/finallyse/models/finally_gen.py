@@ -12,7 +12,7 @@ from finallyse.models import models_registry
 from finallyse.models.hifigan import LRELU_SLOPE, ResBlock1, output_head
 from finallyse.models.hifipp import A2AHiFiPlusPlusGenerator, MultiScaleResnet
 from finallyse.models.inputs import check_shape
-from finallyse.models.norms import NormType, norm_of
+from finallyse.models.norms import NormType, norm_of, set_weight, silence
 
 
 class UpsampleWaveUNet(nn.Module):
@@ -28,6 +28,18 @@ class UpsampleWaveUNet(nn.Module):
         self.waveunet = MultiScaleResnet(block_widths, block_depth, in_width, features, norm_type=norm_type)
         self.upsample_block = nn.Sequential(norm_of(norm_type)(nn.ConvTranspose1d(features, 1, factor, factor)))
 
+    def start_as_repetition(self) -> None:
+        """Let the untrained head repeat each sample of channel 0 `factor` times."""
+        (upsample,) = self.upsample_block
+        self.waveunet.pass_through({(0, 0): 1.0, (1, 0): -1.0})
+        weight = upsample.weight.detach().clone()
+        # x and -x, since of each LReLU lets one half of the values pass: LReLU(x) - LReLU(-x) = (1 + slope) x
+        weight[0], weight[1] = 1 / (1 + LRELU_SLOPE), -1 / (1 + LRELU_SLOPE)
+        set_weight(upsample, weight)
+        silence(upsample, slice(2, None))
+        with torch.no_grad():
+            upsample.bias.zero_()
+
     def forward(self, x: Tensor) -> Tensor:
         x = F.leaky_relu_(self.waveunet(x), LRELU_SLOPE)
         return output_head(self.upsample_block, x)
@@ -42,6 +54,7 @@ class FinallyGenerator(A2AHiFiPlusPlusGenerator):
 
     Args:
         ssl_dim: channels of the features (WavLM-large: 1024).
+        identity_start: as in `a2a_hifi++_gen`; the untrained head repeats each sample.
         use_upsamplewaveunet: the head that multiplies the rate by `upsamplewaveunet_upsample_factor`; conv_post is then
             carried along for checkpoints' sake, unused and frozen.
         the others: see `a2a_hifi++_gen`.
@@ -136,6 +149,8 @@ class FinallyGenerator(A2AHiFiPlusPlusGenerator):
             )
             self.output_rate = self.input_rate * upsamplewaveunet_upsample_factor
             self.conv_post.requires_grad_(False)
+            if identity_start:
+                self.upsamplewaveunet.start_as_repetition()
 
     def forward(self, wav: Tensor, ssl: Tensor) -> Tensor:
         check_shape("finally_gen", wav, 1, "wav [B, 1, T] at 16 kHz")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from finallyse.errors import UserError
 from finallyse.models import models_registry
 from finallyse.models.hifigan import Upsampler, output_head
 from finallyse.models.inputs import check_shape
-from finallyse.models.norms import Norm, NormType, init_identity, norm_of, set_weight, silence_channel
+from finallyse.models.norms import Norm, NormType, init_identity, norm_of, pass_through, silence
 
 TimePadding = Literal["multiple", "power_of_two"]
 
@@ -102,6 +103,17 @@ class MultiScaleResnet(nn.Module):
             net,
             norm(self.conv(block_widths[0], out_width, self.kernel, padding=padding)),
         )
+
+    def pass_through(self, gains: Mapping[tuple[int, int], float]) -> None:
+        """Make some output channels copies of input channels: (output, input) -> factor, past all inner levels.
+
+        Channel i of the way is output channel i.
+        """
+        first, (_, merge), last = self.net
+        pass_through(first, gains)
+        copies = {(to, to): 1.0 for to, _ in gains}
+        pass_through(merge, copies)
+        pass_through(last, copies)
 
     def _residuals(self, width: int, depth: int, norm: Norm) -> nn.Sequential:
         padding = self.kernel // 2
@@ -452,21 +464,19 @@ class A2AHiFiPlusPlusGenerator(HiFiPlusPlusGenerator):
                 "identity_start needs use_waveunet, use_skip_connect and waveunet_input: both or waveform, "
                 "by which the waveform reaches the output"
             )
-        weight = self.waveunet_conv_pre.weight.detach().clone()
-        weight[0] = 0.0
-        weight[0, -1] = 1.0  # the waveform is the last channel
-        set_weight(self.waveunet_conv_pre, weight)
-        silence_channel(self.waveunet.net[-1], 0)
-        if self.spectralmasknet is not None:
-            one = math.log(math.expm1(1.0))  # softplus(one) = 1
-            silence_channel(self.spectralmasknet.net.net[-1], 0, bias=one)
-            silence_channel(self.spectralmasknet_skip_connect, 0)
-        weight = torch.zeros_like(self.conv_post.weight)
-        weight[0, 0, weight.shape[-1] // 2] = 1.0
-        set_weight(self.conv_post, weight)
+        waveform = self.waveunet_conv_pre.weight.shape[1] - 1  # it is the last channel
+        pass_through(self.waveunet_conv_pre, {(0, waveform): 1.0})
+        pass_through(self.conv_post, {(0, 0): 1.0})
+        last = self.waveunet.net[-1]
+        silence(last, 0)
         with torch.no_grad():
-            self.waveunet_conv_pre.bias[0] = 0.0
-            self.conv_post.bias.zero_()
+            last.bias[0] = 0.0
+        if self.spectralmasknet is not None:
+            last = self.spectralmasknet.net.net[-1]
+            silence(last, 0)
+            silence(self.spectralmasknet_skip_connect, 0)  # so that the mask may take away all of it
+            with torch.no_grad():
+                last.bias[0] = math.log(math.expm1(1.0))  # of which softplus makes 1
 
     def forward(self, wav: Tensor) -> Tensor:
         check_shape("a2a_hifi++_gen", wav, 1, "wav [B, 1, T] at 16 kHz")

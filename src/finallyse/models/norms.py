@@ -6,7 +6,7 @@ layers that carry weight norm, which the next forward pass computes anew from th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -45,17 +45,31 @@ def init_identity(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def silence_channel(layer: nn.Module, channel: int, bias: float = 0.0) -> None:
-    """Let a convolution give nothing but `bias` in one output channel, from where its weights still learn.
+def silence(layer: nn.Module, channel: int | slice) -> None:
+    """Set the gain of channels under a weight norm to 0; their direction stays, so that they still learn.
 
-    Raises UserError for a layer without weight norm. With it the channel's gain is 0 and its direction stays.
+    channel: of the output, or of the input of a transposed convolution. Raises UserError for a layer of another norm.
     """
     norms = getattr(getattr(layer, "parametrizations", None), "weight", [])
     if not any(isinstance(norm, parametrizations._WeightNorm) for norm in norms):
-        raise UserError("a start as the identity needs norm_type: weight")
+        raise UserError("identity_start needs norm_type: weight")
     with torch.no_grad():
         norms.original0[channel] = 0.0
-        layer.bias[channel] = bias
+
+
+def pass_through(layer: nn.Module, gains: Mapping[tuple[int, int], float]) -> None:
+    """Make some output channels of a length-keeping convolution copies of input channels.
+
+    gains: (output channel, input channel) -> factor; those output channels get nothing else, and no bias.
+    """
+    weight, centre = layer.weight.detach().clone(), layer.weight.shape[-1] // 2
+    for (to, _), _ in gains.items():
+        weight[to] = 0.0
+    for (to, source), gain in gains.items():
+        weight[to, source, centre] = gain
+    set_weight(layer, weight)
+    with torch.no_grad():
+        layer.bias[sorted({to for to, _ in gains})] = 0.0
 
 
 def normed_layers(module: nn.Module) -> list[nn.Module]:
