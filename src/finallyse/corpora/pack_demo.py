@@ -38,6 +38,8 @@ VOICEBANK_TEST = ("p232", "p257")
 LIBRITTS_SPEAKERS = ("103", "118", "125", "150", "163", "196", "198", "200")
 DAPS_SPEAKERS = ("f1", "m1", "f2", "m2", "f3", "m3", "f4", "m4")
 SNR_DB = {"train": (0.0, 5.0, 10.0, 15.0), "test": (2.5, 7.5, 12.5, 17.5)}  # of VoiceBank-DEMAND
+VOICE_S, TEST_VOICE_S = 60.0, 24.0  # speech of one voice, of one that is only measured on
+TAKES = 2  # how often a training utterance of VoiceBank-DEMAND occurs, each time in another noise
 ROOMS_OF_A_SIZE, RESPONSES_OF_A_ROOM = 4, 2
 NOISES_OF_AN_ARCHIVE, NOISE_S = 6, 6.0
 
@@ -150,7 +152,7 @@ def _rng(*key: object) -> np.random.Generator:
 def _vctk(name: str, names: Sequence[str], voices: Voices, path: Path) -> None:
     def files() -> Files:
         for published, voice in zip(VCTK_SPEAKERS[: len(voices.names)], voices.names, strict=True):
-            for number, wav in enumerate(voices.clips(voice, 48_000, 30.0, published), 1):
+            for number, wav in enumerate(voices.clips(voice, 48_000, VOICE_S, published), 1):
                 content = _audio(wav, 48_000, "FLAC")
                 stem = f"wav48_silence_trimmed/{published}/{published}_{number:03d}"
                 yield f"{stem}_mic1.flac", content
@@ -171,7 +173,8 @@ def _voicebank(name: str, names: Sequence[str], voices: Voices, path: Path) -> N
 
     def files() -> Files:
         for published, voice in zip(ids[: len(who)], who, strict=True):
-            for number, clean in enumerate(voices.clips(voice, 48_000, 24.0, published), 1):
+            clips = voices.clips(voice, 48_000, VOICE_S if training else TEST_VOICE_S, published)
+            for number, clean in enumerate(clips * (TAKES if training else 1), 1):
                 utterance = f"{published}_{number:03d}"
                 wav = _noisy(clean, utterance, training, number, voices, not_by=voice)
                 yield f"{folder}/{utterance}.wav", _audio(wav[side], 48_000)
@@ -209,7 +212,7 @@ def _libritts(name: str, names: Sequence[str], voices: Voices, path: Path) -> No
         for voice in who:
             position = voices.names.index(voice)
             published, chapter = LIBRITTS_SPEAKERS[position], 1240 + position
-            for number, wav in enumerate(voices.clips(voice, 24_000, 40.0, published)):
+            for number, wav in enumerate(voices.clips(voice, 24_000, VOICE_S, published)):
                 stem = f"{published}_{chapter}_{number // 4:06d}_{number % 4:06d}"
                 yield f"LibriTTS_R/{subset}/{published}/{chapter}/{stem}.wav", _audio(wav, 24_000)
 
@@ -223,7 +226,7 @@ def _daps(name: str, names: Sequence[str], voices: Voices, path: Path) -> None:
         # What macOS left in the published archive, and readers must pass over.
         yield "daps/clean/._f1_script1_clean.wav", b"Mac OS X" * 16
         for published, voice in zip(DAPS_SPEAKERS[: len(voices.names)], voices.names, strict=True):
-            clips = voices.clips(voice, 44_100, 40.0, published)
+            clips = voices.clips(voice, 44_100, VOICE_S, published)
             half = max(1, len(clips) // 2)
             for script, part in enumerate((clips[:half], clips[half:]), 1):
                 if part:
