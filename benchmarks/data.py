@@ -5,12 +5,13 @@
 One thread throughout, and time is that thread's CPU time: on an idle machine the same as time on the clock, since all
 files are in memory, and on a busy one still what the work costs. The corpus is the embedded speech; noises and impulse
 responses are synthetic. Degraded items are those of config/experiments/finally_stage1.yaml: contexts of 65 536 samples
-at 16 kHz, all augmentations with their probabilities.
+at 16 kHz, all augmentations with their probabilities. Items of stage 3 are degraded by the same at 48 kHz.
 """
 
 import argparse
 import contextlib
 import io
+import itertools
 import os
 import sys
 import tempfile
@@ -58,16 +59,16 @@ def measure(speech: Path, folder: Path) -> list[tuple[str, float, str, str]]:
     """(what, value, unit, goal) of every measurement; `folder` is scratch."""
     rows = []
     make_sources(speech, folder / "sources")
-    for corpus in ("libritts-r", "dns5-noise", "dns5-rooms", "micirp"):
+    for corpus, to_rate in itertools.product(("libritts-r", "dns5-noise", "dns5-rooms", "micirp"), (16000, 48000)):
         began = time.process_time()
         with contextlib.redirect_stdout(io.StringIO()):
-            prepare(corpus, folder / "sources" / corpus, folder / corpus, 16000, jobs=1)
-        if corpus == "libritts-r":
+            prepare(corpus, folder / "sources" / corpus, folder / corpus / str(to_rate), to_rate, jobs=1)
+        if (corpus, to_rate) == ("libritts-r", 16000):
             speed = audio_seconds(folder / "sources" / corpus) / (time.process_time() - began)
             rows.append(("preparation, FLAC 48 kHz -> PCM 16 kHz", speed, "x real time", ">= 500"))
 
-    manifest = str(folder / "libritts-r" / "train.csv")
-    augmentations = recipe(folder)
+    manifest = str(folder / "libritts-r" / "16000" / "train.csv")
+    augmentations = recipe(folder, 16000)
     plain = datasets_registry["augmented_libritts-r"](manifest=manifest, augmentations=[], segment=8192, context=8192)
     rows.append(
         ("a training segment of 8192 samples", rate(lambda i: plain[(0, i % len(plain))]), "items/s", ">= 5000")
@@ -77,7 +78,8 @@ def measure(speech: Path, folder: Path) -> list[tuple[str, float, str, str]]:
     mels = datasets_registry["mel_dataset"](manifest=manifest)
     rows.append(("the same, with its mels (mel_dataset)", rate(lambda i: mels[(0, i % len(mels))]), "items/s", ""))
 
-    wav = np.concatenate([read(path)[0] for path in sorted((folder / "libritts-r" / "wav").rglob("*.wav"))[:20]])
+    clips = sorted((folder / "libritts-r" / "16000" / "wav").rglob("*.wav"))
+    wav = np.concatenate([read(path)[0] for path in clips[:20]])
     wav = np.ascontiguousarray(wav[:CONTEXT])
     chain = Chain(augmentations)
     degrade = rate(lambda i: chain.apply(wav, 16000, chain.draw(0, 0, i)), least=200)
@@ -86,9 +88,15 @@ def measure(speech: Path, folder: Path) -> list[tuple[str, float, str, str]]:
         alone = Chain([{**augmentation, "probability": 1.0}])
         name = augmentation["name"]
         if "manifest" in augmentation.get("args", {}):
-            name += f" ({Path(augmentation['args']['manifest']).parent.name})"
+            name += f" ({Path(augmentation['args']['manifest']).parts[-3]})"
         speed = rate(lambda i, alone=alone: alone.apply(wav, 16000, alone.draw(0, 0, i)))
         rows.append((f"- {name} alone", speed, "items/s", ""))
+
+    daps = {"manifest": str(folder / "libritts-r" / "48000" / "train.csv"), "augmentations": recipe(folder, 48000)}
+    for what, context in (("a context of 196608 samples", 196608), ("its segment of 24576 samples alone", None)):
+        dataset = datasets_registry["augmented_daps"](**daps, segment=24576, context=context)
+        speed = rate(lambda i, dataset=dataset: dataset[(0, i)], least=100)
+        rows.append((f"an item of stage 3, {what} at 48 kHz degraded", speed, "items/s", ""))
 
     rows.append(("memory of a loader worker, 100 000 recordings", worker_memory(folder, augmentations), "MB", "< 400"))
     return rows
@@ -117,13 +125,13 @@ def make_sources(speech: Path, folder: Path) -> None:
         sf.write(folder / "micirp" / f"{number}.wav", 0.9 * microphone, 48000)
 
 
-def recipe(folder: Path) -> list[dict]:
-    """The augmentations of the experiment, on the corpora in `folder`."""
+def recipe(folder: Path, sample_rate: int) -> list[dict]:
+    """The augmentations of the experiment, on the corpora in `folder` at `sample_rate` Hz."""
     augmentations = yaml.safe_load(RECIPE.read_text())["data"]["train"]["args"]["augmentations"]
     for augmentation in augmentations:
         if "manifest" in augmentation.get("args", {}):
             corpus = Path(augmentation["args"]["manifest"]).parts[-3]
-            augmentation["args"]["manifest"] = str(folder / corpus / "train.csv")
+            augmentation["args"]["manifest"] = str(folder / corpus / str(sample_rate) / "train.csv")
     return augmentations
 
 
@@ -162,10 +170,10 @@ class Memory(torch.utils.data.Dataset):
 
 def worker_memory(folder: Path, augmentations: list[dict]) -> float:
     """Resident memory of a loader worker in MB, all of it counted, after 100 degraded items of 100 000 recordings."""
-    small = folder / "libritts-r" / "train.csv"
+    small = folder / "libritts-r" / "16000" / "train.csv"
     rows = small.read_text().splitlines()[1:]
     values = [dict(zip(COLUMNS, row.split(","), strict=True)) for row in rows]
-    big = folder / "libritts-r" / "big.csv"
+    big = folder / "libritts-r" / "16000" / "big.csv"
     longer = "./" * 20  # paths as long as those of LibriTTS-R
     many = (values[i % len(values)] for i in range(100_000))
     write_csv(big, COLUMNS, ({**row, "path": longer + row["path"]} for row in many))

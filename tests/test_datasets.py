@@ -13,6 +13,9 @@ import torch
 from finallyse.audio.io import read, write_wav
 from finallyse.audio.mel import LogMel
 from finallyse.audio.resample import resample
+from finallyse.augmentations import Chain
+from finallyse.augmentations.noise import active_power
+from finallyse.augmentations.streams import stream
 from finallyse.corpora.manifest import COLUMNS, Manifest, write_csv
 from finallyse.datasets import datasets_registry
 from finallyse.datasets.bandwidth import without_highs
@@ -148,9 +151,47 @@ def test_mels_belong_to_the_wav(corpora):
     assert item["mel"].shape == item["mel_for_loss"].shape == (80, 32)
     assert torch.equal(item["mel"], LogMel(16000, 1024, 256, 1024, 80, 0, 6000)(item["wav"][None])[0])
     assert torch.equal(item["mel_for_loss"], LogMel(16000, 1024, 256, 1024, 80, 0, 8000)(item["wav"][None])[0])
-    assert item["wav"].abs().max() == pytest.approx(0.95, abs=1e-4) and torch.equal(item["wav"], item["input_wav"])
+    assert torch.equal(item["wav"], item["input_wav"])
     with pytest.raises(UserError, match="multiple of hop"):
         build("mel_dataset", corpora, segment=8000)
+
+
+def test_vocoders_hear_a_recording_at_one_level(corpora):
+    """Its segments are normalised by the peak of the whole recording, not each by its own."""
+    dataset, whole = build("mel_dataset", corpora), build("mel_dataset", corpora, segment=None)
+    for index in range(len(whole)):
+        recording = read(dataset.manifest.path(index))[0]
+        peak = np.abs(recording).max()
+        assert whole[index]["wav"].abs().max() == pytest.approx(0.95, abs=1e-3)
+        np.testing.assert_allclose(whole[index]["wav"], 0.95 / peak * recording[: len(whole[index]["wav"])], atol=1e-4)
+    peaks = []
+    for epoch in range(20):
+        start, frames = dataset.place(epoch, 0)
+        segment, wav = read(dataset.manifest.path(0), start, frames)[0], dataset[(epoch, 0)]["wav"].numpy()
+        np.testing.assert_allclose(wav, 0.95 / dataset.manifest.peaks[0] * segment, atol=1e-6)
+        peaks.append(np.abs(wav).max())
+    assert max(peaks) < 0.951 and min(peaks) < 0.6
+
+
+def test_peaks_are_those_of_the_prepared_files(corpora):
+    for corpus in ("libritts-r", "voicebank"):
+        for rate in (16000, 48000):
+            listed = Manifest(manifest(corpora, corpus, rate))
+            largest = [np.abs(read(listed.path(index))[0]).max() for index in range(len(listed))]
+            np.testing.assert_allclose(listed.peaks, largest, atol=1 / 32768)
+
+
+@pytest.mark.parametrize("peak", ["", "nan", "-0.5", None])
+def test_a_missing_peak_is_told_where_it_is_needed(peak, corpora, tmp_path, speech_16k):
+    path = list_files(tmp_path, {"a.wav": speech_16k[:20000], "b.wav": speech_16k[20000:40000]})
+    columns = [column for column in (*COLUMNS, "noisy_path") if peak is not None or column != "peak"]
+    row = {"samples": 20000, "rate": 16000}
+    names = [{"path": name, "noisy_path": name} for name in ("a.wav", "b.wav")]
+    write_csv(path, columns, [{**names[0], **row, "peak": 0.5}, {**names[1], **row, "peak": peak}])
+    with pytest.raises(UserError, match=r"m\.csv: does not give every recording's `peak`.*prepare its corpus again"):
+        build("mel_dataset", corpora, manifest=path)
+    assert len(build("mel_dataset", corpora, manifest=path, mels_folder=str(tmp_path))) == 2
+    assert len(build("vctk", corpora, manifest=path)) == len(build("voicebank", corpora, manifest=path)) == 2
 
 
 def test_ready_made_mels_belong_to_the_segment(corpora, tmp_path):
@@ -241,7 +282,7 @@ def test_degraded_inputs_are_in_step_with_their_targets(corpora):
 def test_daps_segments_come_from_everywhere(corpora):
     dataset = build("augmented_daps", corpora, augmentations=[], silence_ratio=0.0, virtual_len=5000)
     assert len(dataset) == 5000
-    rows = [dataset._segment(0, index)[0] for index in range(3000)]
+    rows = [dataset._excerpt(0, index)[0] for index in range(3000)]
     share = np.bincount(rows, minlength=len(dataset.manifest)) / 3000
     np.testing.assert_allclose(share, dataset.manifest.samples / dataset.manifest.samples.sum(), atol=0.04)
 
@@ -256,6 +297,116 @@ def test_daps_silence_lies_around_the_speech(corpora):
         total.append(before[-1] + after[-1])
     assert np.mean(total) == pytest.approx(0.25 * 24576, rel=0.2) and max(total) < 0.55 * 24576
     assert np.mean(before) == pytest.approx(np.mean(after), rel=0.4)
+
+
+def test_daps_segments_lie_in_their_context(corpora):
+    dataset = build("augmented_daps", corpora)
+    alone = build("augmented_daps", corpora, context=None)
+    starts = set()
+    for index in range(8):
+        item = dataset[(1, index)]
+        start = item["start"]
+        starts.add(start)
+        assert item["context_wav"].shape == (65536,) and start % 320 == 0 and 0 <= start <= 65536 - 8192
+        assert torch.equal(item["input_wav"], item["context_wav"][start : start + 8192])
+        assert torch.equal(item["wav"], alone[(1, index)]["wav"])  # a context moves no segment
+    assert len(starts) > 3
+    whole = build("augmented_daps", corpora, segment=None)[0]
+    assert torch.equal(whole["context_wav"], whole["input_wav"]) and whole["start"] == 0
+
+
+@pytest.mark.parametrize("silence_ratio", [0.0, 0.5])
+@pytest.mark.parametrize("samples", [1, 700, 2399, 2400, 2402, 5000, 9599, 9600, 9601, 10000, 10600, 32000])
+def test_a_daps_context_is_the_recording_around_the_segment(samples, silence_ratio, corpora, tmp_path):
+    """Recordings that count their samples tell where everything was."""
+    path = list_files(tmp_path, {"a.wav": np.arange(1, samples + 1) / 32768}, 48000)
+    sizes = {"segment": 2400, "context": 9600, "silence_ratio": silence_ratio}
+    dataset = build("augmented_daps", corpora, manifest=path, **sizes)
+    places, begins = [], set()
+    for index in range(200):
+        row, clean, begin = dataset._excerpt(0, index)
+        counted = np.rint(clean * 32768).astype(int)
+        speech, silent = counted[counted > 0], np.flatnonzero(counted[begin : begin + 2400] == 0)
+        assert row == 0 and len(clean) == 9600 and begin % 960 == 0 and begin + 2400 <= 9600
+        assert (np.diff(speech) == 1).all(), "the recording in order, nothing of it missing"
+        assert counted[:begin].all(), "silence only in the segment, and behind the recording's end"
+        behind = counted[begin + 2400 :]
+        assert not behind[np.count_nonzero(behind) :].any() and (behind.all() or speech[-1] == samples)
+        if samples >= 2400:
+            assert len(silent) <= silence_ratio * 2400
+        if samples >= 9600 + 960:
+            assert np.count_nonzero(behind == 0) < 960, "within the recording, to within the grid"
+        begins.add(begin)
+        places.append(speech[begin] - 1)
+    assert len(begins) == min(8, max(0, samples - 2400) // 960 + 1)
+    if samples > 2400:
+        evenly = np.linspace(0, samples - 2400, 200)
+        np.testing.assert_allclose(np.sort(places), evenly, atol=0.15 * (samples - 2400) + 1)
+
+
+def test_without_a_context_daps_segments_are_degraded_alone(corpora):
+    options = {"context": None, "seed": 3, "silence_ratio": 0.4}
+    dataset = build("augmented_daps", corpora, **options)
+    chain, listed = Chain(recipe(corpora, 48000)), dataset.manifest
+    places = [(row, start) for row in range(len(listed)) for start in range(int(listed.samples[row]) - 24576, -1, -1)]
+    for epoch, index in ((0, 0), (0, 7), (2, 1), (5, 999)):
+        rng = stream(3, epoch, index, purpose="segment")
+        row, start = places[rng.integers(len(places))]
+        silence = int(rng.uniform(0, 0.4) * 24576)
+        before = int(rng.integers(silence + 1))
+        wav = np.pad(read(listed.path(row), start, 24576 - silence)[0], (before, silence - before))
+        degraded = resample(chain.apply(wav, 48000, chain.draw(3, epoch, index)), 48000, 16000)
+        item = dataset[(epoch, index)]
+        assert item.keys() == {"input_wav", "wav", "name"} and item["name"] == listed.name(row)
+        np.testing.assert_array_equal(item["wav"].numpy(), wav)
+        np.testing.assert_array_equal(item["input_wav"].numpy(), np.clip(degraded, -1, 1))
+
+
+def decibels(wav: torch.Tensor) -> float:
+    """Mean power in dB of full scale."""
+    return 10 * np.log10(wav.double().square().mean().item() + 1e-12)
+
+
+def test_noise_follows_the_level_of_the_context(corpora, speech, tmp_path):
+    """In pauses too: a segment's own level does not set that of its noise, as it does where it is degraded alone."""
+    voices = [resample(wav, rate, 48000) for wav, rate in map(read, speech[::4])]
+    voices = [0.03 * wav / np.sqrt(active_power(wav, 48000)) for wav in voices]
+    path = list_files(tmp_path, {"a.wav": np.concatenate(voices)}, 48000)
+    noise = [{"name": "noise", "args": {"manifest": manifest(corpora, "dns5-noise", 48000), "snr_db": [15, 15]}}]
+    correlation, in_pauses = {}, {}
+    for context in (196608, None):
+        options = {"manifest": path, "context": context, "silence_ratio": 0.0}
+        noisy = build("augmented_daps", corpora, augmentations=noise, **options)
+        clean = build("augmented_daps", corpora, augmentations=[], **options)
+        levels, own, deviations = [], [], []
+        for index in range(80):
+            item, same_but_clean = noisy[(0, index)], clean[(0, index)]
+            levels.append(decibels(item["input_wav"] - same_but_clean["input_wav"]))
+            own.append(decibels(item["wav"]))
+            # a third of white noise lies within the 8 kHz that are left
+            degraded_as_a_whole = noisy._excerpt(0, index)[1]
+            deviations.append(levels[-1] - 10 * np.log10(active_power(degraded_as_a_whole, 48000) / 3) + 15)
+        assert np.abs(deviations).max() < 1
+        correlation[context] = np.corrcoef(levels, own)[0, 1]
+        in_pauses[context] = [level for level, speech_level in zip(levels, own, strict=True) if speech_level < -55]
+    assert abs(correlation[196608]) < 0.5 and correlation[None] > 0.9
+    assert len(in_pauses[None]) >= 3
+    assert min(in_pauses[196608]) > -54 and np.median(in_pauses[None]) < -70
+
+
+def test_reverberation_comes_from_before_the_segment(corpora):
+    """What is heard of the room in a pause that a segment begins with; alone, a segment has nothing to reverberate."""
+    room = [{"name": "impulse_response", "args": {"manifest": manifest(corpora, "dns5-rooms", 48000)}}]
+    tails = {}
+    for context in (196608, None):
+        dataset = build("augmented_daps", corpora, augmentations=room, context=context, silence_ratio=0.8)
+        tails[context] = []
+        for index in range(60):
+            item = dataset[(0, index)]
+            if np.flatnonzero(item["wav"].numpy())[0] > 4800:
+                tails[context].append(decibels(item["input_wav"][:1500]) - decibels(item["input_wav"]))
+    assert len(tails[None]) == len(tails[196608]) > 10
+    assert np.median(tails[196608]) > -20 and np.median(tails[None]) < -60
 
 
 def test_vctk_demand_at_both_rates(corpora):
@@ -300,7 +451,8 @@ def list_files(folder, wavs: dict, rate: int = 16000, **more) -> str:
     rows = []
     for name, wav in wavs.items():
         write_wav(folder / name, wav, rate)
-        rows.append({"path": name, "samples": len(wav), "rate": rate, "noisy_path": name, **more})
+        row = {"path": name, "samples": len(wav), "rate": rate, "peak": float(np.abs(wav).max())}
+        rows.append(row | {"noisy_path": name, **more})
     write_csv(folder / "m.csv", [*COLUMNS, "noisy_path"], rows)
     return str(folder / "m.csv")
 
@@ -356,6 +508,21 @@ def test_wrong_arguments(name, corpora):
         build(name, corpora, manifest=manifest(corpora, "voicebank", other))
     with pytest.raises(UserError, match=r"no argument 'segmnt'.*did you mean 'segment'"):
         build(name, corpora, segmnt=5)
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("augmented_libritts-r", {"segment": 8192, "context": 8000}, "segment=8192 is longer than context=8000"),
+        ("augmented_daps", {"segment": 24576, "context": 24573}, "segment=24576 is longer than context=24573"),
+        ("augmented_daps", {"segment": 24577}, "segment=24577 must be a multiple of .* 3"),
+        ("augmented_daps", {"context": 65536}, "context=65536 must be a multiple of .* 3"),
+        ("augmented_daps", {"input_rate": 22050}, "output_rate=48000 is not a multiple of input_rate=22050"),
+    ],
+)
+def test_sizes_that_do_not_fit_together(name, options, message, corpora):
+    with pytest.raises(UserError, match=message):
+        build(name, corpora, **options)
 
 
 def test_a_manifest_of_100_000_is_small_and_shared(tmp_path):

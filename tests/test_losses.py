@@ -160,6 +160,19 @@ def test_lmos_leaves_audio_as_it_is_for_a_wavlm_that_takes_it_so(tmp_path, clip)
     assert target == none
 
 
+def test_losses_say_whether_they_see_the_level(wavlm, clip):
+    """At half its level a loss that sees it is as far from its least value as for another sound; a blind one is not."""
+    for name in ("l1_mel_loss", "lmos", "pesq"):
+        loss = losses_registry[name]()
+        given = {"wav": clip, "sample_rate": 16000, "wavlm": wavlm}
+        values = []
+        for hat in (clip, 0.5 * clip):
+            values.append(float(loss(**{need: (given | {"wav_hat": hat})[need] for need in loss.needs})))
+        assert loss.sees_level == (values[1] - values[0] > 1e-2), name
+    told = {name: losses_registry[name].sees_level for name in ("gen_loss", "disc_loss", "feature_loss", "utmos")}
+    assert told == {"gen_loss": False, "disc_loss": False, "feature_loss": True, "utmos": False}
+
+
 @pytest.mark.parametrize("samples, amount", [(8192, 0.001), (8192, 0.1), (9001, 0.01)])
 def test_pesq_equals_torch_pesq(root, clip, samples, amount):
     import torch_pesq

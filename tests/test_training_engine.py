@@ -439,6 +439,14 @@ def without_their_loss(settings: dict) -> None:
     settings["losses"]["discriminator"] = {}
 
 
+def without_level(settings: dict) -> None:
+    settings["losses"]["generator"] = {"lmos": {"weight": 0}, "gen_loss": {"weight": 5}, "pesq": {"weight": 2}}
+
+
+def without_losses(settings: dict) -> None:
+    settings["losses"]["generator"] = {}
+
+
 def wrong_prefix(settings: dict) -> None:
     settings["generator"]["train_only"] = ["head"]
 
@@ -458,6 +466,8 @@ def stage1_trainer(settings: dict) -> None:
         (without_wavlm, "takes WavLM's features; set `wavlm`"),
         (without_discriminators, r"losses\.generator\.gen_loss needs 'logits_fake': there are no discriminators"),
         (without_their_loss, r"discriminators\.parts without losses\.discriminator"),
+        (without_level, r"losses\.generator: no loss .* sees the level.*\(there are: lmos, gen_loss, pesq\); add one"),
+        (without_losses, r"losses\.generator: no loss .* sees the level.*\(there are: none\)"),
         (wrong_prefix, "no parameter begins with 'head'; the parts are "),
         (wrong_data, "targets at 16000 Hz; the generator makes 48000 Hz"),
         (stage1_trainer, r"no adversarial training; remove discriminators\.parts"),

@@ -62,9 +62,10 @@ def _write(folder: Path, corpus: str, rate: int, split: str, wavs: Mapping, nois
     prepared, rows = folder / "prepared" / corpus / str(rate), []
     for name, wav in wavs.items():
         row = {"path": f"wav/{name}.wav", "samples": len(wav), "rate": rate, "speaker": name.split("_")[0]}
-        row |= {"split": split, "peak": float(np.abs(wav).max()), "source_checksum": "0" * 64, "gain": 1}
         (prepared / "wav").mkdir(parents=True, exist_ok=True)
-        write_wav(prepared / row["path"], wav, rate, overload="scale")
+        gain = write_wav(prepared / row["path"], wav, rate, overload="scale")
+        peak = gain * float(np.abs(wav).max())
+        row |= {"split": split, "peak": peak, "source_checksum": "0" * 64, "gain": gain}
         if noisy:
             row["noisy_path"] = f"wav/{name}_noisy.wav"
             write_wav(prepared / row["noisy_path"], noisy[name], rate, overload="scale")

@@ -1,9 +1,9 @@
 """Manifests: CSV tables of prepared recordings.
 
 Columns: `path` (relative to the CSV's folder), `samples`, `rate` (Hz), `speaker` (empty for noises and impulse
-responses), `split`, `peak` (largest magnitude), `source_checksum` (SHA-256 of the source file), `gain` (1, or what a
-recording was scaled by because its peak did not fit into 16 bits). VoiceBank's rows also have `noisy_path`, those of
-impulse responses `offset`, the sample of the direct path.
+responses), `split`, `peak` (largest magnitude, to within a step of 16 bits), `source_checksum` (SHA-256 of the source
+file), `gain` (1, or what a recording was scaled by because its peak did not fit into 16 bits). VoiceBank's rows also
+have `noisy_path`, those of impulse responses `offset`, the sample of the direct path.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class Manifest:
     """A manifest held compactly: about 120 bytes a row, and no more while it is read.
 
     rate: Hz, the same in all rows.    samples: int64 [N].    offsets: int64 [N], 0 where the manifest has none.
+    peaks: float32 [N], nan where the manifest has none.
 
     Raises UserError for a file that is missing, empty, or not a manifest.
     """
@@ -58,6 +59,7 @@ class Manifest:
         paths: list[bytes] = []
         noisy_paths: list[bytes] = []
         numbers = {"samples": array("q"), "rate": array("q"), "offset": array("q")}
+        peaks = array("f")
         try:
             with self.file.open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
                 reader = csv.reader(stream)
@@ -76,6 +78,7 @@ class Manifest:
                         noisy_paths.append(row[at["noisy_path"]].encode("utf-8", "surrogateescape"))
                     for column, values in numbers.items():
                         values.append(int(row[at[column]]) if column in at else 0)
+                    peaks.append(float((row[at["peak"]] if "peak" in at else "") or "nan"))
         except ValueError as error:
             raise UserError(f"{self.file}: line {reader.line_num} is not a manifest's row ({error})") from None
         except (OSError, csv.Error) as error:
@@ -88,6 +91,7 @@ class Manifest:
             raise UserError(f"{self.file}: holds recordings of different sample rates; prepare its corpus again")
         if (self.samples <= 0).any():
             raise UserError(f"{self.file}: lists a recording without samples; prepare its corpus again")
+        self.peaks = np.array(peaks, dtype=np.float32)
         self.paths = Strings(paths)
         self.noisy_paths = Strings(noisy_paths) if "noisy_path" in at else None
 

@@ -14,8 +14,57 @@ from finallyse.errors import UserError
 WAVLM_HOP = 320  # samples at 16 kHz between WavLM's frames
 
 
+class DegradedDataset(ManifestDataset):
+    """Clean recordings, and as input the same, degraded in a context and brought to `input_rate`.
+
+    augmentations: list of {name, probability, args}.    segment: samples of the target; None: whole recordings.
+    context: samples that are degraded as a whole, with the segment among them; None: the segment alone.
+    input_rate, output_rate: Hz; the recordings are at `output_rate`.
+    """
+
+    def __init__(
+        self,
+        manifest: str,
+        augmentations: list[dict],
+        segment: int | None,
+        context: int | None,
+        input_rate: int,
+        output_rate: int,
+        seed: int,
+    ):
+        super().__init__(manifest, output_rate, segment, seed)
+        if output_rate % input_rate:
+            raise UserError(f"output_rate={output_rate} is not a multiple of input_rate={input_rate}")
+        self.input_rate, self.factor = input_rate, output_rate // input_rate
+        for name, samples in {"segment": segment, "context": context}.items():
+            if samples is not None and samples % self.factor:
+                raise UserError(f"{name}={samples} must be a multiple of output_rate / input_rate, {self.factor}")
+        if segment is not None and context is not None and segment > context:
+            raise UserError(f"segment={segment} is longer than context={context}, which it is cut from: shorten it")
+        self.has_context, self.cut, self.chain = context is not None, segment, Chain(augmentations)
+        if segment is not None and context is not None:
+            self.segment = context  # what is taken from a recording
+
+    def degraded(self, epoch: int, index: int, row: int, clean: np.ndarray, begin: int, cut: int) -> dict:
+        """The item of `clean` [T], from row `row` of the manifest; its segment is clean[begin : begin + cut].
+
+        T, begin and cut are multiples of output_rate / input_rate.
+        """
+        path = self.manifest.path(row)
+        degraded = self.chain.apply(clean, self.output_rate, self.chain.draw(self.seed, epoch, index), str(path))
+        degraded = fit(resample(degraded, self.output_rate, self.input_rate), len(clean) // self.factor)
+        context, start = tensor(np.clip(degraded, -1, 1), path), begin // self.factor
+        item = {
+            "input_wav": context[start : start + cut // self.factor],
+            "wav": tensor(clean[begin : begin + cut], path),
+        }
+        if self.has_context:
+            item |= {"context_wav": context, "start": start}
+        return item | {"name": self.manifest.name(row)}
+
+
 @datasets_registry.register("augmented_libritts-r")
-class AugmentedLibriTTS(ManifestDataset):
+class AugmentedLibriTTS(DegradedDataset):
     """LibriTTS-R, degraded: a short segment to enhance, in a long context that WavLM sees.
 
     manifest: CSV of prepared speech.    augmentations: list of {name, probability, args}.    segment: samples to
@@ -37,45 +86,39 @@ class AugmentedLibriTTS(ManifestDataset):
         sample_rate: int = 16000,
         seed: int = 0,
     ):
-        super().__init__(manifest, sample_rate, None if segment is None else context, seed)
-        if segment is not None and not 1 <= segment <= context:
-            raise UserError(f"augmented_libritts-r: segment={segment} must lie within 1 and context={context}")
-        self.cut, self.chain = segment, Chain(augmentations)
+        super().__init__(manifest, augmentations, segment, context, sample_rate, sample_rate, seed)
 
     def item(self, epoch: int, index: int) -> dict:
-        path = self.manifest.path(index)
         start, frames = self.place(epoch, index)
-        clean = self.read(path, start, frames, self.segment)
-        degraded = self.chain.apply(clean, self.input_rate, self.chain.draw(self.seed, epoch, index), str(path))
-        degraded = np.clip(degraded, -1, 1)
+        clean = self.read(self.manifest.path(index), start, frames, self.segment)
         cut, begin = len(clean), 0
         if self.cut is not None:
             cut = self.cut
             places = max(0, frames - cut) // WAVLM_HOP + 1
             begin = WAVLM_HOP * int(self.rng(epoch, index, "cut").integers(places))
-        context = tensor(degraded, path)
-        return {
-            "input_wav": context[begin : begin + cut],
-            "wav": tensor(clean[begin : begin + cut], path),
-            "context_wav": context,
-            "start": begin,
-            "name": self.manifest.name(index),
-        }
+        return self.degraded(epoch, index, index, clean, begin, cut)
 
 
 @datasets_registry.register("augmented_daps")
-class AugmentedDaps(ManifestDataset):
+class AugmentedDaps(DegradedDataset):
     """DAPS, degraded at 48 kHz; the input is then brought to 16 kHz.
 
     manifest: CSV of prepared speech at `output_rate`.    augmentations: list of {name, probability, args}, with noises
-    and impulse responses at `output_rate`.    segment: samples of the target, a multiple of output_rate / input_rate;
-    null: whole recordings, of which there are as many as the manifest has.    virtual_len: items of an epoch; each is
-    a segment from anywhere in the corpus, every place being as likely.    silence_ratio: up to this share of a segment
-    is silence around the speech, the amount and its place being random.    input_rate, output_rate: Hz.
-    seed: of segments, silences and degradations.
+    and impulse responses at `output_rate`.    segment: samples of the target; null: whole recordings, of which there
+    are as many as the manifest has, and which are their own context.    context: samples that are degraded as a whole
+    and that the segment is cut from, so that noise follows the level of seconds of speech, reverberation comes from
+    before the segment, and WavLM sees more than the segment; null: the segment is degraded alone, and items have
+    neither `context_wav` nor `start`.    virtual_len: items of an epoch; each is a segment from anywhere in the corpus,
+    every place being as likely.    silence_ratio: up to this share of a segment is silence around its speech, the
+    amount and its place being random; the context's speech goes on before and after, as around two pauses.
+    input_rate, output_rate: Hz; segment and context are multiples of output_rate / input_rate.    seed: of segments,
+    silences and degradations.
 
-    Items: input_wav [segment * input_rate / output_rate] (degraded), wav [segment] (clean), name. Levels are as they
-    are, clamped to [-1, 1]. A recording shorter than a segment is followed by zeros.
+    Items: input_wav [segment * input_rate / output_rate] (degraded), wav [segment] (clean), context_wav [context *
+    input_rate / output_rate] (degraded; input_wav is its part from `start` on), start (samples at input_rate, a
+    multiple of 320: WavLM's frame start / 320 begins there), name. Levels are as they are, clamped to [-1, 1]. The
+    context lies anywhere around the segment, within the recording as far as steps of 320 samples allow; a recording
+    shorter than segment or context is followed by zeros, which are degraded with it.
     """
 
     def __init__(
@@ -83,54 +126,56 @@ class AugmentedDaps(ManifestDataset):
         manifest: str,
         augmentations: list[dict],
         segment: int | None = 24576,
+        context: int | None = 196608,
         virtual_len: int = 100_000,
         silence_ratio: float = 0.0,
         input_rate: int = 16000,
         output_rate: int = 48000,
         seed: int = 0,
     ):
-        super().__init__(manifest, output_rate, segment, seed)
-        self.input_rate = input_rate
-        if output_rate % input_rate:
-            raise UserError(f"augmented_daps: output_rate={output_rate} is not a multiple of input_rate={input_rate}")
-        self.factor = output_rate // input_rate
-        if segment is not None and segment % self.factor:
-            raise UserError(f"augmented_daps: segment={segment} must be a multiple of {self.factor}")
+        super().__init__(manifest, augmentations, segment, context, input_rate, output_rate, seed)
         if virtual_len < 1:
             raise UserError(f"augmented_daps: virtual_len={virtual_len}: must be at least 1")
         if not 0 <= silence_ratio < 1:
             raise UserError(f"augmented_daps: silence_ratio={silence_ratio}: must lie within 0 and 1, 1 excluded")
-        self.virtual_len, self.silence_ratio, self.chain = virtual_len, silence_ratio, Chain(augmentations)
+        self.virtual_len, self.silence_ratio = virtual_len, silence_ratio
         # Where each recording's possible places end, all recordings in a row.
         places = np.maximum(self.manifest.samples - (segment or 1), 0) + 1
         self.ends = np.cumsum(places)
 
     def __len__(self) -> int:
-        return len(self.manifest) if self.segment is None else self.virtual_len
+        return len(self.manifest) if self.cut is None else self.virtual_len
 
     def item(self, epoch: int, index: int) -> dict:
-        row, clean = self._whole(index) if self.segment is None else self._segment(epoch, index)
-        path = self.manifest.path(row)
-        degraded = self.chain.apply(clean, self.output_rate, self.chain.draw(self.seed, epoch, index), str(path))
-        degraded = fit(resample(degraded, self.output_rate, self.input_rate), len(clean) // self.factor)
-        return {
-            "input_wav": tensor(np.clip(degraded, -1, 1), path),
-            "wav": tensor(clean, path),
-            "name": self.manifest.name(row),
-        }
+        if self.cut is None:
+            length = -(-int(self.manifest.samples[index]) // self.factor) * self.factor
+            clean = self.read(self.manifest.path(index), 0, -1, length)
+            return self.degraded(epoch, index, index, clean, 0, length)
+        row, clean, begin = self._excerpt(epoch, index)
+        return self.degraded(epoch, index, row, clean, begin, self.cut)
 
-    def _whole(self, index: int) -> tuple[int, np.ndarray]:
-        length = -(-int(self.manifest.samples[index]) // self.factor) * self.factor
-        return index, self.read(self.manifest.path(index), 0, -1, length)
-
-    def _segment(self, epoch: int, index: int) -> tuple[int, np.ndarray]:
+    def _excerpt(self, epoch: int, index: int) -> tuple[int, np.ndarray, int]:
+        """The item's row of the manifest, its clean context (or segment alone) [T], and where the segment begins."""
         rng = self.rng(epoch, index, "segment")
         place = int(rng.integers(self.ends[-1]))
         row = int(np.searchsorted(self.ends, place, side="right"))
-        start = int(self.ends[row]) - 1 - place
-        silence = int(rng.uniform(0, self.silence_ratio) * self.segment)
+        start, samples = int(self.ends[row]) - 1 - place, int(self.manifest.samples[row])
+        silence = int(rng.uniform(0, self.silence_ratio) * self.cut)
         before = int(rng.integers(silence + 1))
-        frames = min(self.segment - silence, int(self.manifest.samples[row]) - start)
+        frames = min(self.cut - silence, samples - start)  # of the segment's speech
+        begin = self._begin(epoch, index, start, samples + silence)
+        length = self.segment - silence
+        speech = self.read(self.manifest.path(row), start - begin, min(length, samples - start + begin), length)
         wav = np.zeros(self.segment, np.float32)
-        wav[before : before + frames] = self.read(self.manifest.path(row), start, frames)
-        return row, wav
+        wav[:begin] = speech[:begin]
+        wav[begin + before : begin + before + frames] = speech[begin : begin + frames]
+        wav[begin + self.cut :] = speech[begin + frames :][: self.segment - begin - self.cut]
+        return row, wav, begin
+
+    def _begin(self, epoch: int, index: int, start: int, samples: int) -> int:
+        """Where in its context a segment begins that starts at `start` of `samples`; on the grid of WavLM's frames."""
+        hop = WAVLM_HOP * self.factor
+        last = min(start, self.segment - self.cut) // hop
+        # from here on the context ends within the recording, where that is long enough
+        first = min(max(0, -(-(start + self.segment - samples) // hop)), last)
+        return hop * int(self.rng(epoch, index, "cut").integers(first, last + 1))

@@ -9,7 +9,7 @@ import torch
 
 from finallyse.audio.mel import LogMel
 from finallyse.datasets import datasets_registry
-from finallyse.datasets.base import PEAK, ManifestDataset, peak_normalised, tensor
+from finallyse.datasets.base import PEAK, ManifestDataset, tensor
 from finallyse.errors import UserError
 
 
@@ -18,7 +18,8 @@ class MelDataset(ManifestDataset):
     """Speech with the log-mel spectrograms that HiFi-GAN starts from and is judged by (arXiv 2010.05646).
 
     manifest: CSV of prepared speech.    segment: samples of an item, a multiple of `hop`; null: whole recordings, cut
-    to a multiple of `hop`.    sample_rate: Hz.    peak: to which each item is normalised.    seed: of the segments.
+    to a multiple of `hop`.    sample_rate: Hz.    peak: to which each recording is normalised, of which the item is a
+    part; silence stays as it is.    seed: of the segments.
     mels_folder: ready-made log-mels `<name>.npy` [n_mels, F] of the whole recordings (of an acoustic model that the
     vocoder is tuned to), used as `mel`; the item is then not normalised. Segments begin at a frame.
     n_fft, hop, win, n_mels, fmin, fmax: of `mel`.    fmax_loss: of `mel_for_loss`; null: half the sample rate.
@@ -48,6 +49,12 @@ class MelDataset(ManifestDataset):
             raise UserError(f"mel_dataset: segment={segment} must be a multiple of hop={hop}")
         self.peak, self.hop, self.n_mels = peak, hop, n_mels
         self.mels_folder = None if mels_folder is None else Path(mels_folder)
+        peaks = self.manifest.peaks
+        if mels_folder is None and not (np.isfinite(peaks) & (peaks >= 0)).all():
+            raise UserError(
+                f"{manifest}: does not give every recording's `peak`, by which it is normalised; "
+                "prepare its corpus again"
+            )
         self.mel = LogMel(sample_rate, n_fft, hop, win, n_mels, fmin, fmax)
         self.mel_for_loss = LogMel(sample_rate, n_fft, hop, win, n_mels, fmin, fmax_loss)
 
@@ -61,7 +68,8 @@ class MelDataset(ManifestDataset):
         length = self.segment or max(self.hop, frames // self.hop * self.hop)
         wav = self.read(path, start, frames, length)
         if self.mels_folder is None:
-            wav = peak_normalised(wav, self.peak)
+            largest = float(self.manifest.peaks[index])
+            wav = wav if largest == 0 else wav * np.float32(self.peak / largest)
         wav = tensor(wav, path)
         mel_for_loss = self.mel_for_loss(wav[None])[0]
         if self.mels_folder is not None:

@@ -15,6 +15,7 @@ class GeneratorLoss(nn.Module):
     """Sum over sub-discriminators of mean((1 - D(wav_hat))^2). logits_fake: a tensor of any shape for each of them."""
 
     needs = ("logits_fake",)
+    sees_level = False
 
     def forward(self, logits_fake: list[Tensor]) -> Tensor:
         return sum((1.0 - logits.float()).square().mean() for logits in logits_fake)
@@ -25,6 +26,7 @@ class DiscriminatorLoss(nn.Module):
     """Sum over sub-discriminators of mean((1 - D(wav))^2) + mean(D(wav_hat)^2)."""
 
     needs = ("logits_real", "logits_fake")
+    sees_level = False
 
     def forward(self, logits_real: list[Tensor], logits_fake: list[Tensor]) -> Tensor:
         return sum(
@@ -44,6 +46,7 @@ class FeatureLoss(nn.Module):
     """
 
     needs = ("fmaps_real", "fmaps_fake")
+    sees_level = True
 
     def __init__(self, relative: bool = False, reduction: Literal["sum", "mean"] = "sum"):
         super().__init__()

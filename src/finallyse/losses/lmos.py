@@ -35,6 +35,7 @@ class LMOSLoss(nn.Module):
     """
 
     needs = ("wav", "wav_hat", "sample_rate", "wavlm")
+    sees_level = True  # its STFT magnitudes do
 
     def __init__(
         self,

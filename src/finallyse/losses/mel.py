@@ -24,6 +24,8 @@ class L1MelLoss(nn.Module):
     wav, wav_hat: [B, 1, T] at sample_rate; mel_for_loss: [B, n_mels, T // hop]. Raises UserError where lengths differ.
     """
 
+    sees_level = True
+
     def __init__(
         self,
         target: Literal["wav", "mel_for_loss"] = "wav",

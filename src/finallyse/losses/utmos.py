@@ -30,6 +30,7 @@ class UTMOSLoss(nn.Module):
     """
 
     needs = ("wav_hat", "sample_rate")
+    sees_level = False
 
     def __init__(self, weights: str, chunk: int = 1):
         super().__init__()

@@ -325,6 +325,7 @@ class BaseTrainer:
         if self.wavlm is not None:
             offered.add("wavlm")
         self.generator_criteria.check(offered, why)
+        self.generator_criteria.check_level()
         if self.discriminators:
             self.discriminator_criteria.check(of_discriminators, why)
 

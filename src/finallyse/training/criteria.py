@@ -48,6 +48,14 @@ class Criteria(nn.Module):
                         f"losses.{self.kind}.{name} needs {need!r}: {why.get(need, 'no trainer offers that')}"
                     )
 
+    def check_level(self) -> None:
+        """Raise a UserError where no loss that counts tells one level of the output from another."""
+        if not any(loss.sees_level and self.weights[name] > 0 for name, loss in self.losses.items()):
+            raise UserError(
+                f"losses.{self.kind}: no loss with a weight above 0 sees the level of the output, which could become "
+                f"any (there are: {', '.join(self.names) or 'none'}); add one that does, e.g. lmos or l1_mel_loss"
+            )
+
     def forward(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """The weighted sum, and the losses themselves, unweighted and detached, as a vector in the order of `names`."""
         values = [loss(**{need: inputs[need] for need in loss.needs}).float() for loss in self.losses.values()]
