@@ -1,62 +1,25 @@
 """The networks are the published ones: layer names, shapes, norms, numbers of parameters and outputs.
 
-Weights are drawn from the layers' names: rng = default_rng(crc32(name)), weight = gain / sqrt(fan in) * N(0, 1), then
-bias = 0.1 * N(0, 1). Inputs are 0.1 * N(0, 1) from a given seed.
+Weights are drawn from the layers' names (`named_weights`). Inputs are 0.1 * N(0, 1) from a given seed.
 """
 
 import csv
 import json
-import math
 import re
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch.nn.utils import parametrize
 
 from finallyse.models import models_registry
-from finallyse.models.norms import fold, set_weight
+from finallyse.models.norms import fold
+from named_weights import fill, layers_of, norm_of
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = json.loads((GOLDEN / "networks.json").read_text())
 with (GOLDEN / "layers.tsv").open() as file:
     LAYERS = list(csv.DictReader(file, delimiter="\t"))
-LAST = ("conv_post", "upsamplewaveunet.upsample_block.0")
-KINDS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.ConvTranspose1d)
-
-
-def layers_of(model):
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, KINDS)}
-
-
-def norm_of(layer):
-    if not parametrize.is_parametrized(layer, "weight"):
-        return "none"
-    return "spectral" if "Spectral" in type(layer.parametrizations.weight[0]).__name__ else "weight"
-
-
-@torch.no_grad()
-def fill(model, gain, gain_last):
-    for name, layer in layers_of(model).items():
-        shape = tuple(layer.weight.shape)
-        transposed = isinstance(layer, torch.nn.ConvTranspose1d)
-        fan_in = shape[0] * shape[2] // layer.stride[0] if transposed else math.prod(shape[1:])
-        rng = np.random.default_rng(zlib.crc32(name.encode()))
-        scale = gain * (gain_last if name in LAST else 1.0) / math.sqrt(fan_in)
-        weight = torch.from_numpy((scale * rng.standard_normal(shape)).astype(np.float32))
-        if norm_of(layer) == "spectral":  # iterated to convergence, so that its effective weight is known
-            spectral = layer.parametrizations.weight
-            spectral.original.copy_(weight)
-            matrix = weight.flatten(1).double()
-            u = torch.linalg.eigh(matrix @ matrix.T).eigenvectors[:, -1]
-            spectral[0]._u.copy_(u)
-            spectral[0]._v.copy_(torch.nn.functional.normalize(matrix.T @ u, dim=0))
-        else:
-            set_weight(layer, weight)
-        bias = 0.1 * rng.standard_normal(len(layer.bias))
-        layer.bias.copy_(torch.from_numpy(bias.astype(np.float32)))
 
 
 def inputs_of(description):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def prepare_resources(folder: Path) -> Path:
         decay = np.exp(-np.arange(rate // 10) / (0.02 * rate))
         _write(folder, "dns5-rooms", rate, "train", {"room": 0.3 * decay * rng.standard_normal(rate // 10)})
         _write(folder, "micirp", rate, "train", {"microphone": np.array([0.9, 0.3, -0.1])})
-    _write_wavlm(folder / "weights" / "wavlm-large")
+    write_wavlm(folder / "weights" / "wavlm-large")
     return folder
 
 
@@ -73,15 +73,21 @@ def _write(folder: Path, corpus: str, rate: int, split: str, wavs: Mapping, nois
     write_csv(prepared / f"{split}.csv", (*COLUMNS, "offset", *(["noisy_path"] if noisy else [])), rows)
 
 
-def _write_wavlm(folder: Path) -> None:
+def write_wavlm(
+    folder: Path, normalize: bool = True, fill: Callable[[torch.nn.Module], None] | None = None, **sizes
+) -> None:
+    """A small WavLM in Hugging Face's layout, random or with the weights of `fill`; `sizes`: more of its sizes."""
     from transformers import WavLMConfig, WavLMModel
 
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     convolutions = {"conv_dim": [16] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
     config = WavLMConfig(**sizes, **convolutions, feat_extract_norm="layer", do_stable_layer_norm=True)
-    WavLMModel(config).eval().save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": True}))
+    model = WavLMModel(config).eval()
+    if fill:
+        fill(model)
+    model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": normalize}))
 
 
 @cache
