@@ -133,6 +133,27 @@ class SiSdr(Metric):
         return {"si_sdr": float(10 * np.log10(signal / noise))}
 
 
+@metrics_registry.register("level")
+class Level(Metric):
+    """How much louder the output is than the reference, dB: 20 log10(rms(enhanced) / rms(reference)) of the whole clip.
+
+    PESQ, STOI and SI-SDR are made not to hear a wrong level. Measured at the reference's own rate, because at 16 kHz
+    what a network adds above 8 kHz would not count.
+    """
+
+    columns = ("level",)
+    unit = "dB"
+    better = "zero"
+    needs = Needs(reference=True, rate=None, paper="root mean square of the output over that of the reference")
+
+    def score(self, utterance: Utterance) -> dict[str, float]:
+        enhanced, reference = (wav.astype(np.float64) for wav in utterance.pair(self.needs.rate))
+        powers = enhanced @ enhanced, reference @ reference
+        if not all(powers):  # only what was cut off to make them equally long was not silent
+            raise Unscored("enhanced or reference is silent up to where the shorter one ends")
+        return {"level": float(10 * np.log10(powers[0] / powers[1]))}
+
+
 @metrics_registry.register("lsd")
 class LogSpectralDistance(Metric):
     """Log-spectral distance, dB, at the reference's own rate: it shows what is missing above a network's band.

@@ -18,7 +18,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas
 import yaml
@@ -26,6 +26,7 @@ import yaml
 from finallyse import __version__
 from finallyse.errors import UserError
 from finallyse.hardware import processor
+from finallyse.metrics import Better
 from finallyse.report.figures import Interval
 
 LABELS = {
@@ -34,6 +35,7 @@ LABELS = {
     "stoi": "STOI",
     "estoi": "ESTOI",
     "si_sdr": "SI-SDR",
+    "level": "Level",
     "lsd": "LSD",
     "l1_mel_diff": "Mel L1",
     "dnsmos": "DNSMOS OVRL",
@@ -74,7 +76,7 @@ class Score:
     failed: int
     reason: str
     """Why there is no value, or why `failed` utterances have none."""
-    higher_is_better: bool
+    better: Better
     unit: str
     about: str
 
@@ -451,16 +453,22 @@ def _scores(path: Path) -> list[Score]:
                     scored=int(row["n"]),
                     failed=int(row["unscored"]),
                     reason=row["missing"] or row["reasons"] or ("" if int(row["n"]) else "no utterance was measured"),
-                    higher_is_better=row["better"] == "higher",
+                    better=_better(row["better"]),
                     unit=row["unit"],
                     about=row["paper"],
                 )
             )
         except ValueError as error:
             raise UserError(
-                f"{path}: the row of {row['metric']} holds something that is not a number ({error})"
+                f"{path}: the row of {row['metric']} holds what scripts/evaluate.py does not write ({error})"
             ) from error
     return scores
+
+
+def _better(text: str) -> Better:
+    if text not in get_args(Better):
+        raise ValueError(f"better: {text!r}")
+    return text
 
 
 def _utterances(folder: Path, scores_path: Path | None) -> list[Utterance]:

@@ -235,8 +235,7 @@ class Run:
         measured = {key: value for key, value in row.items() if key not in ("step", "items", "seconds")}
         for name, value in measured.items():
             best = self.best.get(name)
-            higher = self.validation.higher_is_better(name)
-            if best is None or (value > best["value"] if higher else value < best["value"]):
+            if best is None or self.validation.improves(name, value, best["value"]):
                 self.best[name] = {"value": value, "step": self.step}
         if self.group.leader:
             self.validations.append([row])

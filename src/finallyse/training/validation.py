@@ -78,9 +78,12 @@ class Validation:
         row["items"], row["seconds"] = len(scores), time.perf_counter() - began
         return row
 
-    def higher_is_better(self, column: str) -> bool:
-        """Whether a larger number in this column is the better one."""
-        return any(column in metric.columns and metric.better == "higher" for metric in self.metrics.metrics.values())
+    def improves(self, column: str, value: float, best: float) -> bool:
+        """Whether `value` is better than `best` in this column."""
+        from finallyse.metrics import goodness
+
+        better = self.metrics.better(column)
+        return goodness(value, better) > goodness(best, better)
 
     def _score(self, item: Mapping, output: np.ndarray, rate: int):
         from finallyse.metrics import Utterance
