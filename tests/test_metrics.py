@@ -20,7 +20,8 @@ torch.set_num_threads(1)
 RATE = 16000
 BETTER = ("higher", "lower", "zero")
 NAMES = (
-    "l1_mel_diff wb_pesq nb_pesq stoi si_sdr level mosnet utmos wv-mos legacy_dnsmos dnsmos estoi lsd distillmos".split()  # noqa: SIM905
+    *("l1_mel_diff", "wb_pesq", "nb_pesq", "stoi", "estoi", "si_sdr", "zm_si_sdr", "level", "lsd"),
+    *("dnsmos", "legacy_dnsmos", "distillmos", "wv-mos", "mosnet", "utmos"),
 )
 
 
@@ -92,6 +93,28 @@ def test_si_sdr(pair):
     assert score("si_sdr", *pair)["si_sdr"] == pytest.approx(expected.item(), abs=1e-6)
 
 
+@pytest.mark.parametrize("offset", [0.0, 0.02, -0.3])
+def test_si_sdr_with_a_constant_offset(pair, offset):
+    from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
+
+    shifted, reference = pair[0] + np.float32(offset), pair[1]
+    for name, zero_mean in (("si_sdr", False), ("zm_si_sdr", True)):
+        expected = scale_invariant_signal_distortion_ratio(
+            torch.from_numpy(shifted).double(), torch.from_numpy(reference).double(), zero_mean=zero_mean
+        )
+        assert score(name, shifted, reference)[name] == pytest.approx(expected.item(), abs=1e-6)
+    without = score("zm_si_sdr", pair[0], reference)["zm_si_sdr"]
+    assert score("zm_si_sdr", shifted, reference + np.float32(0.1))["zm_si_sdr"] == pytest.approx(without, abs=1e-4)
+    if offset:
+        assert score("si_sdr", shifted, reference)["si_sdr"] < without - 0.5
+
+
+def test_zm_si_sdr_of_a_constant_is_no_number(speech_16k):
+    constant = np.full(RATE, 0.3)
+    assert reason("zm_si_sdr", constant, speech_16k[:RATE]) == "enhanced is constant: without its mean nothing is left"
+    assert reason("zm_si_sdr", speech_16k[:RATE], constant).startswith("reference is constant")
+
+
 @pytest.mark.parametrize("gain", [0.01, 0.5, 2.0, 30.0, -1.0])
 def test_si_sdr_is_unchanged_by_gain(pair, gain):
     enhanced, reference = pair
@@ -122,7 +145,9 @@ def test_level_hears_what_16_khz_cannot_hold(speech_48k):
 def test_level_of_silence_is_no_number(speech_16k):
     late = np.zeros(RATE + 100, np.float32)
     late[-50:] = 0.1
-    assert reason("level", late, speech_16k[:RATE]) == "enhanced or reference is silent up to where the shorter one ends"
+    assert (
+        reason("level", late, speech_16k[:RATE]) == "enhanced or reference is silent up to where the shorter one ends"
+    )
     assert reason("level", np.zeros(RATE), speech_16k[:RATE]) == "enhanced is silent (all zeros)"
 
 

@@ -35,6 +35,7 @@ LABELS = {
     "stoi": "STOI",
     "estoi": "ESTOI",
     "si_sdr": "SI-SDR",
+    "zm_si_sdr": "SI-SDR, zero mean",
     "level": "Level",
     "lsd": "LSD",
     "l1_mel_diff": "Mel L1",
