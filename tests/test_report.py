@@ -179,6 +179,7 @@ def test_what_is_there_is_read(results: Path, root: Path) -> None:
     packed = next(job for job in report.jobs if job.rule == "pack_demo")
     assert packed.seconds == pytest.approx(4.2) and math.isnan(packed.memory_mb)
     assert dict(report.networks[-1].facts)["WavLM"] == "2 layers of 32"
+    assert dict(network.facts)["Best validation"] == "WB-PESQ 1.70 at step 120"
 
 
 def test_tables_of_the_evaluation_are_read(results: Path, copy: Path) -> None:
