@@ -26,7 +26,7 @@ from finallyse.errors import UserError
 from finallyse.report import figures, listen
 from finallyse.report.audio import KBPS, mp3
 from finallyse.report.collect import Interval, collect
-from finallyse.report.html import Options, _banner, _score_row, duration, write
+from finallyse.report.html import Options, _banner, _score_row, balance, curves, duration, write
 
 NETWORKS = report_results.NETWORKS
 
@@ -371,6 +371,22 @@ def test_a_run_at_the_recipes_size_has_no_banner(results: Path, root: Path) -> N
     assert scaled() is None
     assert scaled(steps=70_000)["level"] == "note"
     assert scaled(parameters=100)["level"] == "warning"
+
+
+def test_the_balance_of_losses_is_a_table(results: Path, page: Path) -> None:
+    histories = {network.name: network.history for network in collect(results, NETWORKS).networks}
+    assert balance(histories["finally_stage1"]) is None  # one loss alone
+    assert balance(None) is None and balance(histories["finally_stage2"].iloc[1:20]) is None
+    table = balance(histories["finally_stage2"])
+    assert (table["first"], table["last"]) == ("2", "120")
+    assert [tuple(row.values()) for row in table["rows"]] == [
+        ("LMOS", "2,000", "120,000", "1.0"),
+        ("adversarial", "200", "12,000", "0.10"),
+        ("feature matching", "20.0", "1,200", "0.010"),
+    ]
+    assert not [chart for chart in curves(histories["finally_stage2"]) if "wav" in chart["title"]]
+    text = page.read_text()
+    assert text.count("<h4>Balance of the losses</h4>") == len(NETWORKS) - 1
 
 
 def test_a_change_within_the_intervals_is_no_verdict(results: Path) -> None:

@@ -17,6 +17,7 @@ from finallyse.errors import UserError
 from finallyse.hardware import processor
 from finallyse.models.checkpoint import load_checkpoint
 from finallyse.training.base import BaseTrainer
+from finallyse.training.batches import Batch
 from finallyse.training.criteria import Criteria
 from finallyse.training.distributed import Group
 from finallyse.training.engine import TRY_AGAIN, Run, train
@@ -241,8 +242,6 @@ def test_the_frames_of_a_segment_are_those_of_its_place_in_the_context(resources
     context = 0.1 * torch.randn(2, 65536)
     starts = torch.tensor([0, 320 * 179])
     segment = torch.stack([wav[start : start + 8192] for wav, start in zip(context, starts, strict=True)])
-    from finallyse.training.batches import Batch
-
     batch = Batch({"input_wav": segment.unsqueeze(1), "context_wav": context, "start": starts}, ["a", "b"])
     features, whole = trainer.ssl_features(batch), trainer.wavlm.last_hidden_state(context)
     assert features.shape[-1] == 25 and whole.shape[-1] == 204
@@ -302,6 +301,153 @@ def test_the_checkpoint_holds_the_average_where_one_is_kept(resources, tmp_path)
     assert train(experiment("finally_stage1", resources, tmp_path / "start", **plain)) == 0
     average, start = (checkpoint(tmp_path / name, "finally_stage1") for name in ("average", "start"))
     torch.testing.assert_close(average, start, atol=1e-9, rtol=0)  # a decay of 1 keeps the first weights
+
+
+# ---------------------------------------------------------------------------------------- the balance of the losses
+
+
+def balance_of(row: dict[str, float]) -> dict[str, float]:
+    return {key: value for key, value in row.items() if key.startswith("grad_wav_")}
+
+
+def utmos_of_noise(monkeypatch) -> None:
+    """The UTMOS loss with a small network in place of the published one: it draws from torch's random state."""
+    from finallyse.models.utmosv2 import UTMOSv2
+
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    small |= {"conv_dim": [8] * 7, "num_conv_pos_embedding_groups": 2}
+    stages = [("conv", 1, 2, 1, 8), ("fused", 1, 2, 2, 8)]
+    network = UTMOSv2(windows=(512, 256), bands=32, n_fft=512, hop=256, stages=stages, stem=8, head=8, wav2vec2=small)
+    monkeypatch.setattr("finallyse.models.utmosv2.load_utmosv2", lambda weights: network)
+
+
+@pytest.mark.parametrize("network", ONE_OF_EACH_TRAINER)
+def test_watching_the_balance_changes_no_bit(network, resources, tmp_path, monkeypatch):
+    utmos_of_noise(monkeypatch)
+    runs = {}
+    for every in (None, 2):
+        options = {"train__balance_step": every, "train__steps": 3, "train__log_step": 3, "generator__ema_decay": 0.9}
+        options |= {"data__batch_size": 3, "data__sub_batch_size": 2}
+        settings = experiment(network, resources, tmp_path / str(every), **options)
+        if network == "finally_stage3":
+            settings["losses"]["generator"]["utmos"] = {"weight": 2.0, "args": {"weights": "random"}}
+        assert train(settings) == 0
+        runs[every] = history(tmp_path / str(every), network), checkpoint(tmp_path / str(every), network)
+    assert_same_bits(runs[None][1], runs[2][1])
+    watched = runs[2][0]
+    assert [bool(balance_of(row)) for row in watched] == [True, True, False]  # step 1, and every second
+    assert set(balance_of(watched[0])) == {f"grad_wav_{name}" for name in settings["losses"]["generator"]}
+    assert all(value > 0 for row in watched for value in balance_of(row).values())
+    assert [{k: v for k, v in row.items() if not k.startswith("grad_wav_")} for row in watched] == runs[None][0]
+
+
+@pytest.mark.parametrize("size", [None, 2, 1])
+@pytest.mark.parametrize("network", ["hifipp_denoise", "finally_stage2"])
+def test_the_balance_is_that_of_gradients_taken_one_by_one(network, size, resources):
+    """Against each loss's own forward and backward pass from a leaf, for the whole batch."""
+    settings = experiment(network, resources, Path("unused"), train__balance_step=1, data__sub_batch_size=size)
+    trainer = _trainer(settings, {"wav", "input_wav"})
+    torch.manual_seed(3)
+    clips = 0.1 * torch.randn(2, 3, 1, 4096)
+    batch = Batch({"wav": clips[0], "input_wav": clips[1]}, ["a", "b", "c"], share=0.75)  # of a batch of four
+    trainer.begin(0, 0)
+    trainer.discriminator_norms.advance()
+    if network.startswith("finally"):
+        batch["ssl"] = trainer.ssl_features(batch)
+    wav_hat = trainer.synthesize_wavs(batch).detach().requires_grad_()
+    expected = {}
+    for name, part in settings["losses"]["generator"].items():
+        logits, maps = trainer.discriminate(wav_hat)
+        logits_real, maps_real = trainer.discriminate(batch["wav"])
+        given = {"wav": batch["wav"], "wav_hat": wav_hat, "sample_rate": trainer.output_rate, "wavlm": trainer.wavlm}
+        given |= {"logits_real": logits_real, "logits_fake": logits, "fmaps_real": maps_real, "fmaps_fake": maps}
+        loss = trainer.generator_criteria.losses[name]
+        value = 0.75 * part["weight"] * loss(**{need: given[need] for need in loss.needs})
+        (gradient,) = torch.autograd.grad(value, wav_hat)
+        expected[f"grad_wav_{name}"] = gradient.double().pow(2).sum().sqrt().item()
+    told = trainer.update_generator(batch.split(size))
+    assert {key: told[key].item() for key in expected} == pytest.approx(expected, rel=1e-3)
+    assert len(expected) == 3
+
+
+def test_the_balance_counts_the_waveforms_of_all_processes(resources):
+    """Two processes with a share each tell the norm of the whole batch; `Group.sum` adds what the other holds."""
+    settings = experiment("hifipp_denoise", resources, Path("unused"), train__balance_step=1)
+    told, squares = {}, {}
+    for part in ("whole", "first", "second"):
+        trainer = _trainer(settings, {"wav", "input_wav"})
+        clips = 0.1 * torch.randn(2, 4, 1, 4096, generator=torch.Generator().manual_seed(3))
+        kept = {"whole": slice(None), "first": slice(0, 3), "second": slice(3, 4)}[part]
+        batch = Batch({"wav": clips[0, kept], "input_wav": clips[1, kept]}, list("abcd")[kept])
+        batch.share = len(batch) / 4
+        if part == "second":
+            others = squares["first"]
+            trainer.group.sum = lambda values, others=others: values + others if len(values) == len(others) else values
+        else:
+            trainer.group.sum = lambda values, part=part: (
+                squares.setdefault(part, values) if len(values) == 3 else values
+            )
+        trainer.begin(0, 0)
+        trainer.discriminator_norms.advance()
+        told[part] = balance_of({key: value.item() for key, value in trainer.update_generator([batch]).items()})
+    assert told["second"] == pytest.approx(told["whole"], rel=1e-3) and len(told["whole"]) == 3
+    assert told["first"] != pytest.approx(told["whole"], rel=1e-3)
+
+
+def test_the_time_of_a_watched_step_goes_where_it_belongs(resources, monkeypatch):
+    """What follows a gradient at the waveform, which ends where the generator's pass would begin, is work on losses."""
+    from finallyse.training.clock import Stopwatch
+
+    settings = experiment("hifipp_denoise", resources, Path("unused"), train__balance_step=1)
+    trainer = _trainer(settings, {"wav", "input_wav"})
+    trainer.clock, kinds = Stopwatch(torch.device("cpu")), []
+
+    def noting(original):
+        def call(*arguments, **options):
+            kinds.append(trainer.clock._kind)
+            result = original(*arguments, **options)
+            kinds.append(trainer.clock._kind)
+            return result
+
+        return call
+
+    monkeypatch.setattr(torch.autograd, "grad", noting(torch.autograd.grad))
+    monkeypatch.setattr(trainer, "_squared_gradients", noting(trainer._squared_gradients))
+    clips = 0.1 * torch.randn(2, 2, 1, 4096)
+    trainer.begin(0, 0)
+    trainer.update_generator([Batch({"wav": clips[0], "input_wav": clips[1]}, ["a", "b"])])
+    assert kinds == ["losses", *["losses", "generator"] * 3, "losses"]
+
+
+def test_the_balance_is_told(resources, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    told = {}
+    noted = lambda self, step, values: told.setdefault(step, {}).update(values)  # noqa: E731
+    monkeypatch.setattr("finallyse.training.history.Writers.scalars", noted)
+    options = {"train__steps": 6, "train__log_step": 3, "train__balance_step": 2}
+    assert train(experiment("hifipp_denoise", resources, tmp_path, **options)) == 0
+    rows = history(tmp_path, "hifipp_denoise")
+    assert [row["step"] for row in rows if balance_of(row)] == [1, 2, 4, 6]
+    for step, of in ((3, 2), (6, 6)):
+        for key, value in balance_of(rows[of - 1]).items():
+            assert told[step][f"train/{key}"] == pytest.approx(value)
+    assert "grad_wav" not in caplog.text and "grad_norm_generator" in caplog.text
+
+
+def test_the_balance_resumes_with_the_history(resources, tmp_path, monkeypatch):
+    """A run that is told to watch half way, killed and resumed: earlier rows stay, no value is doubled or lost."""
+    assert train(stage1(resources, tmp_path, train__steps=2)) == 0
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        after_step(patch, 6, die)
+        train(stage1(resources, tmp_path, train__steps=6, train__balance_step=2))
+    assert train(stage1(resources, tmp_path, train__steps=6, train__balance_step=2)) == 0
+    rows = history(tmp_path, "finally_stage1")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows if balance_of(row)] == [4, 6]
+    assert train(stage1(resources, tmp_path / "whole", train__steps=6, train__balance_step=2)) == 0
+    whole = history(tmp_path / "whole", "finally_stage1")
+    assert rows[2:] == whole[2:]
 
 
 # ------------------------------------------------------------------------------------------- the best validation
@@ -486,12 +632,12 @@ def spoil(monkeypatch, *steps: int) -> None:
     original, made = Criteria.forward, []
 
     def forward(self, inputs):
-        total, values = original(self, inputs)
+        total, values, terms = original(self, inputs)
         if self.kind == "generator":
             made.append(0)
             if len(made) in steps:
                 total, values[0] = total * float("nan"), float("nan")
-        return total, values
+        return total, values, terms
 
     monkeypatch.setattr(Criteria, "forward", forward)
 

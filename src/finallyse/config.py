@@ -153,6 +153,12 @@ class Train:
 
     steps: int = option(80_000, "generator updates", minimum=1)
     log_step: int = option(100, "steps between progress lines (the only ones that wait for the GPU)", minimum=1)
+    balance_step: int | None = option(
+        1_000,
+        "steps between logs of each loss's gradient at the waveform (docs/training.md), which cost a fifth to a third "
+        "of a step: 0.03 % at 1000; null: never",
+        minimum=1,
+    )
     val_step: int | None = option(5_000, "steps between validations; null: only at the end", minimum=1)
     val_items: int | None = option(64, "validation items measured while training; null: all", minimum=1)
     best: str | None = option(

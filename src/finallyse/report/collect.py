@@ -410,7 +410,7 @@ def _best(config: Mapping[str, Any] | None, validation: pandas.DataFrame | None)
 
 UNCOMPARED = re.compile(
     r"exp\.|data\.num_workers"
-    r"|train\.(log_step|val_step|val_items|best|checkpoint_step|checkpoint_minutes|keep|stop_after)$"
+    r"|train\.(log_step|balance_step|val_step|val_items|best|checkpoint_step|checkpoint_minutes|keep|stop_after)$"
 )
 """Options that say where a run happens and how it is watched, not what it computes."""
 

@@ -309,6 +309,7 @@ def _network(network: Network, report: Report, options: Options, sounds: Sounds)
         "has_reference": any(s.reference is not None for s in network.scores),
         "input_label": network.task.input_label or "Input",
         "curves": [chart for chart in history if not chart["minor"]],
+        "balance": balance(network.history),
         "minor_curves": [chart for chart in history if chart["minor"]],
         "validations": curves(network.validation, dots=True),
         "players": network_players(network, options, sounds),
@@ -323,7 +324,11 @@ def curves(table: pandas.DataFrame | None, dots: bool = False) -> list[dict[str,
     charts = []
     columns = [] if table is None else sorted(table.columns, key=lambda c: c.startswith("disc") or "_disc" in c)
     for column in columns:  # the generator's before the discriminators'
-        if column in ("step", "items", "seconds") or not pandas.api.types.is_numeric_dtype(table[column]):
+        if (
+            column in ("step", "items", "seconds")
+            or column.startswith(BALANCE)
+            or not pandas.api.types.is_numeric_dtype(table[column])
+        ):
             continue
         present = table[["step", column]].dropna()
         terms = SUMS.get(column, ())
@@ -345,6 +350,26 @@ def curves(table: pandas.DataFrame | None, dots: bool = False) -> list[dict[str,
         )
     return charts
 
+
+def balance(table: pandas.DataFrame | None) -> dict[str, Any] | None:
+    """How hard each of the generator's losses pulls at the waveform, where there are several: at first and at last."""
+    columns = [] if table is None else [column for column in table if column.startswith(BALANCE)]
+    present = table.dropna(how="all", subset=columns) if len(columns) > 1 else []
+    if not len(present):
+        return None
+    first, last = present.iloc[0], present.iloc[-1]
+    most = last[columns].max()
+    rows = []
+    for column in columns:
+        loss = column.removeprefix(BALANCE)
+        share = number(float(last[column] / most), 2) if most > 0 else "–"
+        values = [number(float(row[column])) for row in (first, last)]
+        rows.append({"label": CURVES.get(loss, loss), "first": values[0], "last": values[1], "share": share})
+    return {"rows": rows, "first": f"{int(first['step']):,}", "last": f"{int(last['step']):,}"}
+
+
+BALANCE = "grad_wav_"
+"""What the columns of history.csv begin with that hold the norm of a loss's gradient at the waveform."""
 
 SUMS = {"generator": ("lmos", "l1_mel_loss", "gen_loss"), "discriminator": ("disc_loss",)}
 """Columns that are weighted sums, and the losses that can be all of them."""

@@ -48,8 +48,8 @@ class Criteria(nn.Module):
                         f"losses.{self.kind}.{name} needs {need!r}: {why.get(need, 'no trainer offers that')}"
                     )
 
-    def forward(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """The weighted sum, and the losses themselves, unweighted and detached, as a vector in the order of `names`."""
+    def forward(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """In the order of `names`: the weighted sum; the losses, unweighted and detached, as a vector; its terms."""
         values = [loss(**{need: inputs[need] for need in loss.needs}).float() for loss in self.losses.values()]
-        total = sum(weight * value for weight, value in zip(self.weights.values(), values, strict=True))
-        return total, torch.stack([value.detach() for value in values])
+        terms = [weight * value for weight, value in zip(self.weights.values(), values, strict=True)]
+        return sum(terms), torch.stack([value.detach() for value in values]), terms

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from finallyse.errors import UserError
 from finallyse.training import trainers_registry
-from finallyse.training.base import BaseTrainer
+from finallyse.training.base import BALANCE, BaseTrainer
 from finallyse.training.batches import Batch, Batches
 from finallyse.training.cpu import keep_freed_memory
 from finallyse.training.distributed import Group, choose_device
@@ -209,12 +209,13 @@ class Run:
         if not self.pending:
             return
         pending, self.pending = self.pending, []
-        values = torch.stack([vector for *_, vector, _ in pending]).tolist()
+        # joined, as steps of `train.balance_step` tell more than the others, so that there is one copy to wait for
+        values = iter(torch.cat([vector for *_, vector, _ in pending]).tolist())
         now = time.perf_counter()
         seconds, self.read_at = (now - self.read_at) / len(pending), now
         rows, problem = [], None
-        for (step, names, keys, _, rates), numbers in zip(pending, values, strict=True):
-            row = {"step": step, **dict(zip(keys, numbers, strict=True)), **rates, "seconds": seconds}
+        for step, names, keys, _, rates in pending:
+            row = {"step": step, **{key: next(values) for key in keys}, **rates, "seconds": seconds}
             withheld = [row.pop(key) for key in keys if key.startswith("withheld_")]
             rows.append(row)
             if any(withheld) and (problem := self._not_finite(step, names, row)):
@@ -231,7 +232,8 @@ class Run:
         rows, self.recent = self.recent, []
         rates = {key: value for key, value in rows[-1].items() if key.startswith("lr_")}
         means = {}
-        for key in rows[-1].keys() - {"step", *rates}:
+        balance = {key: value for row in rows for key, value in row.items() if key.startswith(BALANCE)}  # the last ones
+        for key in rows[-1].keys() - {"step", *rates, *balance}:
             finite = [row[key] for row in rows if math.isfinite(row[key])]  # skipped steps are told of apart
             means[key] = sum(finite) / len(finite) if finite else math.nan
         seconds = means.pop("seconds")
@@ -240,7 +242,7 @@ class Run:
         if self.group.leader:
             log.info(self.progress.line(self.step, shown))
             shown["seconds"] = seconds
-            self.writers.scalars(self.step, {f"train/{key}": value for key, value in shown.items()})
+            self.writers.scalars(self.step, {f"train/{key}": value for key, value in (shown | balance).items()})
 
     def validate(self) -> None:
         """Measure and listen; leaves every random number generator as it was."""
@@ -309,7 +311,11 @@ class Run:
 
     def _not_finite(self, step: int, names: list[str], row: Mapping[str, float]) -> str | None:
         """Count and tell of a skipped step, or give the message with which to stop: what, where, which items."""
-        bad = [key.replace("grad_norm_", "gradient of the ") for key, value in row.items() if not math.isfinite(value)]
+        bad = [
+            key.replace("grad_norm_", "gradient of the ").replace(BALANCE, "gradient at the waveform of ")
+            for key, value in row.items()
+            if not math.isfinite(value)
+        ]
         items = [name for share in self.group.gather(names) for name in share]
         what = f"step {step}: not finite: {', '.join(bad)}; items: {', '.join(items)}"
         if self.options["on_nonfinite"] == "skip" and self.skips < self.options["max_skips"]:

@@ -49,6 +49,7 @@ NOT_DEFINING = (
     "data.num_workers",
     "train.steps",
     "train.log_step",
+    "train.balance_step",
     "train.val_step",
     "train.val_items",
     "train.best",
