@@ -284,14 +284,17 @@ def test_compiled_networks_train_as_they_are(backend, resources, tmp_path, monke
         compile_(network, backend=backend, **options)
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile_with_backend)
-    losses, curves = ("l1_mel_loss", "gen_loss", "feature_loss", "disc_loss"), []
+    losses, curves, balances = ("l1_mel_loss", "gen_loss", "feature_loss", "disc_loss"), [], []
     for compiled in (False, True):
-        options = {"train__steps": 3, "train__val_step": 1, "train__compile": compiled}
+        options = {"train__steps": 3, "train__val_step": 1, "train__compile": compiled, "train__balance_step": 2}
         assert train(experiment("hifipp_bwe1", resources, tmp_path / str(compiled), **options)) == 0
         rows = history(tmp_path / str(compiled), "hifipp_bwe1")
         curves.append([[row[loss] for loss in losses] for row in rows])
+        balances.append(list(balance_of(rows[0]).values()))
     assert len(compiled_networks) == 2  # generator and discriminator
     np.testing.assert_allclose(*curves, rtol=1e-4)
+    np.testing.assert_allclose(*balances, rtol=1e-3)
+    assert len(balances[0]) == 3
 
 
 def test_the_checkpoint_holds_the_average_where_one_is_kept(resources, tmp_path):
