@@ -180,6 +180,7 @@ def measure(
             f"exp.resources={resources}",
             "generator.init_from=null",
             "data.sub_batch_size=null",
+            "train.balance_step=null",
             f"train.precision={precision}",
             f"train.compile={str(compiled).lower()}",
             *(["~losses.generator.utmos"] if network == "finally_stage3" else []),
@@ -295,7 +296,7 @@ class Straightforward:
             for _ in range(self.updates):
                 self.discriminator_optimizer.zero_grad()
                 real, fake = self.discriminate(wav), self.discriminate(wav_hat.detach())
-                loss, _ = self.trainer.discriminator_criteria({"logits_real": real[0], "logits_fake": fake[0]})
+                loss, *_ = self.trainer.discriminator_criteria({"logits_real": real[0], "logits_fake": fake[0]})
                 loss.backward()
                 self.discriminator_optimizer.step()
                 told["discriminator"] = loss.item()
@@ -306,7 +307,7 @@ class Straightforward:
         if self.discriminators:
             inputs["logits_real"], inputs["fmaps_real"] = self.discriminate(wav)
             inputs["logits_fake"], inputs["fmaps_fake"] = self.discriminate(wav_hat)
-        loss, values = self.trainer.generator_criteria(inputs)
+        loss, values, _ = self.trainer.generator_criteria(inputs)
         loss.backward()
         self.generator_optimizer.step()
         return told | dict(enumerate(values.tolist()))

@@ -29,7 +29,7 @@ NETWORKS = [
     "finally_stage2",
     "finally_stage3",
 ]
-METRICS = ["wb_pesq", "si_sdr", "lsd", "wv-mos"]  # wv-mos: its weights are not there
+METRICS = ["wb_pesq", "si_sdr", "lsd", "level", "wv-mos"]  # wv-mos: its weights are not there
 STEPS = 120
 SECONDS = 3
 
@@ -157,10 +157,12 @@ def _write_history(folder: Path, config: dict, rng: np.random.Generator) -> None
         names += ["discriminator", *config["losses"]["discriminator"], "grad_norm_discriminator"]
     with (folder / "history.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["step", *names, "lr_generator", "seconds"])
+        balance = [f"grad_wav_{loss}" for loss in config["losses"]["generator"]]
+        writer.writerow(["step", *names, "lr_generator", "seconds", *balance])
         for step in range(2, STEPS + 1, 2):
             falling = [(k + 1) * 3 * np.exp(-step / 40) + 0.4 + 0.15 * rng.random() for k in range(len(names))]
-            writer.writerow([step, *(f"{v:.5f}" for v in falling), f"{2e-4 * 0.999**step:.8f}", "0.25"])
+            pulls = [1000.0 * step / 10**k if step in (2, 60, 120) else "" for k in range(len(balance))]
+            writer.writerow([step, *(f"{v:.5f}" for v in falling), f"{2e-4 * 0.999**step:.8f}", "0.25", *pulls])
     with (folder / "validation.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["step", "wb_pesq", "stoi", "items", "seconds"])

@@ -17,9 +17,11 @@ from finallyse.errors import UserError
 from finallyse.hardware import processor
 from finallyse.models.checkpoint import load_checkpoint
 from finallyse.training.base import BaseTrainer
+from finallyse.training.batches import Batch
 from finallyse.training.criteria import Criteria
 from finallyse.training.distributed import Group
 from finallyse.training.engine import TRY_AGAIN, Run, train
+from finallyse.training.state import StateFolder
 from training_parts import (
     ONE_OF_EACH_TRAINER,
     assert_same_bits,
@@ -242,8 +244,6 @@ def test_the_frames_of_a_segment_are_those_of_its_place_in_the_context(resources
     context = 0.1 * torch.randn(2, 65536)
     starts = torch.tensor([0, 320 * 179])
     segment = torch.stack([wav[start : start + 8192] for wav, start in zip(context, starts, strict=True)])
-    from finallyse.training.batches import Batch
-
     batch = Batch({"input_wav": segment.unsqueeze(1), "context_wav": context, "start": starts}, ["a", "b"])
     features, whole = trainer.ssl_features(batch), trainer.wavlm.last_hidden_state(context)
     assert features.shape[-1] == 25 and whole.shape[-1] == 204
@@ -286,14 +286,17 @@ def test_compiled_networks_train_as_they_are(backend, resources, tmp_path, monke
         compile_(network, backend=backend, **options)
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile_with_backend)
-    losses, curves = ("l1_mel_loss", "gen_loss", "feature_loss", "disc_loss"), []
+    losses, curves, balances = ("l1_mel_loss", "gen_loss", "feature_loss", "disc_loss"), [], []
     for compiled in (False, True):
-        options = {"train__steps": 3, "train__val_step": 1, "train__compile": compiled}
+        options = {"train__steps": 3, "train__val_step": 1, "train__compile": compiled, "train__balance_step": 2}
         assert train(experiment("hifipp_bwe1", resources, tmp_path / str(compiled), **options)) == 0
         rows = history(tmp_path / str(compiled), "hifipp_bwe1")
         curves.append([[row[loss] for loss in losses] for row in rows])
+        balances.append(list(balance_of(rows[0]).values()))
     assert len(compiled_networks) == 2  # generator and discriminator
     np.testing.assert_allclose(*curves, rtol=1e-4)
+    np.testing.assert_allclose(*balances, rtol=1e-3)
+    assert len(balances[0]) == 3
 
 
 def test_the_checkpoint_holds_the_average_where_one_is_kept(resources, tmp_path):
@@ -318,6 +321,327 @@ def test_an_average_that_is_longer_than_the_run_is_told_of(resources, tmp_path, 
     assert "generator.ema_decay=0.999 averages over 1000 steps, the run has train.steps=1" in caplog.text
 
 
+# ---------------------------------------------------------------------------------------- the balance of the losses
+
+
+def balance_of(row: dict[str, float]) -> dict[str, float]:
+    return {key: value for key, value in row.items() if key.startswith("grad_wav_")}
+
+
+def utmos_of_noise(monkeypatch) -> None:
+    """The UTMOS loss with a small network in place of the published one: it draws from torch's random state."""
+    from finallyse.models.utmosv2 import UTMOSv2
+
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    small |= {"conv_dim": [8] * 7, "num_conv_pos_embedding_groups": 2}
+    stages = [("conv", 1, 2, 1, 8), ("fused", 1, 2, 2, 8)]
+    network = UTMOSv2(windows=(512, 256), bands=32, n_fft=512, hop=256, stages=stages, stem=8, head=8, wav2vec2=small)
+    monkeypatch.setattr("finallyse.models.utmosv2.load_utmosv2", lambda weights: network)
+
+
+@pytest.mark.parametrize("network", ONE_OF_EACH_TRAINER)
+def test_watching_the_balance_changes_no_bit(network, resources, tmp_path, monkeypatch):
+    utmos_of_noise(monkeypatch)
+    runs = {}
+    for every in (None, 2):
+        options = {"train__balance_step": every, "train__steps": 3, "train__log_step": 3, "generator__ema_decay": 0.9}
+        options |= {"data__batch_size": 3, "data__sub_batch_size": 2}
+        settings = experiment(network, resources, tmp_path / str(every), **options)
+        if network == "finally_stage3":
+            settings["losses"]["generator"]["utmos"] = {"weight": 2.0, "args": {"weights": "random"}}
+        assert train(settings) == 0
+        runs[every] = history(tmp_path / str(every), network), checkpoint(tmp_path / str(every), network)
+    assert_same_bits(runs[None][1], runs[2][1])
+    watched = runs[2][0]
+    assert [bool(balance_of(row)) for row in watched] == [True, True, False]  # step 1, and every second
+    assert set(balance_of(watched[0])) == {f"grad_wav_{name}" for name in settings["losses"]["generator"]}
+    assert all(value > 0 for row in watched for value in balance_of(row).values())
+    assert [{k: v for k, v in row.items() if not k.startswith("grad_wav_")} for row in watched] == runs[None][0]
+
+
+@pytest.mark.parametrize("size", [None, 2, 1])
+@pytest.mark.parametrize("network", ["hifipp_denoise", "finally_stage2"])
+def test_the_balance_is_that_of_gradients_taken_one_by_one(network, size, resources):
+    """Against each loss's own forward and backward pass from a leaf, for the whole batch."""
+    settings = experiment(network, resources, Path("unused"), train__balance_step=1, data__sub_batch_size=size)
+    trainer = _trainer(settings, {"wav", "input_wav"})
+    torch.manual_seed(3)
+    clips = 0.1 * torch.randn(2, 3, 1, 4096)
+    batch = Batch({"wav": clips[0], "input_wav": clips[1]}, ["a", "b", "c"], share=0.75)  # of a batch of four
+    trainer.begin(0, 0)
+    trainer.discriminator_norms.advance()
+    if network.startswith("finally"):
+        batch["ssl"] = trainer.ssl_features(batch)
+    wav_hat = trainer.synthesize_wavs(batch).detach().requires_grad_()
+    expected = {}
+    for name, part in settings["losses"]["generator"].items():
+        logits, maps = trainer.discriminate(wav_hat)
+        logits_real, maps_real = trainer.discriminate(batch["wav"])
+        given = {"wav": batch["wav"], "wav_hat": wav_hat, "sample_rate": trainer.output_rate, "wavlm": trainer.wavlm}
+        given |= {"logits_real": logits_real, "logits_fake": logits, "fmaps_real": maps_real, "fmaps_fake": maps}
+        loss = trainer.generator_criteria.losses[name]
+        value = 0.75 * part["weight"] * loss(**{need: given[need] for need in loss.needs})
+        (gradient,) = torch.autograd.grad(value, wav_hat)
+        expected[f"grad_wav_{name}"] = gradient.double().pow(2).sum().sqrt().item()
+    told = trainer.update_generator(batch.split(size))
+    assert {key: told[key].item() for key in expected} == pytest.approx(expected, rel=1e-3)
+    assert len(expected) == 3
+
+
+def test_the_balance_counts_the_waveforms_of_all_processes(resources):
+    """Two processes with a share each tell the norm of the whole batch; `Group.sum` adds what the other holds."""
+    settings = experiment("hifipp_denoise", resources, Path("unused"), train__balance_step=1)
+    told, squares = {}, {}
+    for part in ("whole", "first", "second"):
+        trainer = _trainer(settings, {"wav", "input_wav"})
+        clips = 0.1 * torch.randn(2, 4, 1, 4096, generator=torch.Generator().manual_seed(3))
+        kept = {"whole": slice(None), "first": slice(0, 3), "second": slice(3, 4)}[part]
+        batch = Batch({"wav": clips[0, kept], "input_wav": clips[1, kept]}, list("abcd")[kept])
+        batch.share = len(batch) / 4
+        if part == "second":
+            others = squares["first"]
+            trainer.group.sum = lambda values, others=others: values + others if len(values) == len(others) else values
+        else:
+            trainer.group.sum = lambda values, part=part: (
+                squares.setdefault(part, values) if len(values) == 3 else values
+            )
+        trainer.begin(0, 0)
+        trainer.discriminator_norms.advance()
+        told[part] = balance_of({key: value.item() for key, value in trainer.update_generator([batch]).items()})
+    assert told["second"] == pytest.approx(told["whole"], rel=1e-3) and len(told["whole"]) == 3
+    assert told["first"] != pytest.approx(told["whole"], rel=1e-3)
+
+
+def test_the_time_of_a_watched_step_goes_where_it_belongs(resources, monkeypatch):
+    """What follows a gradient at the waveform, which ends where the generator's pass would begin, is work on losses."""
+    from finallyse.training.clock import Stopwatch
+
+    settings = experiment("hifipp_denoise", resources, Path("unused"), train__balance_step=1)
+    trainer = _trainer(settings, {"wav", "input_wav"})
+    trainer.clock, kinds = Stopwatch(torch.device("cpu")), []
+
+    def noting(original):
+        def call(*arguments, **options):
+            kinds.append(trainer.clock._kind)
+            result = original(*arguments, **options)
+            kinds.append(trainer.clock._kind)
+            return result
+
+        return call
+
+    monkeypatch.setattr(torch.autograd, "grad", noting(torch.autograd.grad))
+    monkeypatch.setattr(trainer, "_squared_gradients", noting(trainer._squared_gradients))
+    clips = 0.1 * torch.randn(2, 2, 1, 4096)
+    trainer.begin(0, 0)
+    trainer.update_generator([Batch({"wav": clips[0], "input_wav": clips[1]}, ["a", "b"])])
+    assert kinds == ["losses", *["losses", "generator"] * 3, "losses"]
+
+
+def test_the_balance_is_told(resources, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    told = {}
+    noted = lambda self, step, values: told.setdefault(step, {}).update(values)  # noqa: E731
+    monkeypatch.setattr("finallyse.training.history.Writers.scalars", noted)
+    options = {"train__steps": 6, "train__log_step": 3, "train__balance_step": 2}
+    assert train(experiment("hifipp_denoise", resources, tmp_path, **options)) == 0
+    rows = history(tmp_path, "hifipp_denoise")
+    assert [row["step"] for row in rows if balance_of(row)] == [1, 2, 4, 6]
+    for step, of in ((3, 2), (6, 6)):
+        for key, value in balance_of(rows[of - 1]).items():
+            assert told[step][f"train/{key}"] == pytest.approx(value)
+    assert "grad_wav" not in caplog.text and "grad_norm_generator" in caplog.text
+
+
+def test_the_balance_resumes_with_the_history(resources, tmp_path, monkeypatch):
+    """A run that is told to watch half way, killed and resumed: earlier rows stay, no value is doubled or lost."""
+    assert train(stage1(resources, tmp_path, train__steps=2)) == 0
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        after_step(patch, 6, die)
+        train(stage1(resources, tmp_path, train__steps=6, train__balance_step=2))
+    assert train(stage1(resources, tmp_path, train__steps=6, train__balance_step=2)) == 0
+    rows = history(tmp_path, "finally_stage1")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows if balance_of(row)] == [4, 6]
+    assert train(stage1(resources, tmp_path / "whole", train__steps=6, train__balance_step=2)) == 0
+    whole = history(tmp_path / "whole", "finally_stage1")
+    assert rows[2:] == whole[2:]
+
+
+# ------------------------------------------------------------------------------------------- the best validation
+
+
+def measured_as(monkeypatch, values: dict[int, float | None], column: str = "si_sdr") -> None:
+    """Validations that give these numbers, by step."""
+    from finallyse.training.validation import Validation
+
+    def run(self, step, trainer, writers):
+        row = {"step": step, column: values[step], "items": 1, "seconds": 0.0}
+        return {key: value for key, value in row.items() if value is not None}
+
+    monkeypatch.setattr(Validation, "run", run)
+
+
+def watched(resources: Path, results: Path, **changes) -> dict:
+    """A run of five steps that validates after each and keeps the best by SI-SDR."""
+    options = {"train__steps": 5, "train__val_step": 1, "train__best": "si_sdr", "train__checkpoint_step": 5}
+    return stage1(resources, results, **(options | changes))
+
+
+CURVE = {1: 1.0, 2: -1.0, 3: 2.5, 4: 2.5, 5: 2.0}  # the first of two equals is kept: step 3
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_the_best_weights_are_kept_as_they_were_validated(ema_decay, resources, tmp_path, monkeypatch):
+    options = {"generator__ema_decay": ema_decay}
+    assert train(stage1(resources, tmp_path / "short", train__steps=3, **options)) == 0
+    measured_as(monkeypatch, CURVE)
+    assert train(watched(resources, tmp_path, **options)) == 0
+    assert_same_bits(checkpoint(tmp_path, "finally_stage1.best"), checkpoint(tmp_path / "short", "finally_stage1"))
+    best = load_checkpoint(tmp_path / "finally_stage1.best.ckpt")
+    assert (best.step, best.devices) == (3, {processor(): 3})
+    best.build_generator()
+    last = checkpoint(tmp_path, "finally_stage1")
+    assert any(
+        not torch.equal(value, last[name]) for name, value in checkpoint(tmp_path, "finally_stage1.best").items()
+    )
+    start = str(tmp_path / "finally_stage1.best.ckpt")
+    following = {"generator__init_from": start, "train__steps": 1, "generator__optimizer__lr": 1e-12}
+    measured_as(monkeypatch, {1: None})
+    assert train(experiment("finally_stage2", resources, tmp_path, **following)) == 0
+    begun = checkpoint(tmp_path, "finally_stage2")
+    for name, value in checkpoint(tmp_path, "finally_stage1.best").items():
+        torch.testing.assert_close(begun[name], value, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "step"),
+    [
+        ("lsd", {1: 3.0, 2: 1.0, 3: 2.0}, 2),
+        ("level", {1: -2.0, 2: 3.0, 3: 1.5}, 3),
+        ("level", {1: 0.1, 2: -9, 3: 9}, 1),
+    ],
+)
+def test_best_is_what_the_metric_calls_better(column, values, step, resources, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    measured_as(monkeypatch, values, column)
+    assert train(watched(resources, tmp_path, train__steps=3, train__best=column, metrics=[column])) == 0
+    assert load_checkpoint(tmp_path / "finally_stage1.best.ckpt").step == step
+    assert f"(best {values[step]:.4g} at {step})" in caplog.text.split("validation after step 3", 1)[1]
+
+
+def test_the_last_step_is_validated_so_there_is_a_best(resources, tmp_path):
+    settings = watched(resources, tmp_path, train__steps=2, train__val_step=None)
+    assert train(settings) == 0
+    assert_same_bits(checkpoint(tmp_path, "finally_stage1.best"), checkpoint(tmp_path, "finally_stage1"))
+    with (tmp_path / "state/finally_stage1/validation.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["step"] == "2" and np.isfinite(float(row["si_sdr"]))
+
+
+def test_a_number_that_no_validation_gives_leaves_no_best(resources, tmp_path, monkeypatch, caplog):
+    measured_as(monkeypatch, dict.fromkeys(CURVE))
+    assert train(watched(resources, tmp_path)) == 0
+    assert not (tmp_path / "finally_stage1.best.ckpt").exists()
+    assert "finally_stage1.best.ckpt: no validation has measured train.best=si_sdr" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def best_of_a_whole_run(resources, tmp_path_factory) -> dict:
+    """The best weights of `watched`, never killed, on CURVE."""
+    results = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        measured_as(patch, CURVE)
+        assert train(watched(resources, results)) == 0
+    return checkpoint(results, "finally_stage1.best")
+
+
+def killed_before_the_validation(patch) -> None:
+    after_step(patch, 3, die)
+
+
+def killed_before_the_state(patch) -> None:
+    original = StateFolder.save
+    patch.setattr(StateFolder, "save", lambda self, step, state: die() if step == 3 else original(self, step, state))
+
+
+def killed_before_the_file(patch) -> None:
+    patch.setattr(Run, "_write_best", lambda self: die() if self.step == 3 else None)
+
+
+def killed_after_the_best(patch) -> None:
+    after_step(patch, 5, die)
+
+
+@pytest.mark.parametrize(
+    "kill", [killed_before_the_validation, killed_before_the_state, killed_before_the_file, killed_after_the_best]
+)
+def test_a_killed_run_has_the_best_of_one_never_killed(kill, resources, best_of_a_whole_run, tmp_path, monkeypatch):
+    measured_as(monkeypatch, CURVE)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        kill(patch)
+        train(watched(resources, tmp_path))
+    assert train(watched(resources, tmp_path)) == 0
+    assert_same_bits(checkpoint(tmp_path, "finally_stage1.best"), best_of_a_whole_run)
+    assert load_checkpoint(tmp_path / "finally_stage1.best.ckpt").devices == {processor(): 3}
+
+
+def test_the_best_file_follows_the_state_that_is_resumed(resources, best_of_a_whole_run, tmp_path, monkeypatch, caplog):
+    measured_as(monkeypatch, CURVE)
+    best, settings = tmp_path / "finally_stage1.best.ckpt", watched(resources, tmp_path)
+    assert train(settings) == 0
+    written = best.stat().st_mtime_ns
+    assert train(settings) == 0
+    assert best.stat().st_mtime_ns == written  # another stage may start from it: the same file is not written twice
+    for damage in (best.unlink, lambda: best.write_bytes(best.read_bytes()[:1000])):
+        damage()
+        assert train(settings) == 0
+        assert_same_bits(checkpoint(tmp_path, "finally_stage1.best"), best_of_a_whole_run)
+    assert "it is written anew from the state" in caplog.text
+    # the state of step 5 is lost: the file, newer than the state of step 3, is made anew by what follows, or stays
+    (tmp_path / "state/finally_stage1/step-00000005.pt").unlink()
+    measured_as(monkeypatch, CURVE | {4: 1.0, 5: 3.0})
+    assert train(settings) == 0
+    assert load_checkpoint(best).step == 5
+    (tmp_path / "state/finally_stage1/step-00000005.pt").unlink()
+    measured_as(monkeypatch, CURVE)
+    assert train(settings) == 0
+    assert_same_bits(checkpoint(tmp_path, "finally_stage1.best"), best_of_a_whole_run)
+
+
+def test_another_metric_begins_another_best(resources, tmp_path, monkeypatch):
+    measured_as(monkeypatch, CURVE)
+    assert train(watched(resources, tmp_path, train__steps=4)) == 0
+    measured_as(monkeypatch, {5: 0.2}, "stoi")
+    assert train(watched(resources, tmp_path, train__best="stoi", metrics=["stoi"])) == 0  # the same run, continued
+    assert load_checkpoint(tmp_path / "finally_stage1.best.ckpt").step == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train__best": "wb_pesq"}, r"train\.best=wb_pesq: not among the numbers of `metrics` \(si_sdr\)"),
+        ({"train__best": "si_sdr", "metrics": []}, r"train\.best=si_sdr: not among .* \(none\)"),
+        ({"train__best": "wv-mos", "metrics": ["wv-mos"]}, r"train\.best=wv-mos: .*missing: needs .*wav2vec2\.ckpt"),
+    ],
+)
+def test_a_best_that_is_not_measured_is_refused_before_the_first_step(
+    changes, message, resources, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(BaseTrainer, "begin", die)
+    with pytest.raises(UserError, match=message):
+        train(stage1(resources, tmp_path, **changes))
+
+
+def test_a_best_that_needs_a_reference_is_refused_without_one(resources, tmp_path, monkeypatch):
+    monkeypatch.setattr(BaseTrainer, "begin", die)
+    settings = stage1(resources, tmp_path, train__best="si_sdr")
+    folder = str(resources / "prepared" / "vctk" / "16000" / "wav")
+    settings["data"]["validation"] = {"name": "finally_dataset", "args": {"folder": folder}}
+    with pytest.raises(UserError, match=r"train\.best=si_sdr: needs a reference, which data\.validation does not give"):
+        train(settings)
+
+
 # ---------------------------------------------------------------------------------------------------- bad steps
 
 
@@ -326,12 +650,12 @@ def spoil(monkeypatch, *steps: int) -> None:
     original, made = Criteria.forward, []
 
     def forward(self, inputs):
-        total, values = original(self, inputs)
+        total, values, terms = original(self, inputs)
         if self.kind == "generator":
             made.append(0)
             if len(made) in steps:
                 total, values[0] = total * float("nan"), float("nan")
-        return total, values
+        return total, values, terms
 
     monkeypatch.setattr(Criteria, "forward", forward)
 

@@ -52,8 +52,9 @@ def test_killed_three_times_and_stopped_once_it_ends_as_one_never_killed(resourc
     network, steps, seed = "hifipp_bwe1", 16, random.randrange(10**6)
     print(f"moments drawn from seed {seed}")
     moments = random.Random(seed)
-    whole = write_yaml(experiment(network, resources, tmp_path / "whole", train__steps=steps), tmp_path / "whole.yaml")
-    broken = experiment(network, resources, tmp_path / "broken", train__steps=steps, train__checkpoint_step=1)
+    options = {"train__steps": steps, "train__val_step": 4, "train__best": "si_sdr", "train__balance_step": 3}
+    whole = write_yaml(experiment(network, resources, tmp_path / "whole", **options), tmp_path / "whole.yaml")
+    broken = experiment(network, resources, tmp_path / "broken", train__checkpoint_step=1, **options)
     broken["data"]["num_workers"] = 2
     command = [f"exp.config_path={write_yaml(broken, tmp_path / 'broken.yaml')}"]
     reference = start(f"exp.config_path={whole}")
@@ -76,7 +77,8 @@ def test_killed_three_times_and_stopped_once_it_ends_as_one_never_killed(resourc
     assert process.returncode == 0 and "continuing after step" in output, output
     output = reference.communicate(timeout=120)[0]
     assert reference.returncode == 0, output
-    assert_same_bits(checkpoint(tmp_path / "whole", network), checkpoint(tmp_path / "broken", network))
+    for kept in (network, f"{network}.best"):
+        assert_same_bits(checkpoint(tmp_path / "whole", kept), checkpoint(tmp_path / "broken", kept))
     assert history(tmp_path / "whole", network) == history(tmp_path / "broken", network)
 
 
@@ -86,7 +88,9 @@ def test_two_processes_train_as_one(resources, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", TRAIN[1]]
     processes = []
     for name, launcher in (("one", TRAIN), ("two", torchrun)):
-        settings = experiment(network, resources, tmp_path / name, train__steps=steps, train__checkpoint_step=10)
+        options = {"train__steps": steps, "train__checkpoint_step": 10, "train__balance_step": 10}
+        options |= {"train__val_step": 5, "train__best": "si_sdr"}
+        settings = experiment(network, resources, tmp_path / name, **options)
         path = write_yaml(settings, tmp_path / f"{name}.yaml")
         processes.append(start(f"exp.config_path={path}", launcher=launcher))
     for process in processes:
@@ -96,8 +100,14 @@ def test_two_processes_train_as_one(resources, tmp_path):
     assert len(one) == len(two) == steps
     for alone, together in zip(one, two, strict=True):
         for key in alone:
-            if not key.startswith("grad_norm"):
-                assert alone[key] == pytest.approx(together[key], rel=1e-5), (alone["step"], key)
+            if not key.startswith("grad_norm"):  # a gradient at the waveform holds fewer digits than a loss
+                rel = 1e-3 if key.startswith("grad_wav") else 1e-5
+                assert alone[key] == pytest.approx(together[key], rel=rel), (alone["step"], key)
+    assert [row["step"] for row in two if "grad_wav_gen_loss" in row] == [1, 10, 20]
+    steps_of_best = [
+        torch.load(tmp_path / n / f"{network}.best.ckpt", weights_only=True)["step"] for n in ("one", "two")
+    ]
+    assert steps_of_best[0] == steps_of_best[1]
 
 
 def test_the_command_line(resources, tmp_path):

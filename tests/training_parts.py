@@ -105,7 +105,14 @@ def experiment(network: str, resources: Path, results: Path, **changes) -> dict:
     text = json.dumps(_demo()[network]).replace("RESULTS", str(results)).replace("RESOURCES", str(resources))
     made = copy.deepcopy(json.loads(text))
     small = {"data__batch_size": 2, "data__sub_batch_size": None, "data__num_workers": 0, "exp__threads": 1}
-    small |= {"metrics": ["si_sdr"], "train__val_items": 1, "train__val_step": None, "generator__init_from": None}
+    small |= {
+        "metrics": ["si_sdr"],
+        "train__val_items": 1,
+        "train__val_step": None,
+        "train__best": None,
+        "train__balance_step": None,
+        "generator__init_from": None,
+    }
     for key, value in (small | changes).items():
         *path, last = key.split("__")
         inside = made
@@ -133,9 +140,9 @@ def write_yaml(settings: Mapping, path: Path) -> Path:
 
 
 def history(results: Path, network: str) -> list[dict[str, float]]:
-    """The rows of history.csv without what a clock measured."""
+    """The rows of history.csv, each with the columns that it has, without what a clock measured."""
     with (results / "state" / network / "history.csv").open(newline="") as file:
-        return [{k: float(v) for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+        return [{k: float(v) for k, v in row.items() if v and k != "seconds"} for row in csv.DictReader(file)]
 
 
 def checkpoint(results: Path, network: str) -> dict:

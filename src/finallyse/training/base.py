@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch
 
 from finallyse.errors import UserError
 from finallyse.training.batches import Batch
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 WAVLM_HOP = 320  # samples of 16 kHz audio between WavLM's frames; frame k sees samples 320 k .. 320 k + 400
 WAVLM_FIELD = 400
+BALANCE = "grad_wav_"  # with a loss's name: the norm of its weighted gradient at the generator's waveforms
 
 
 class BaseTrainer:
@@ -47,6 +49,7 @@ class BaseTrainer:
         self.clock = Clock()
         self.bf16 = experiment["train"]["precision"] == "bf16"
         self.sub_batch_size = experiment["data"]["sub_batch_size"]
+        self.balance_step, self.balance_due = experiment["train"]["balance_step"], False
         seed, options = experiment["exp"]["seed"], experiment["generator"]
         parts = experiment["discriminators"]
 
@@ -95,6 +98,9 @@ class BaseTrainer:
             use_phases(self.discriminators)
         self.compiled = experiment["train"]["compile"]
         if self.compiled:
+            if self.balance_step:
+                # compiled code may else write over what it keeps for its backward pass, which then runs but once
+                functorch.donated_buffer = False
             # each of the few shapes of a step by itself: kernels for any shape would be slower, and not all compile
             for network in (self.generator, *self.discriminators.values()):
                 network.compile(dynamic=False)
@@ -127,6 +133,7 @@ class BaseTrainer:
         for updater in self.updaters().values():
             updater.begin(step, epoch)
         self.generator_norms.advance()
+        self.balance_due = bool(self.balance_step) and (step == 0 or (step + 1) % self.balance_step == 0)
 
     @contextlib.contextmanager
     def inference(self):
@@ -214,7 +221,7 @@ class BaseTrainer:
                     "fmaps_fake": [[both[len(piece) :] for both in each] for each in maps],
                 }
                 del logits, maps
-                total, values = self.discriminator_criteria(inputs)
+                total, values, _ = self.discriminator_criteria(inputs)
                 (total * piece.share).backward()
             losses.append(torch.cat([total.detach().view(1), values]) * piece.share)
         return self._finish("discriminator", self.discriminator_criteria, self.discriminator_updater, losses)
@@ -222,10 +229,11 @@ class BaseTrainer:
     def update_generator(self, pieces: list[Batch]) -> dict[str, Tensor]:
         """Train the generator. The discriminators are frozen: gradients pass through, none are made for them.
 
-        Returns scalars on the device: the weighted sum of the losses, each loss, the gradient's norm, and 1.0 where the
-        update was withheld because something was not finite.
+        Returns scalars on the device: the weighted sum of the losses, each loss, the gradient's norm, 1.0 where the
+        update was withheld because something was not finite, and on the steps of `train.balance_step` the norm of each
+        weighted loss's gradient at the global batch's waveforms.
         """
-        losses = []
+        losses, squares = [], []
         with frozen(self.discriminators):
             for piece in pieces:
                 wav_hat = piece.tensors.pop("wav_hat", None)
@@ -234,14 +242,33 @@ class BaseTrainer:
                 self.clock.backward_from("generator", wav_hat)
                 inputs = self._generator_inputs(piece, wav_hat)
                 with self.clock("losses"):
-                    total, values = self.generator_criteria(inputs)
+                    total, values, terms = self.generator_criteria(inputs)
+                    if self.balance_due:
+                        squares.append(self._squared_gradients(terms, wav_hat) * piece.share**2)
                     (total * piece.share).backward()
                 losses.append(torch.cat([total.detach().view(1), values]) * piece.share)
         result = self._finish("generator", self.generator_criteria, self.generator_updater, losses)
+        if squares:
+            norms = self.group.sum(torch.stack(squares).sum(0)).sqrt().float()
+            result |= {
+                f"{BALANCE}{name}": norm for name, norm in zip(self.generator_criteria.names, norms, strict=True)
+            }
         if self.average:
             with self.clock("optimizer"):
                 self.average.update(self.generator, self.step)
         return result
+
+    def _squared_gradients(self, terms: list[Tensor], wav_hat: Tensor) -> Tensor:
+        """Each term's gradient at wav_hat, squared and summed: float64 [N]. The step's own backward pass is to come."""
+        squares = []
+        for term in terms:
+            with self.clock("losses"):  # entered for each: the backward pass of the one before may have ended elsewhere
+                gradient = None
+                if term.requires_grad:
+                    (gradient,) = torch.autograd.grad(term, wav_hat, retain_graph=True, allow_unused=True)
+                # in float64, as the square of a float32 that is large, though finite, may not be
+                squares.append(wav_hat.new_zeros((), dtype=torch.float64) if gradient is None else _square(gradient))
+        return torch.stack(squares)
 
     def _generator_inputs(self, piece: Batch, wav_hat: Tensor) -> dict:
         """What the generator's losses need, and no more."""
@@ -334,3 +361,7 @@ class BaseTrainer:
         log.info("%s: %d parameters, %d of them train", name, count_parameters(self.generator), training)
         for part, network in self.discriminators.items():
             log.info("%s: %d parameters", part, count_parameters(network))
+
+
+def _square(gradient: Tensor) -> Tensor:
+    return gradient.double().square().sum()

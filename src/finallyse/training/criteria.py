@@ -56,8 +56,8 @@ class Criteria(nn.Module):
                 f"any (there are: {', '.join(self.names) or 'none'}); add one that does, e.g. lmos or l1_mel_loss"
             )
 
-    def forward(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """The weighted sum, and the losses themselves, unweighted and detached, as a vector in the order of `names`."""
+    def forward(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """In the order of `names`: the weighted sum; the losses, unweighted and detached, as a vector; its terms."""
         values = [loss(**{need: inputs[need] for need in loss.needs}).float() for loss in self.losses.values()]
-        total = sum(weight * value for weight, value in zip(self.weights.values(), values, strict=True))
-        return total, torch.stack([value.detach() for value in values])
+        terms = [weight * value for weight, value in zip(self.weights.values(), values, strict=True)]
+        return sum(terms), torch.stack([value.detach() for value in values]), terms
