@@ -28,8 +28,9 @@ Often changed (every option: config/README.md; Hydra's grammar, e.g. generator.o
   train.stop_after=60          minutes after which to save and exit with status 75
   exp.wandb.mode=offline       exp.tensorboard=true         train.on_nonfinite=stop|skip
 
-Files: <results>/<run_name>.ckpt, and in <results>/state/<run_name>/: history.csv (every step), validation.csv,
-samples/ (to listen to), step-*.pt (what a killed run continues from; the last two are kept).
+Files: <results>/<run_name>.ckpt; beside it <run_name>.best.ckpt, the weights that validated best by train.best=METRIC;
+and in <results>/state/<run_name>/: history.csv (every step), validation.csv, samples/ (to listen to), step-*.pt (what a
+killed run continues from; the last two are kept).
 Exit status: 0 finished; 2 a mistake in the command, the config or the data, told in one line; 75 stopped by SIGTERM,
 SIGINT or train.stop_after and saved: run it again. A second Ctrl-C ends it at once.
 """

@@ -29,7 +29,7 @@ NETWORKS = [
     "finally_stage2",
     "finally_stage3",
 ]
-METRICS = ["wb_pesq", "si_sdr", "lsd", "wv-mos"]  # wv-mos: its weights are not there
+METRICS = ["wb_pesq", "si_sdr", "lsd", "level", "wv-mos"]  # wv-mos: its weights are not there
 STEPS = 120
 SECONDS = 3
 

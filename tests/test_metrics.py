@@ -18,8 +18,10 @@ from finallyse.metrics.measure import mean_and_interval
 
 torch.set_num_threads(1)
 RATE = 16000
+BETTER = ("higher", "lower", "zero")
 NAMES = (
-    "l1_mel_diff wb_pesq nb_pesq stoi si_sdr mosnet utmos wv-mos legacy_dnsmos dnsmos estoi lsd distillmos".split()  # noqa: SIM905
+    *("l1_mel_diff", "wb_pesq", "nb_pesq", "stoi", "estoi", "si_sdr", "zm_si_sdr", "level", "lsd"),
+    *("dnsmos", "legacy_dnsmos", "distillmos", "wv-mos", "mosnet", "utmos"),
 )
 
 
@@ -45,7 +47,7 @@ def test_registry_and_records():
     assert set(NAMES) == set(metrics_registry)
     for name in NAMES:
         metric = metrics_registry[name]()
-        assert metric.columns[0] == name and metric.needs.paper and metric.better in ("higher", "lower")
+        assert metric.columns[0] == name and metric.needs.paper and metric.better in BETTER
         assert metric.needs.rate in (8000, 16000, None)
     with pytest.raises(UserError, match="did you mean 'wb_pesq'"):
         MetricSet(["wbpesq"])
@@ -91,6 +93,28 @@ def test_si_sdr(pair):
     assert score("si_sdr", *pair)["si_sdr"] == pytest.approx(expected.item(), abs=1e-6)
 
 
+@pytest.mark.parametrize("offset", [0.0, 0.02, -0.3])
+def test_si_sdr_with_a_constant_offset(pair, offset):
+    from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
+
+    shifted, reference = pair[0] + np.float32(offset), pair[1]
+    for name, zero_mean in (("si_sdr", False), ("zm_si_sdr", True)):
+        expected = scale_invariant_signal_distortion_ratio(
+            torch.from_numpy(shifted).double(), torch.from_numpy(reference).double(), zero_mean=zero_mean
+        )
+        assert score(name, shifted, reference)[name] == pytest.approx(expected.item(), abs=1e-6)
+    without = score("zm_si_sdr", pair[0], reference)["zm_si_sdr"]
+    assert score("zm_si_sdr", shifted, reference + np.float32(0.1))["zm_si_sdr"] == pytest.approx(without, abs=1e-4)
+    if offset:
+        assert score("si_sdr", shifted, reference)["si_sdr"] < without - 0.5
+
+
+def test_zm_si_sdr_of_a_constant_is_no_number(speech_16k):
+    constant = np.full(RATE, 0.3)
+    assert reason("zm_si_sdr", constant, speech_16k[:RATE]) == "enhanced is constant: without its mean nothing is left"
+    assert reason("zm_si_sdr", speech_16k[:RATE], constant).startswith("reference is constant")
+
+
 @pytest.mark.parametrize("gain", [0.01, 0.5, 2.0, 30.0, -1.0])
 def test_si_sdr_is_unchanged_by_gain(pair, gain):
     enhanced, reference = pair
@@ -98,6 +122,40 @@ def test_si_sdr_is_unchanged_by_gain(pair, gain):
     assert score("si_sdr", np.float32(gain) * enhanced, reference)["si_sdr"] == pytest.approx(once, abs=1e-5)
     assert score("si_sdr", enhanced, np.float32(gain) * reference)["si_sdr"] == pytest.approx(once, abs=1e-5)
     assert once == pytest.approx(15, abs=0.3)
+
+
+@pytest.mark.parametrize("gain_db", [-18.0, -0.1, 0.0, 6.0])
+def test_level_is_the_gain(speech_16k, gain_db):
+    louder = (speech_16k * 10 ** (gain_db / 20)).astype(np.float32)
+    assert score("level", louder, speech_16k)["level"] == pytest.approx(gain_db, abs=1e-5)
+    assert score("level", -louder[::-1].copy(), speech_16k)["level"] == pytest.approx(gain_db, abs=1e-5)
+
+
+def test_level_hears_what_16_khz_cannot_hold(speech_48k):
+    rng = np.random.default_rng(2)
+    spectrum = np.fft.rfft(rng.standard_normal(len(speech_48k)))
+    spectrum[np.fft.rfftfreq(len(speech_48k), 1 / 48000) < 9000] = 0
+    hiss = np.fft.irfft(spectrum, len(speech_48k))
+    hiss *= np.sqrt(3 * np.mean(speech_48k.astype(float) ** 2) / np.mean(hiss**2))  # four times the power in all: 6 dB
+    enhanced = (speech_48k + hiss).astype(np.float32)
+    assert score("level", enhanced, speech_48k, 48000)["level"] == pytest.approx(10 * math.log10(4), abs=0.1)
+    assert score("level", resample(enhanced, 48000, 16000), speech_48k, 16000, 48000)["level"] < 1
+
+
+def test_level_of_silence_is_no_number(speech_16k):
+    late = np.zeros(RATE + 100, np.float32)
+    late[-50:] = 0.1
+    assert (
+        reason("level", late, speech_16k[:RATE]) == "enhanced or reference is silent up to where the shorter one ends"
+    )
+    assert reason("level", np.zeros(RATE), speech_16k[:RATE]) == "enhanced is silent (all zeros)"
+
+
+def test_goodness_orders_by_what_is_better():
+    values = [-3.0, -1.0, 0.5, 2.0]
+    order = {better: sorted(values, key=lambda v, b=better: metrics_base.goodness(v, b)) for better in BETTER}
+    assert order == {"higher": values, "lower": values[::-1], "zero": [-3.0, 2.0, -1.0, 0.5]}
+    assert MetricSet(["wb_pesq", "lsd", "level"]).better("level") == "zero"
 
 
 def test_lsd_by_hand(speech_48k):

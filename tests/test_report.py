@@ -172,19 +172,21 @@ def test_what_is_there_is_read(results: Path, root: Path) -> None:
     assert pesq.output.mean == pytest.approx(summary.loc["wb_pesq", "mean"])
     assert pesq.output.high - pesq.output.low == pytest.approx(2 * summary.loc["wb_pesq", "ci95"])
     assert pesq.input.mean == pytest.approx(summary.loc["wb_pesq", "noisy_mean"]) and pesq.scored == 4
-    assert not scores["lsd"].higher_is_better and scores["si_sdr"].unit == "dB"
+    assert [scores[m].better for m in ("si_sdr", "lsd", "level")] == ["higher", "lower", "zero"]
+    assert scores["si_sdr"].unit == "dB"
     assert scores["wv-mos"].missing and scores["wv-mos"].reason.startswith("missing: needs")
     assert [job.name for job in report.jobs if job.rule == "train_network"] == NETWORKS
     packed = next(job for job in report.jobs if job.rule == "pack_demo")
     assert packed.seconds == pytest.approx(4.2) and math.isnan(packed.memory_mb)
     assert dict(report.networks[-1].facts)["WavLM"] == "2 layers of 32"
+    assert dict(network.facts)["Best validation"] == "WB-PESQ 1.70 at step 120"
 
 
 def test_tables_of_the_evaluation_are_read(results: Path, copy: Path) -> None:
     """What finallyse.metrics.evaluate writes reads as what the fixture wrote."""
     from finallyse.metrics.evaluate import evaluate
 
-    folder, metrics = copy / "enhanced" / "hifipp_denoise", ["si_sdr", "lsd", "wv-mos"]
+    folder, metrics = copy / "enhanced" / "hifipp_denoise", ["si_sdr", "lsd", "level", "wv-mos"]
     evaluate(
         folder / "enhanced",
         metrics,
@@ -204,7 +206,7 @@ def test_tables_of_the_evaluation_are_read(results: Path, copy: Path) -> None:
             assert (ours is None) == (other is None)
             if ours:
                 assert dataclasses.astuple(ours) == pytest.approx(dataclasses.astuple(other), abs=2e-3)
-        assert (score.reason, score.unit, score.higher_is_better) == (same.reason, same.unit, same.higher_is_better)
+        assert (score.reason, score.unit, score.better) == (same.reason, same.unit, same.better)
     for one, other in zip(after.utterances, before.utterances, strict=True):
         assert one.scores["si_sdr"] == pytest.approx(other.scores["si_sdr"], abs=1e-2)
         assert one.input_scores["si_sdr"] == pytest.approx(other.input_scores["si_sdr"], abs=1e-2)
@@ -378,6 +380,25 @@ def test_a_change_within_the_intervals_is_no_verdict(results: Path) -> None:
         row = _score_row(dataclasses.replace(score, input=Interval(1.0, 0.9, 1.1), output=output))
         verdicts.append(row["verdict"])
     assert verdicts == ["better", "", "worse"]
+
+
+@pytest.mark.parametrize(
+    ("given", "output", "verdict"),
+    [
+        ((-6, -7, -5), (-1, -2, 0), "better"),  # nearer to 0, from below
+        ((1, 0.5, 1.5), (-4, -5, -3), "worse"),
+        ((6, 5, 7), (-6, -7, -5), ""),  # apart, but equally far from 0
+        ((-0.2, -0.6, 0.2), (0.3, -0.1, 0.7), ""),
+    ],
+)
+def test_nearest_to_0_is_best_where_a_metric_says_so(results: Path, given, output, verdict) -> None:
+    level = next(s for s in collect(results, ["hifipp_bwe1"]).networks[0].scores if s.metric == "level")
+    row = _score_row(dataclasses.replace(level, input=Interval(*given), output=Interval(*output)))
+    assert (row["arrow"], row["arrow_said"], row["verdict"]) == ("→ 0", "nearest to 0 is best", verdict)
+    network = collect(results, ["hifipp_bwe1"]).networks[0]
+    for utterance, value in zip(network.utterances, (-3.0, 0.1, 2.0, -1.0), strict=True):
+        utterance.scores["level"] = value
+    assert [u.scores["level"] for u in listen.ranked(network.utterances, level)] == [-3.0, 2.0, -1.0, 0.1]
 
 
 def test_durations() -> None:

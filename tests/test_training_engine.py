@@ -20,6 +20,7 @@ from finallyse.training.base import BaseTrainer
 from finallyse.training.criteria import Criteria
 from finallyse.training.distributed import Group
 from finallyse.training.engine import TRY_AGAIN, Run, train
+from finallyse.training.state import StateFolder
 from training_parts import (
     ONE_OF_EACH_TRAINER,
     assert_same_bits,
@@ -316,6 +317,180 @@ def test_the_checkpoint_holds_the_average_where_one_is_kept(resources, tmp_path)
 def test_an_average_that_is_longer_than_the_run_is_told_of(resources, tmp_path, caplog):
     assert train(experiment("finally_stage1", resources, tmp_path, train__steps=1, generator__ema_decay=0.999)) == 0
     assert "generator.ema_decay=0.999 averages over 1000 steps, the run has train.steps=1" in caplog.text
+
+
+# ------------------------------------------------------------------------------------------- the best validation
+
+
+def measured_as(monkeypatch, values: dict[int, float | None], column: str = "si_sdr") -> None:
+    """Validations that give these numbers, by step."""
+    from finallyse.training.validation import Validation
+
+    def run(self, step, trainer, writers):
+        row = {"step": step, column: values[step], "items": 1, "seconds": 0.0}
+        return {key: value for key, value in row.items() if value is not None}
+
+    monkeypatch.setattr(Validation, "run", run)
+
+
+def watched(resources: Path, results: Path, **changes) -> dict:
+    """A run of five steps that validates after each and keeps the best by SI-SDR."""
+    options = {"train__steps": 5, "train__val_step": 1, "train__best": "si_sdr", "train__checkpoint_step": 5}
+    return stage1(resources, results, **(options | changes))
+
+
+CURVE = {1: 1.0, 2: -1.0, 3: 2.5, 4: 2.5, 5: 2.0}  # the first of two equals is kept: step 3
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_the_best_weights_are_kept_as_they_were_validated(ema_decay, resources, tmp_path, monkeypatch):
+    options = {"generator__ema_decay": ema_decay}
+    assert train(stage1(resources, tmp_path / "short", train__steps=3, **options)) == 0
+    measured_as(monkeypatch, CURVE)
+    assert train(watched(resources, tmp_path, **options)) == 0
+    assert_same_bits(checkpoint(tmp_path, "finally_stage1.best"), checkpoint(tmp_path / "short", "finally_stage1"))
+    best = load_checkpoint(tmp_path / "finally_stage1.best.ckpt")
+    assert (best.step, best.devices) == (3, {processor(): 3})
+    best.build_generator()
+    last = checkpoint(tmp_path, "finally_stage1")
+    assert any(
+        not torch.equal(value, last[name]) for name, value in checkpoint(tmp_path, "finally_stage1.best").items()
+    )
+    start = str(tmp_path / "finally_stage1.best.ckpt")
+    following = {"generator__init_from": start, "train__steps": 1, "generator__optimizer__lr": 1e-12}
+    measured_as(monkeypatch, {1: None})
+    assert train(experiment("finally_stage2", resources, tmp_path, **following)) == 0
+    begun = checkpoint(tmp_path, "finally_stage2")
+    for name, value in checkpoint(tmp_path, "finally_stage1.best").items():
+        torch.testing.assert_close(begun[name], value, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "step"),
+    [
+        ("lsd", {1: 3.0, 2: 1.0, 3: 2.0}, 2),
+        ("level", {1: -2.0, 2: 3.0, 3: 1.5}, 3),
+        ("level", {1: 0.1, 2: -9, 3: 9}, 1),
+    ],
+)
+def test_best_is_what_the_metric_calls_better(column, values, step, resources, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    measured_as(monkeypatch, values, column)
+    assert train(watched(resources, tmp_path, train__steps=3, train__best=column, metrics=[column])) == 0
+    assert load_checkpoint(tmp_path / "finally_stage1.best.ckpt").step == step
+    assert f"(best {values[step]:.4g} at {step})" in caplog.text.split("validation after step 3", 1)[1]
+
+
+def test_the_last_step_is_validated_so_there_is_a_best(resources, tmp_path):
+    settings = watched(resources, tmp_path, train__steps=2, train__val_step=None)
+    assert train(settings) == 0
+    assert_same_bits(checkpoint(tmp_path, "finally_stage1.best"), checkpoint(tmp_path, "finally_stage1"))
+    with (tmp_path / "state/finally_stage1/validation.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["step"] == "2" and np.isfinite(float(row["si_sdr"]))
+
+
+def test_a_number_that_no_validation_gives_leaves_no_best(resources, tmp_path, monkeypatch, caplog):
+    measured_as(monkeypatch, dict.fromkeys(CURVE))
+    assert train(watched(resources, tmp_path)) == 0
+    assert not (tmp_path / "finally_stage1.best.ckpt").exists()
+    assert "finally_stage1.best.ckpt: no validation has measured train.best=si_sdr" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def best_of_a_whole_run(resources, tmp_path_factory) -> dict:
+    """The best weights of `watched`, never killed, on CURVE."""
+    results = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        measured_as(patch, CURVE)
+        assert train(watched(resources, results)) == 0
+    return checkpoint(results, "finally_stage1.best")
+
+
+def killed_before_the_validation(patch) -> None:
+    after_step(patch, 3, die)
+
+
+def killed_before_the_state(patch) -> None:
+    original = StateFolder.save
+    patch.setattr(StateFolder, "save", lambda self, step, state: die() if step == 3 else original(self, step, state))
+
+
+def killed_before_the_file(patch) -> None:
+    patch.setattr(Run, "_write_best", lambda self: die() if self.step == 3 else None)
+
+
+def killed_after_the_best(patch) -> None:
+    after_step(patch, 5, die)
+
+
+@pytest.mark.parametrize(
+    "kill", [killed_before_the_validation, killed_before_the_state, killed_before_the_file, killed_after_the_best]
+)
+def test_a_killed_run_has_the_best_of_one_never_killed(kill, resources, best_of_a_whole_run, tmp_path, monkeypatch):
+    measured_as(monkeypatch, CURVE)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        kill(patch)
+        train(watched(resources, tmp_path))
+    assert train(watched(resources, tmp_path)) == 0
+    assert_same_bits(checkpoint(tmp_path, "finally_stage1.best"), best_of_a_whole_run)
+    assert load_checkpoint(tmp_path / "finally_stage1.best.ckpt").devices == {processor(): 3}
+
+
+def test_the_best_file_follows_the_state_that_is_resumed(resources, best_of_a_whole_run, tmp_path, monkeypatch, caplog):
+    measured_as(monkeypatch, CURVE)
+    best, settings = tmp_path / "finally_stage1.best.ckpt", watched(resources, tmp_path)
+    assert train(settings) == 0
+    written = best.stat().st_mtime_ns
+    assert train(settings) == 0
+    assert best.stat().st_mtime_ns == written  # another stage may start from it: the same file is not written twice
+    for damage in (best.unlink, lambda: best.write_bytes(best.read_bytes()[:1000])):
+        damage()
+        assert train(settings) == 0
+        assert_same_bits(checkpoint(tmp_path, "finally_stage1.best"), best_of_a_whole_run)
+    assert "it is written anew from the state" in caplog.text
+    # the state of step 5 is lost: the file, newer than the state of step 3, is made anew by what follows, or stays
+    (tmp_path / "state/finally_stage1/step-00000005.pt").unlink()
+    measured_as(monkeypatch, CURVE | {4: 1.0, 5: 3.0})
+    assert train(settings) == 0
+    assert load_checkpoint(best).step == 5
+    (tmp_path / "state/finally_stage1/step-00000005.pt").unlink()
+    measured_as(monkeypatch, CURVE)
+    assert train(settings) == 0
+    assert_same_bits(checkpoint(tmp_path, "finally_stage1.best"), best_of_a_whole_run)
+
+
+def test_another_metric_begins_another_best(resources, tmp_path, monkeypatch):
+    measured_as(monkeypatch, CURVE)
+    assert train(watched(resources, tmp_path, train__steps=4)) == 0
+    measured_as(monkeypatch, {5: 0.2}, "stoi")
+    assert train(watched(resources, tmp_path, train__best="stoi", metrics=["stoi"])) == 0  # the same run, continued
+    assert load_checkpoint(tmp_path / "finally_stage1.best.ckpt").step == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train__best": "wb_pesq"}, r"train\.best=wb_pesq: not among the numbers of `metrics` \(si_sdr\)"),
+        ({"train__best": "si_sdr", "metrics": []}, r"train\.best=si_sdr: not among .* \(none\)"),
+        ({"train__best": "wv-mos", "metrics": ["wv-mos"]}, r"train\.best=wv-mos: .*missing: needs .*wav2vec2\.ckpt"),
+    ],
+)
+def test_a_best_that_is_not_measured_is_refused_before_the_first_step(
+    changes, message, resources, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(BaseTrainer, "begin", die)
+    with pytest.raises(UserError, match=message):
+        train(stage1(resources, tmp_path, **changes))
+
+
+def test_a_best_that_needs_a_reference_is_refused_without_one(resources, tmp_path, monkeypatch):
+    monkeypatch.setattr(BaseTrainer, "begin", die)
+    settings = stage1(resources, tmp_path, train__best="si_sdr")
+    folder = str(resources / "prepared" / "vctk" / "16000" / "wav")
+    settings["data"]["validation"] = {"name": "finally_dataset", "args": {"folder": folder}}
+    with pytest.raises(UserError, match=r"train\.best=si_sdr: needs a reference, which data\.validation does not give"):
+        train(settings)
 
 
 # ---------------------------------------------------------------------------------------------------- bad steps

@@ -52,7 +52,7 @@ def test_definition_ignores_what_does_not_change_the_result(manifest, tmp_path):
     other = copy.deepcopy(base)
     other["exp"] |= {"device": "cpu", "results": "elsewhere", "wandb": {"mode": "offline"}}
     other["data"]["num_workers"] = 0
-    other["train"] |= {"steps": 99, "log_step": 1}
+    other["train"] |= {"steps": 99, "log_step": 1, "best": "stoi"}
     other["metrics"] = []
     moved = tmp_path / "moved" / "other.csv"
     moved.parent.mkdir()

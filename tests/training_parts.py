@@ -98,7 +98,13 @@ def experiment(network: str, resources: Path, results: Path, **changes) -> dict:
     text = json.dumps(_demo()[network]).replace("RESULTS", str(results)).replace("RESOURCES", str(resources))
     made = copy.deepcopy(json.loads(text))
     small = {"data__batch_size": 2, "data__sub_batch_size": None, "data__num_workers": 0, "exp__threads": 1}
-    small |= {"metrics": ["si_sdr"], "train__val_items": 1, "train__val_step": None, "generator__init_from": None}
+    small |= {
+        "metrics": ["si_sdr"],
+        "train__val_items": 1,
+        "train__val_step": None,
+        "train__best": None,
+        "generator__init_from": None,
+    }
     for key, value in (small | changes).items():
         *path, last = key.split("__")
         inside = made

@@ -159,6 +159,9 @@ class Train:
     log_step: int = option(100, "steps between progress lines (the only ones that wait for the GPU)", minimum=1)
     val_step: int | None = option(5_000, "steps between validations; null: only at the end", minimum=1)
     val_items: int | None = option(64, "validation items measured while training; null: all", minimum=1)
+    best: str | None = option(
+        None, "one of the numbers of `metrics`: keep the weights of its best validation in `<run_name>.best.ckpt` too"
+    )
     checkpoint_step: int = option(1_000, "steps between saves of the resume state", minimum=1)
     checkpoint_minutes: float = option(15.0, "minutes after which the state is saved at the latest", exclusiveMinimum=0)
     keep: int = option(2, "resume states kept", minimum=2)

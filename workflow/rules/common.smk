@@ -99,10 +99,15 @@ def training_weights(wildcards):
 
 
 def initial_checkpoint(wildcards):
-    """The checkpoints that a network starts from, if it does: of another network or of a file of one's own."""
+    """The checkpoints that a network starts from, if it does: of another network or of a file of one's own.
+
+    The best weights of a network are no output of a rule, which would be deleted before the training is continued; they
+    are there when its checkpoint is.
+    """
     experiment = EXPERIMENTS[wildcards.network]
     starts = [experiment[part]["init_from"] for part in ("generator", "discriminators")]
-    return sorted(set(filter(None, starts)))
+    of_networks = {f"{RESULTS}/{n}.best.ckpt": f"{RESULTS}/{n}.ckpt" for n in NETWORKS}
+    return sorted({of_networks.get(start, start) for start in starts if start})
 
 
 def weight_files(paths):

@@ -14,10 +14,11 @@ metrics_registry = Registry("metric")
 
 # Each module files its metrics under `metrics_registry`, which therefore stands above.
 from finallyse.metrics import dnsmos, intrusive, networks  # noqa: E402, F401
-from finallyse.metrics.base import Metric, Needs, Unscored, Utterance  # noqa: E402
+from finallyse.metrics.base import Better, Metric, Needs, Unscored, Utterance, goodness  # noqa: E402
 from finallyse.metrics.measure import MetricSet, Scores, Summary, summarise  # noqa: E402
 
 __all__ = [
+    "Better",
     "Metric",
     "MetricSet",
     "Needs",
@@ -25,6 +26,7 @@ __all__ = [
     "Summary",
     "Unscored",
     "Utterance",
+    "goodness",
     "metrics_registry",
     "summarise",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -15,6 +15,14 @@ from finallyse.errors import UserError
 # Enhanced and reference may differ by this much (s): both are then cut to the shorter. More means that the files do not
 # belong together, or that one is truncated, and no metric that compares them is given a number.
 LENGTH_TOLERANCE_S = 0.1
+
+Better = Literal["higher", "lower", "zero"]
+"""Which of two numbers of a metric is the better one: the higher, the lower, or the one nearer to 0."""
+
+
+def goodness(value: float, better: Better) -> float:
+    """A number that grows as `value` gets better, whatever better means for its metric."""
+    return {"higher": value, "lower": -value, "zero": -abs(value)}[better]
 
 
 class Unscored(Exception):
@@ -159,7 +167,7 @@ class Metric:
     needs: ClassVar[Needs]
     columns: ClassVar[tuple[str, ...]]
     unit: ClassVar[str] = ""
-    better: ClassVar[str] = "higher"
+    better: ClassVar[Better] = "higher"
 
     def __init__(self, resources: str = "resources", device: str = "auto"):
         self.resources = Path(resources)

@@ -115,14 +115,21 @@ class SiSdr(Metric):
     """Scale-invariant signal-to-distortion ratio, dB; at 16 kHz whatever the network's rate, so that they compare.
 
     alpha = <enhanced, reference> / |reference|^2; 10 log10(|alpha reference|^2 / |enhanced - alpha reference|^2).
+    As published, the mean is not removed: a constant offset of the output is distortion.
     """
 
     columns = ("si_sdr",)
     unit = "dB"
+    zero_mean = False
     needs = Needs(reference=True, rate=16000, paper="Le Roux et al., ICASSP 2019, arXiv 1811.02508")
 
     def score(self, utterance: Utterance) -> dict[str, float]:
         enhanced, reference = (wav.astype(np.float64) for wav in utterance.pair(self.needs.rate))
+        if self.zero_mean:
+            for role, wav in (("enhanced", enhanced), ("reference", reference)):
+                if not np.ptp(wav):
+                    raise Unscored(f"{role} is constant: without its mean nothing is left")
+            enhanced, reference = enhanced - enhanced.mean(), reference - reference.mean()
         target = (enhanced @ reference) / (reference @ reference) * reference
         residual = enhanced - target
         signal, noise = target @ target, residual @ residual
@@ -130,7 +137,37 @@ class SiSdr(Metric):
             raise Unscored("enhanced equals the reference up to its gain: SI-SDR is infinite")
         if not signal:
             raise Unscored("enhanced is orthogonal to the reference: SI-SDR is minus infinite")
-        return {"si_sdr": float(10 * np.log10(signal / noise))}
+        return {self.columns[0]: float(10 * np.log10(signal / noise))}
+
+
+@metrics_registry.register("zm_si_sdr")
+class ZeroMeanSiSdr(SiSdr):
+    """SI-SDR of both signals without their means, so that a constant offset, which nobody hears, does not count."""
+
+    columns = ("zm_si_sdr",)
+    zero_mean = True
+    needs = Needs(reference=True, rate=16000, paper="Luo and Mesgarani, IEEE/ACM TASLP 27(8), 2019, arXiv 1809.07454")
+
+
+@metrics_registry.register("level")
+class Level(Metric):
+    """How much louder the output is than the reference, dB: 20 log10(rms(enhanced) / rms(reference)) of the whole clip.
+
+    PESQ, STOI and SI-SDR are made not to hear a wrong level. Measured at the reference's own rate, because at 16 kHz
+    what a network adds above 8 kHz would not count.
+    """
+
+    columns = ("level",)
+    unit = "dB"
+    better = "zero"
+    needs = Needs(reference=True, rate=None, paper="root mean square of the output over that of the reference")
+
+    def score(self, utterance: Utterance) -> dict[str, float]:
+        enhanced, reference = (wav.astype(np.float64) for wav in utterance.pair(self.needs.rate))
+        powers = enhanced @ enhanced, reference @ reference
+        if not all(powers):  # only what was cut off to make them equally long was not silent
+            raise Unscored("enhanced or reference is silent up to where the shorter one ends")
+        return {"level": float(10 * np.log10(powers[0] / powers[1]))}
 
 
 @metrics_registry.register("lsd")

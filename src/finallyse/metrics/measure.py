@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from finallyse.errors import UserError
-from finallyse.metrics.base import Metric, Unscored, Utterance
+from finallyse.metrics.base import Better, Metric, Unscored, Utterance
 
 
 @dataclass
@@ -67,6 +67,10 @@ class MetricSet:
             if reference in (None, metric.needs.reference)
             for column in metric.columns
         ]
+
+    def better(self, column: str) -> Better:
+        """What is better in this column."""
+        return next(metric.better for metric in self.metrics.values() if column in metric.columns)
 
     def score(self, utterance: Utterance, *, only_without_reference: bool = False) -> Scores:
         """Every number that this utterance can be given; where it can be given none, the reason."""

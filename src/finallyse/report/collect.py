@@ -18,7 +18,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas
 import yaml
@@ -26,7 +26,8 @@ import yaml
 from finallyse import __version__
 from finallyse.errors import UserError
 from finallyse.hardware import processor
-from finallyse.report.figures import Interval
+from finallyse.metrics import Better, goodness, metrics_registry
+from finallyse.report.figures import Interval, number
 
 LABELS = {
     "wb_pesq": "WB-PESQ",
@@ -34,6 +35,8 @@ LABELS = {
     "stoi": "STOI",
     "estoi": "ESTOI",
     "si_sdr": "SI-SDR",
+    "zm_si_sdr": "SI-SDR, zero mean",
+    "level": "Level",
     "lsd": "LSD",
     "l1_mel_diff": "Mel L1",
     "dnsmos": "DNSMOS OVRL",
@@ -74,7 +77,7 @@ class Score:
     failed: int
     reason: str
     """Why there is no value, or why `failed` utterances have none."""
-    higher_is_better: bool
+    better: Better
     unit: str
     about: str
 
@@ -287,6 +290,7 @@ def _network(
 
     config = _yaml(config_path) if config_path else None
     checkpoint = _checkpoint(checkpoint_path) if checkpoint_path else None
+    validation = _table(validation_path, ["step"]) if validation_path else None
     return Network(
         name=name,
         task=_task(config),
@@ -295,10 +299,10 @@ def _network(
         scale=_scale(config, checkpoint, recipe) if config else None,
         data=_training_data(config) if config else None,
         history=_table(history_path, ["step"]) if history_path else None,
-        validation=_table(validation_path, ["step"]) if validation_path else None,
+        validation=validation,
         scores=_scores(summary_path) if summary_path else [],
         utterances=_utterances(audio, scores_path) if audio else [],
-        facts=_facts(config, checkpoint),
+        facts=_facts(config, checkpoint) + _best(config, validation),
         differences=_differences(config, experiments / f"{name}.yaml", schema) if config and experiments else [],
         missing=missing,
     )
@@ -393,8 +397,20 @@ def _facts(config: Mapping[str, Any] | None, checkpoint: Mapping[str, Any] | Non
     return facts
 
 
+def _best(config: Mapping[str, Any] | None, validation: pandas.DataFrame | None) -> list[tuple[str, str]]:
+    """The step whose weights `train.best` keeps, with their number."""
+    column = config["train"].get("best") if config else None
+    better = next((metric.better for metric in metrics_registry.values() if column in metric.columns), None)
+    if better is None or validation is None or column not in validation or validation[column].isna().all():
+        return []
+    at = validation[column].map(lambda value: goodness(value, better)).idxmax()  # the first of equals, as in training
+    value, step = validation.loc[at, column], int(validation.loc[at, "step"])
+    return [("Best validation", f"{LABELS.get(column, column)} {number(value)} at step {step:,}")]
+
+
 UNCOMPARED = re.compile(
-    r"exp\.|data\.num_workers|train\.(log_step|val_step|val_items|checkpoint_step|checkpoint_minutes|keep|stop_after)$"
+    r"exp\.|data\.num_workers"
+    r"|train\.(log_step|val_step|val_items|best|checkpoint_step|checkpoint_minutes|keep|stop_after)$"
 )
 """Options that say where a run happens and how it is watched, not what it computes."""
 
@@ -451,16 +467,22 @@ def _scores(path: Path) -> list[Score]:
                     scored=int(row["n"]),
                     failed=int(row["unscored"]),
                     reason=row["missing"] or row["reasons"] or ("" if int(row["n"]) else "no utterance was measured"),
-                    higher_is_better=row["better"] == "higher",
+                    better=_better(row["better"]),
                     unit=row["unit"],
                     about=row["paper"],
                 )
             )
         except ValueError as error:
             raise UserError(
-                f"{path}: the row of {row['metric']} holds something that is not a number ({error})"
+                f"{path}: the row of {row['metric']} holds what scripts/evaluate.py does not write ({error})"
             ) from error
     return scores
+
+
+def _better(text: str) -> Better:
+    if text not in get_args(Better):
+        raise ValueError(f"better: {text!r}")
+    return text
 
 
 def _utterances(folder: Path, scores_path: Path | None) -> list[Utterance]:

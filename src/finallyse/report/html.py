@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from finallyse.audio.io import write_atomically
 from finallyse.errors import UserError
-from finallyse.metrics import metrics_registry
+from finallyse.metrics import goodness, metrics_registry
 from finallyse.report import figures
 from finallyse.report.collect import LABELS, Network, Report, Score
 from finallyse.report.figures import Interval, number
@@ -367,8 +367,22 @@ CURVES = {
 """What the columns of history.csv are called; others keep their name."""
 
 
+ARROWS = {
+    "higher": ("↑", "higher is better"),
+    "lower": ("↓", "lower is better"),
+    "zero": ("→ 0", "nearest to 0 is best"),
+}
+"""By a metric's `better`: its sign in the page, and how it is read out."""
+
+
+def _distance(interval: Interval) -> Interval:
+    """How far from 0 the mean is, with its interval."""
+    ends = sorted(map(abs, (interval.low, interval.high)))
+    return Interval(abs(interval.mean), 0.0 if interval.low < 0 < interval.high else ends[0], ends[1])
+
+
 def _score_row(score: Score) -> dict[str, Any]:
-    arrow, said = ("↑", "higher is better") if score.higher_is_better else ("↓", "lower is better")
+    arrow, said = ARROWS[score.better]
     row: dict[str, Any] = {
         "label": score.label,
         "about": score.about,
@@ -387,9 +401,10 @@ def _score_row(score: Score) -> dict[str, Any]:
     if score.input is not None and math.isfinite(score.input.mean):
         change = score.output.mean - score.input.mean
         row["change"] = ("+" if change > 0 else "") + number(change)
-        apart = score.output.low > score.input.high or score.output.high < score.input.low
-        if apart:  # intervals that overlap are no verdict
-            row["verdict"] = "better" if (change > 0) == score.higher_is_better else "worse"
+        output, given = (_distance(i) if score.better == "zero" else i for i in (score.output, score.input))
+        if output.low > given.high or output.high < given.low:  # intervals that overlap are no verdict
+            gain = goodness(output.mean, score.better) - goodness(given.mean, score.better)
+            row["verdict"] = "better" if gain > 0 else "worse"
     row["plot"] = Markup(figures.interval_pair(score.input, score.output, score.label, score.reference))
     return row
 
@@ -407,7 +422,7 @@ def _stages(report: Report, options: Options, sounds: Sounds) -> dict[str, Any] 
     for metric in dict.fromkeys(s.metric for n in stages for s in n.scores if not s.missing):
         by_stage = [next((s for s in n.scores if s.metric == metric), None) for n in stages]
         label = next(s.label for s in by_stage if s)
-        arrow = "↑" if next(s.higher_is_better for s in by_stage if s) else "↓"
+        arrow, _ = ARROWS[next(s.better for s in by_stage if s)]
         rows = [
             (_short(n.name), s.input if s else None, s.output if s else None)
             for n, s in zip(stages, by_stage, strict=True)
@@ -562,7 +577,7 @@ def write_figures(report: Report, folder: Path) -> None:
         training = [(c["title"], c["svg"]) for c in curves(network.history) + curves(network.validation, dots=True)]
         label = network.task.input_label or "Input"
         metrics = [
-            (f"{s.label} {'↑' if s.higher_is_better else '↓'} {s.unit}".strip(), figures.dot_plot(rows, s.label))
+            (f"{s.label} {ARROWS[s.better][0]} {s.unit}".strip(), figures.dot_plot(rows, s.label))
             for s in network.scores
             if not s.missing
             for rows in [[*([(label, s.input, None)] if s.input else []), ("Output", None, s.output)]]

@@ -13,6 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from finallyse.audio.io import read
+from finallyse.metrics import goodness
 from finallyse.report import figures
 from finallyse.report.audio import data_uri, mp3
 from finallyse.report.collect import Network, Score, Utterance
@@ -138,7 +139,7 @@ def ranking_metric(network: Network, wanted: str | None) -> Score | None:
 def ranked(utterances: Sequence[Utterance], score: Score) -> list[Utterance]:
     """Utterances that have the score, worst first."""
     having = [u for u in utterances if math.isfinite(u.scores.get(score.metric, math.nan))]
-    return sorted(having, key=lambda u: (u.scores[score.metric], u.name), reverse=not score.higher_is_better)
+    return sorted(having, key=lambda u: (goodness(u.scores[score.metric], score.better), u.name))
 
 
 def spread(items: Sequence, wanted: int) -> list:

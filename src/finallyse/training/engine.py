@@ -33,8 +33,9 @@ TRY_AGAIN = 75  # exit status (EX_TEMPFAIL) of a run that saved and stopped befo
 def train(experiment: DictConfig | Mapping) -> int:
     """Train one network, from its saved state where there is one; returns the process's exit status.
 
-    0: the checkpoint `<results>/<run_name>.ckpt` is written. 75: stopped by a signal or `train.stop_after`, saved, to
-    be continued. Raises UserError for anything that the user can mend.
+    0: the checkpoint `<results>/<run_name>.ckpt` is written (`<run_name>.best.ckpt`, if `train.best` asks for it, has
+    been there since the first validation). 75: stopped by a signal or `train.stop_after`, saved, to be continued.
+    Raises UserError for anything that the user can mend.
     """
     if isinstance(experiment, DictConfig):
         experiment = OmegaConf.to_container(experiment, resolve=True)
@@ -65,6 +66,7 @@ class Run:
         self.last: int = self.options["steps"]
         results, name = Path(experiment["exp"]["results"]), experiment["exp"]["run_name"]
         self.checkpoint, self.folder = results / f"{name}.ckpt", results / "state" / name
+        self.best_checkpoint = results / f"{name}.best.ckpt"
         self.stop = StopRequests(self.options["stop_after"])
         self.states = StateFolder(self.folder, definition(experiment), self.options["keep"])
         if group.leader:
@@ -88,12 +90,20 @@ class Run:
             group,
         )
 
+        if self.options["best"] is not None:
+            self.validation.check(self.options["best"])
+
         self.step, self.skips, self.best, self.wandb_id = 0, 0, {}, None
+        # what `train.best` keeps: metric, value, step, devices and, in the leader, the weights
+        self.kept: dict = {}
         self.devices: dict[str, int] = {}  # name -> steps made there
         if state:
             self.step, self.skips = state["step"], state["skips"]
             self.best, self.wandb_id = dict(state["best"]), state["wandb_id"]
             self.devices = dict(state["devices"])
+            kept = state.get("kept") or {}  # none in states of versions before `train.best`
+            if kept.get("metric") == self.options["best"]:
+                self.kept = kept if group.leader else {key: kept[key] for key in ("metric", "value", "step")}
             self.trainer.load_state_dict(state["trainer"])
             set_random_state(state["random"])
             log.info("%s: continuing after step %d of %d", found, self.step, self.last)
@@ -107,6 +117,8 @@ class Run:
             self.validations = Table(self.folder / "validation.csv", self.step)
             self.writers = Writers(experiment, self.folder, self.wandb_id, self.step)
             self.wandb_id = self.writers.wandb_id
+            if self.kept and not self._best_is_written():  # killed before it was, or gone since
+                self._write_best()
         self.progress = Progress(self.step, self.last)
         self.read_at = time.perf_counter()
 
@@ -153,7 +165,7 @@ class Run:
             self.read()  # costs nothing where there is no device to wait for, and tells of a bad step at once
         if step == self.last or (self.options["val_step"] and step % self.options["val_step"] == 0):
             self.validate()
-        due = step % self.options["checkpoint_step"] == 0 or step == self.last
+        due = step % self.options["checkpoint_step"] == 0 or step == self.last or self.kept.get("step") == step
         late = time.monotonic() - self.saved_at >= 60 * self.options["checkpoint_minutes"]
         if self.group.highest(int(due or late))[0]:
             self.save()
@@ -180,6 +192,10 @@ class Run:
                 devices=self.devices,
             )
             log.info("%s written after %d steps", self.checkpoint, self.step)
+            if self.options["best"] is not None and not self.kept:
+                log.warning(
+                    "no %s: no validation has measured train.best=%s", self.best_checkpoint, self.options["best"]
+                )
         self.group.barrier()
         return 0
 
@@ -235,9 +251,9 @@ class Run:
         measured = {key: value for key, value in row.items() if key not in ("step", "items", "seconds")}
         for name, value in measured.items():
             best = self.best.get(name)
-            higher = self.validation.higher_is_better(name)
-            if best is None or (value > best["value"] if higher else value < best["value"]):
+            if best is None or self.validation.improves(name, value, best["value"]):
                 self.best[name] = {"value": value, "step": self.step}
+        self._keep_the_best(measured)
         if self.group.leader:
             self.validations.append([row])
             shown = " | ".join(
@@ -249,6 +265,47 @@ class Run:
             )
             self.writers.scalars(self.step, {f"validation/{key}": value for key, value in measured.items()})
         self.read_at = time.perf_counter()
+
+    def _keep_the_best(self, measured: Mapping[str, float]) -> None:
+        """Hold on to the weights that were validated, if they are the best so far; the next `save` writes them."""
+        metric = self.options["best"]
+        if metric not in measured:  # not asked for, or of no item: `Validation` has told why
+            return
+        value = measured[metric]
+        if self.kept and not self.validation.improves(metric, value, self.kept["value"]):
+            return
+        self.kept = {"metric": metric, "value": value, "step": self.step}
+        if self.group.leader:
+            generator, discriminators = self.trainer.weights()
+            self.kept |= {
+                "devices": dict(self.devices),
+                "generator": _copies(generator),
+                "discriminators": {name: _copies(weights) for name, weights in discriminators.items()},
+            }
+
+    def _best_is_written(self) -> bool:
+        from finallyse.models.checkpoint import load_checkpoint
+
+        if not self.best_checkpoint.is_file():
+            return False
+        try:
+            found = load_checkpoint(self.best_checkpoint)
+        except UserError as error:
+            log.warning("%s; it is written anew from the state", error)
+            return False
+        ours = self.kept["generator"]
+        return found.generator.keys() == ours.keys() and all(torch.equal(found.generator[n], ours[n]) for n in ours)
+
+    def _write_best(self) -> None:
+        from finallyse.models.checkpoint import save_checkpoint
+
+        save_checkpoint(
+            self.best_checkpoint,
+            network=self.experiment["generator"]["name"],
+            config=self.experiment,
+            **{key: self.kept[key] for key in ("step", "devices", "generator", "discriminators")},
+        )
+        log.info("%s written: best %s, at step %d", self.best_checkpoint, self.kept["metric"], self.kept["step"])
 
     def _not_finite(self, step: int, names: list[str], row: Mapping[str, float]) -> str | None:
         """Count and tell of a skipped step, or give the message with which to stop: what, where, which items."""
@@ -281,11 +338,16 @@ class Run:
                     "trainer": self.trainer.state_dict(),
                     "skips": self.skips,
                     "best": self.best,
+                    "kept": self.kept,
                     "wandb_id": self.wandb_id,
                     "devices": self.devices,
                     "random": random_state(),
                 },
             )
+            # Last, and only what a state holds: whenever a run is killed, and whichever state is resumed, the file can
+            # be made what that state has kept.
+            if self.kept.get("step", 0) > self.saved_step:
+                self._write_best()
         self.group.barrier()
         self.saved_step, self.saved_at = self.step, time.monotonic()
         self.read_at = time.perf_counter()
@@ -337,6 +399,10 @@ def prepare_pytorch(experiment: Mapping, device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if device.type == "cpu":
         keep_freed_memory()
+
+
+def _copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().to("cpu", copy=True) for name, value in weights.items()}
 
 
 def _dataset(part: Mapping):

@@ -51,6 +51,7 @@ NOT_DEFINING = (
     "train.log_step",
     "train.val_step",
     "train.val_items",
+    "train.best",
     "train.checkpoint_step",
     "train.checkpoint_minutes",
     "train.keep",

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from finallyse.audio.io import write_wav
+from finallyse.errors import UserError
 from finallyse.training.base import BaseTrainer
 from finallyse.training.batches import collate
 from finallyse.training.distributed import Group
@@ -43,6 +44,21 @@ class Validation:
         self.indices = sorted({int(i) for i in np.linspace(0, len(dataset) - 1, count)})
         for name, reason in self.metrics.missing.items():
             log.warning("metric %s: %s", name, reason)
+
+    def check(self, column: str) -> None:
+        """Raise a UserError where no validation will measure this column, which `train.best` names."""
+        of = next((name for name, metric in self.metrics.metrics.items() if column in metric.columns), None)
+        if of is None:
+            known = ", ".join(self.metrics.columns()) or "none"
+            raise UserError(
+                f"train.best={column}: not among the numbers of `metrics` ({known}); choose one of them, or null"
+            )
+        if of in self.metrics.missing:
+            raise UserError(f"train.best={column}: metric {of} is {self.metrics.missing[of]}; fetch it, or choose null")
+        if self.metrics.metrics[of].needs.reference and self.dataset[(0, self.indices[0])].get("wav") is None:
+            raise UserError(
+                f"train.best={column}: needs a reference, which data.validation does not give; choose a metric without"
+            )
 
     def run(self, step: int, trainer: BaseTrainer, writers: Writers | None) -> dict[str, Any]:
         """A row for validation.csv: step, the mean of each metric (absent where none could be computed), seconds."""
@@ -78,9 +94,12 @@ class Validation:
         row["items"], row["seconds"] = len(scores), time.perf_counter() - began
         return row
 
-    def higher_is_better(self, column: str) -> bool:
-        """Whether a larger number in this column is the better one."""
-        return any(column in metric.columns and metric.better == "higher" for metric in self.metrics.metrics.values())
+    def improves(self, column: str, value: float, best: float) -> bool:
+        """Whether `value` is better than `best` in this column."""
+        from finallyse.metrics import goodness
+
+        better = self.metrics.better(column)
+        return goodness(value, better) > goodness(best, better)
 
     def _score(self, item: Mapping, output: np.ndarray, rate: int):
         from finallyse.metrics import Utterance
