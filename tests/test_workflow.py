@@ -28,7 +28,7 @@ ALL_NETWORKS = {
 
 def snakemake(root: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [SNAKEMAKE, *arguments, "--nolock"],
+        [SNAKEMAKE, "--nolock", *arguments],
         cwd=root,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment},
         capture_output=True,
@@ -93,7 +93,7 @@ def test_learn_is_everything_and_the_check(root, tmp_path):
     assert jobs["train_network"] == jobs["compute_metrics"] == 9
     assert f"Collecting speech from {tmp_path}/my speech" in told and f"Writing {tmp_path}/r/improvement.md" in told
     assert "Checking what is asked of each network" in told
-    assert re.search(r"^learn$", snakemake(root, "--list-target-rules").stdout, re.MULTILINE)
+    assert re.search(r"^learn \(Everything, and then", snakemake(root, "--list-target-rules").stdout, re.MULTILINE)
 
 
 def test_learn_without_anything_asked_for_stops_before_any_training(root, tmp_path):
