@@ -199,7 +199,7 @@ def _banner(report: Report) -> dict[str, Any] | None:
             "lines": [
                 f"{which} trained far below its recipe: {', '.join(words)}.",
                 *shown,
-                "All of this is about the small networks of this run; what the methods can do takes their recipes.",
+                "This is about the networks as this run trained them; what the methods can do takes their recipes.",
             ],
         }
     return {
