@@ -1,4 +1,6 @@
 # make demo      set up .venv, run the whole workflow on the embedded corpus (CPU, minutes)
+# make learn     the same with trainings that are long enough to learn; fails if a network does not beat its input
+#                SPEECH=DIR: on your own recordings; RESULTS=DIR: results elsewhere (both for make demo, too)
 # make test      set up .venv, run the tests
 # make install   set up .venv only
 # make bench     run the benchmarks
@@ -8,7 +10,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench schema rulegraph format clean-demo
+.PHONY: help install demo learn test bench schema rulegraph format clean-demo
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,7 +20,7 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3 python,$(shell c
 	$(p) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1 && echo $(p))))
 
 help:
-	@sed -n '/^# make/s/^# //p' Makefile
+	@sed -n '/^# make/,/^$$/s/^# //p' Makefile
 
 install: $(BIN)/.installed-dev
 
@@ -40,11 +42,17 @@ $(BIN)/.installed-dev: requirements-dev.txt $(BIN)/.installed
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	@touch $@
 
+OVERRIDES = $(if $(SPEECH)$(RESULTS),--config $(if $(SPEECH),"demo_speech=$(SPEECH)") $(if $(RESULTS),"results=$(RESULTS)"))
+
 # Snakemake's own cache of sources would lie in the home folder.
-demo: export XDG_CACHE_HOME := $(CURDIR)/.snakemake/cache
+demo learn: export XDG_CACHE_HOME := $(CURDIR)/.snakemake/cache
 demo: $(BIN)/.installed
-	$(BIN)/snakemake --cores $(CORES) --configfile config/demo.yaml
-	@echo "The report: results/demo/report.html"
+	$(BIN)/snakemake --cores $(CORES) --configfile config/demo.yaml $(OVERRIDES)
+	@echo "The report: $(or $(RESULTS),results/demo)/report.html"
+
+learn: $(BIN)/.installed
+	$(BIN)/snakemake --cores $(CORES) --configfile config/demo.yaml config/learn.yaml $(OVERRIDES) -- learn
+	@echo "The report: $(or $(RESULTS),results/learn)/report.html"
 
 test: $(BIN)/.installed-dev
 	$(BIN)/python -m pytest

@@ -48,7 +48,10 @@ def test_the_readme_documents_every_option():
     assert schemas.option_tables() in Path("config/README.md").read_text(), "run `make schema`"
 
 
-@pytest.mark.parametrize("files", [["config/config.yaml"], ["config/config.yaml", "config/demo.yaml"]])
+@pytest.mark.parametrize(
+    "files",
+    [["config/config.yaml", *over] for over in ([], ["config/demo.yaml"], ["config/demo.yaml", "config/learn.yaml"])],
+)
 def test_the_shipped_configs_are_complete(files, schema):
     config = load_pipeline(files, {}, schema)
     assert list(config["experiments"]) == NETWORKS
@@ -104,6 +107,24 @@ def test_stages_start_from_one_another(schema):
             "networks: {hifigan: {override: {generator: {args: {upsample_initial_chanel: 64}}}}}",
             r"generator\.args\.upsample_initial_chanel: unknown key; did you mean 'upsample_initial_channel'",
         ),
+        (
+            "networks: {hifipp_denoise: {improves: [wb_pesk]}}",
+            r"my\.yaml: networks\.hifipp_denoise\.improves\.0: unknown value 'wb_pesk'; did you mean 'wb_pesq'",
+        ),
+        (
+            "networks: {hifigan: {reaches: {stoy: 1}}}",
+            r"my\.yaml: networks\.hifigan\.reaches\.stoy: unknown key; did you mean 'stoi'",
+        ),
+        ("networks: {hifigan: {reaches: {stoi: high}}}", r"networks\.hifigan\.reaches\.stoi: must be number or null"),
+        (
+            "{metrics: [stoi], networks: {hifigan: {reaches: {dnsmos_sig: 3}}}}",
+            r"networks\.hifigan\.reaches: dnsmos_sig is not measured; add dnsmos to `metrics`",
+        ),
+        (
+            "networks: {hifipp_denoise: {improves: [level]}}",
+            r"networks\.hifipp_denoise\.improves: level is checked by itself",
+        ),
+        ("networks: {hifigan: {improves: [stoi]}}", r"networks\.hifigan\.improves: a vocoder has no input to beat"),
         ("networks: {mine: {}}", r"networks\.mine\.experiment is required"),
         ("networks: {mine: {experiment: nowhere.yaml}}", r"nowhere\.yaml: no such config file"),
         ("results: ${resultz}", r"my\.yaml: Interpolation key 'resultz' not found"),
@@ -121,6 +142,18 @@ def test_a_wrong_pipeline_stops_with_file_key_and_nearest_name(text, message, sc
 def test_a_wrong_value_on_the_command_line_is_told_as_such(schema):
     with pytest.raises(UserError, match=r"--config: demo_spech: unknown key; did you mean 'demo_speech'"):
         load_pipeline(["config/config.yaml"], {"demo_spech": "x"}, schema)
+
+
+def test_what_is_asked_of_a_network_is_overlaid(schema, tmp_path):
+    first = write(
+        tmp_path / "a.yaml",
+        "networks: {hifipp_denoise: {improves: [stoi, dnsmos_sig]}, hifigan: {reaches: {wb_pesq: 2, stoi: 0.9}}}",
+    )
+    second = write(tmp_path / "b.yaml", "networks: {hifigan: {reaches: {stoi: null}}}")
+    networks = load_pipeline(["config/config.yaml", first, second], {}, schema)["networks"]
+    assert networks["hifipp_denoise"]["improves"] == ["stoi", "dnsmos_sig"]
+    assert networks["hifigan"]["reaches"] == {"wb_pesq": 2}
+    assert (networks["hifipp_bwe1"]["improves"], networks["hifipp_bwe1"]["reaches"]) == ([], {})
 
 
 def test_null_removes_a_network_and_a_loss(schema, tmp_path):

@@ -26,7 +26,8 @@ from finallyse.errors import UserError
 from finallyse.report import figures, listen
 from finallyse.report.audio import KBPS, mp3
 from finallyse.report.collect import Interval, collect
-from finallyse.report.html import Options, _banner, _score_row, balance, curves, duration, write
+from finallyse.report.html import Options, _banner, _score_row, balance, curves, duration, findings, write
+from finallyse.report.paired import Change
 
 NETWORKS = report_results.NETWORKS
 
@@ -308,6 +309,8 @@ def test_page_says_what_it_must(parsed: Page) -> None:
     text = parsed.text
     for said in (
         "A demonstration, not a reproduction",
+        "Better than its input (95 % interval of the paired differences over the validation set): ",
+        "hifigan has no input to compare with; its validations: WB-PESQ rising from 1.30 at step 40 to 1.70 at step",
         "120 training steps instead of 30,000 to 100,000",
         "FINALLY, stage by stage",
         "hifipp_bwe2: no results yet",
@@ -352,7 +355,7 @@ def test_each_sound_is_in_the_page_once_and_plays(parsed: Page) -> None:
         assert np.abs(wav).max() > 0.01
 
 
-def test_a_run_at_the_recipes_size_has_no_banner(results: Path, root: Path) -> None:
+def test_the_banner_says_how_far_the_run_is_and_what_it_shows(results: Path, root: Path) -> None:
     report = collect(results, NETWORKS, paper=root / "resources" / "paper")
     assert _banner(report)["level"] == "warning"
 
@@ -368,7 +371,10 @@ def test_a_run_at_the_recipes_size_has_no_banner(results: Path, root: Path) -> N
         report.networks[0].scale = dataclasses.replace(report.networks[0].scale, **changes)
         return _banner(report)
 
-    assert scaled() is None
+    shown = findings(report)
+    assert len(shown) >= 2
+    assert scaled() == {"level": "note", "headline": "What this run shows", "lines": shown}
+    assert all(line in scaled(steps=70_000)["lines"] for line in shown)
     assert scaled(steps=70_000)["level"] == "note"
     assert scaled(parameters=100)["level"] == "warning"
 
@@ -389,32 +395,53 @@ def test_the_balance_of_losses_is_a_table(results: Path, page: Path) -> None:
     assert text.count("<h4>Balance of the losses</h4>") == len(NETWORKS) - 1
 
 
-def test_a_change_within_the_intervals_is_no_verdict(results: Path) -> None:
+def test_a_change_is_coloured_where_its_own_interval_excludes_0(results: Path) -> None:
+    """However far the intervals of output and input overlap."""
     score = collect(results, ["hifipp_bwe1"]).networks[0].scores[0]
-    verdicts = []
-    for output in (Interval(2.0, 1.8, 2.2), Interval(1.2, 0.8, 1.6), Interval(0.5, 0.4, 0.6)):
-        row = _score_row(dataclasses.replace(score, input=Interval(1.0, 0.9, 1.1), output=output))
-        verdicts.append(row["verdict"])
-    assert verdicts == ["better", "", "worse"]
+    wide = dict(input=Interval(1.0, 0.2, 1.8), output=Interval(1.1, 0.3, 1.9))
+    rows = [
+        _score_row(dataclasses.replace(score, **wide, change=Change(Interval(*change), 9, unpaired)))
+        for change, unpaired in (((0.1, 0.06, 0.14), 0), ((0.1, -0.1, 0.3), 1), ((-0.1, -0.18, -0.02), 0))
+    ]
+    assert [row["verdict"] for row in rows] == ["better", "", "worse"]
+    assert [row["change"] for row in rows] == ["+0.100 ± 0.040", "+0.10 ± 0.20", "−0.10 ± 0.08"]
+    assert [row["unpaired"] for row in rows] == ["", "of 9 pairs", ""]
 
 
 @pytest.mark.parametrize(
-    ("given", "output", "verdict"),
-    [
-        ((-6, -7, -5), (-1, -2, 0), "better"),  # nearer to 0, from below
-        ((1, 0.5, 1.5), (-4, -5, -3), "worse"),
-        ((6, 5, 7), (-6, -7, -5), ""),  # apart, but equally far from 0
-        ((-0.2, -0.6, 0.2), (0.3, -0.1, 0.7), ""),
-    ],
+    ("mean", "verdict", "colour"), [(-0.9, "right level", "better"), (1.2, "wrong level", "worse")]
 )
-def test_nearest_to_0_is_best_where_a_metric_says_so(results: Path, given, output, verdict) -> None:
+def test_a_level_is_right_or_wrong_whatever_the_input_has(
+    results: Path, mean: float, verdict: str, colour: str
+) -> None:
     level = next(s for s in collect(results, ["hifipp_bwe1"]).networks[0].scores if s.metric == "level")
-    row = _score_row(dataclasses.replace(level, input=Interval(*given), output=Interval(*output)))
-    assert (row["arrow"], row["arrow_said"], row["verdict"]) == ("→ 0", "nearest to 0 is best", verdict)
+    row = _score_row(dataclasses.replace(level, output=Interval(mean, mean - 0.1, mean + 0.1)))
+    assert (row["arrow"], row["arrow_said"]) == ("→ 0", "nearest to 0 is best")
+    assert (row["change"], row["verdict"]) == (verdict, colour)
+
+
+def test_utterances_are_ranked_by_what_is_better(results: Path) -> None:
     network = collect(results, ["hifipp_bwe1"]).networks[0]
+    level = next(s for s in network.scores if s.metric == "level")
     for utterance, value in zip(network.utterances, (-3.0, 0.1, 2.0, -1.0), strict=True):
         utterance.scores["level"] = value
     assert [u.scores["level"] for u in listen.ranked(network.utterances, level)] == [-3.0, 2.0, -1.0, 0.1]
+
+
+def test_findings_name_networks_and_metrics_by_their_verdict(results: Path) -> None:
+    report = collect(results, ["hifipp_bwe1", "hifipp_denoise", "finally_stage1"])
+    verdicts = {"hifipp_bwe1": (1, -1, 0), "hifipp_denoise": (1, 1, 0), "finally_stage1": (1, 1, 0)}
+    for network in report.networks:
+        kept = [s for s in network.scores if s.metric in ("wb_pesq", "si_sdr", "lsd")]  # lsd is no headline
+        network.scores = [
+            dataclasses.replace(s, change=Change(Interval(sign, sign - 0.5, sign + 0.5), 4, 0))
+            for s, sign in zip(kept, verdicts[network.name], strict=True)
+        ]
+    of = "95 % interval of the paired differences over the validation set"
+    assert findings(report) == [
+        f"Better than its input ({of}): hifipp_bwe1 in WB-PESQ; hifipp_denoise, finally_stage1 in WB-PESQ, SI-SDR.",
+        "Worse: hifipp_bwe1 in SI-SDR. No clear difference: 0 of 6 comparisons.",
+    ]
 
 
 def test_durations() -> None:

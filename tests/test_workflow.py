@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +28,7 @@ ALL_NETWORKS = {
 
 def snakemake(root: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [SNAKEMAKE, *arguments, "--nolock"],
+        [SNAKEMAKE, "--nolock", *arguments],
         cwd=root,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment},
         capture_output=True,
@@ -69,6 +71,37 @@ def test_every_networks_name_is_a_target(root, tmp_path):
     assert run.returncode == 0, run.stderr
     jobs = planned(run.stdout + run.stderr)
     assert all(jobs[name] == 1 for name in ALL_NETWORKS)
+
+
+def test_learn_is_everything_and_the_check(root, tmp_path):
+    """The command of `make learn`, with a folder of one's own, up to the dry run."""
+    shutil.copytree(root / "resources" / "demo" / "speech", tmp_path / "my speech")
+    made = subprocess.run(
+        ["make", "-n", "learn", f"SPEECH={tmp_path}/my speech", f"RESULTS={tmp_path}/r"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    command = shlex.split(next(line for line in made.stdout.splitlines() if line.startswith(".venv/bin/snakemake")))
+    assert "learn" in command and f"The report: {tmp_path}/r/report.html" in made.stdout
+    run = snakemake(root, "-n", *command[1:])
+    assert run.returncode == 0, run.stderr
+    told = run.stdout + run.stderr
+    jobs = planned(told)
+    assert jobs["learn"] == jobs["show_improvement"] == jobs["report"] == 1
+    assert jobs["train_network"] == jobs["compute_metrics"] == 9
+    assert f"Collecting speech from {tmp_path}/my speech" in told and f"Writing {tmp_path}/r/improvement.md" in told
+    assert "Checking what is asked of each network" in told
+    assert re.search(r"^learn \(Everything, and then", snakemake(root, "--list-target-rules").stdout, re.MULTILINE)
+
+
+def test_learn_without_anything_asked_for_stops_before_any_training(root, tmp_path):
+    place = ["--configfile", "config/demo.yaml", "--config", f"results={tmp_path}/r"]
+    run = snakemake(root, "--cores", "2", *place, "--", "learn")
+    assert run.returncode != 0
+    assert "error: target learn checks what is asked of the networks, and nothing is" in run.stderr
+    assert "Traceback" not in run.stderr and not (tmp_path / "r").exists()
 
 
 def test_data_fetches_and_prepares_and_nothing_else(root, tmp_path):

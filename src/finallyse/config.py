@@ -211,6 +211,16 @@ class Network:
     threads: int = option(8, "CPU cores of the training job", minimum=1)
     mem_gb: float = option(32, "memory of the training job in GB", exclusiveMinimum=0)
     hours: float = option(48, "time limit of one training job, which saves before and is continued", exclusiveMinimum=0)
+    improves: list[str] = option(
+        [],
+        "metrics in which the network must beat its input, the 95 % interval of the paired differences excluding no "
+        "improvement; checked by target `learn`",
+    )
+    reaches: dict = option(
+        {},
+        "metric -> number that the mean over the validation set must reach, for vocoders, which have no input; checked "
+        "by target `learn`; null removes one that an overlaid file has",
+    )
 
 
 @dataclasses.dataclass
@@ -377,6 +387,36 @@ def _compose(config: dict, arguments: list[str]) -> dict:
     return OmegaConf.to_container(composed, resolve=False)
 
 
+def has_input(experiment: dict) -> bool:
+    """Whether the network's input is a recording that can be measured like its output; a vocoder's is a spectrogram."""
+    return experiment["data"]["validation"]["name"] != "mel_dataset"
+
+
+def _check_goals(name: str, network: dict, experiment: dict, measured: Sequence[str]) -> None:
+    """Raise a UserError for a metric in `improves` or `reaches` that the pipeline does not measure or cannot judge."""
+    from finallyse.metrics import metric_of, metrics_registry
+
+    columns = [column for metric in measured for column in metrics_registry[metric].columns]
+    for key in ("improves", "reaches"):
+        for column in network[key]:
+            metric = metric_of(column)
+            if column not in columns:
+                raise UserError(
+                    f"config: networks.{name}.{key}: {column} is not measured; "
+                    f"add {metric} to `metrics`, or leave it out"
+                )
+            if metrics_registry[metric].better == "zero":
+                raise UserError(
+                    f"config: networks.{name}.{key}: {column} is checked by itself wherever something else is "
+                    "asked for; leave it out"
+                )
+    if network["improves"] and not has_input(experiment):
+        raise UserError(
+            f"config: networks.{name}.improves: a vocoder has no input to beat; ask for numbers in "
+            f"networks.{name}.reaches"
+        )
+
+
 def load_pipeline(files: Sequence[str | Path], overrides: dict, schema: dict) -> dict:
     """The pipeline's config from its files, later over earlier, and `overrides` (`--config key=value`): a plain dict.
 
@@ -415,4 +455,6 @@ def load_pipeline(files: Sequence[str | Path], overrides: dict, schema: dict) ->
             f"networks.{name} ({network['experiment']})",
             schema,
         )
+        network["reaches"] = {column: value for column, value in network["reaches"].items() if value is not None}
+        _check_goals(name, network, config["experiments"][name], config["metrics"])
     return config

@@ -79,6 +79,9 @@ def build_schema() -> dict:
     of = pipeline["properties"]
     network = _dataclass_schema(options.Network)
     network["properties"]["override"] = {"$ref": "#/$defs/experiment"}
+    columns = sorted(column for metric in metrics_registry.values() for column in metric.columns)
+    network["properties"]["improves"]["items"] = {"enum": columns}
+    network["properties"]["reaches"].update(_object(**{column: {"type": ["number", "null"]} for column in columns}))
     of["networks"]["additionalProperties"] = {"anyOf": [NULLABLE, network]}
     of["corpora"]["additionalProperties"] = _dataclass_schema(options.Corpus)
     of["common"] = {"$ref": "#/$defs/experiment"}

@@ -146,6 +146,34 @@ def require_gpu():
         )
 
 
+def goal_options():
+    """What the configuration asks of the networks, as options of scripts/improvement.py."""
+    improves = [
+        f"{name}.{metric}"
+        for name in NETWORKS
+        for metric in config["networks"][name]["improves"]
+    ]
+    reaches = [
+        f"{name}.{metric}={value}"
+        for name in NETWORKS
+        for metric, value in config["networks"][name]["reaches"].items()
+    ]
+    return [
+        *(["--improves", *improves] if improves else []),
+        *(["--reaches", *reaches] if reaches else []),
+    ]
+
+
+def require_goals():
+    """Stop before anything is trained if target `learn` is asked for and nothing is asked of any network."""
+    if workflow.is_main_process and not goal_options():
+        if any(job.rule.name == "learn" for job in workflow.dag.needrun_jobs()):
+            sys.exit(
+                "error: target learn checks what is asked of the networks, and nothing is: set networks.<name>.improves "
+                "or networks.<name>.reaches, e.g. with --configfile config/demo.yaml config/learn.yaml"
+            )
+
+
 def retry_trainings():
     """`--retries`, typed or in a profile, raises the number of times that a stopped training is continued."""
     training = workflow.get_rule("train_network")
@@ -166,4 +194,5 @@ def tell_errors(logs):
     for path in dict.fromkeys(failed):
         lines = Path(path).read_text().splitlines() if Path(path).is_file() else []
         told = [line for line in lines if line.startswith("error: ")] or lines[-3:]
-        print(f"\n{path}:", *told[-3:], sep="\n", file=sys.stderr)
+        # a line for each network and metric of `learn`; not for each of a thousand files
+        print(f"\n{path}:", *told[-50:], sep="\n", file=sys.stderr)

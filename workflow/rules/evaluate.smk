@@ -1,5 +1,6 @@
 """Enhancing each network's validation set and measuring it."""
 
+from finallyse.config import has_input
 from finallyse.metrics import metrics_registry
 
 
@@ -55,10 +56,9 @@ rule compute_metrics:
         metrics=config["metrics"],
         resources=lambda wildcards: RESOURCES,
         noisy=lambda wildcards, input: (
-            []  # a vocoder's input is no recording
-            if EXPERIMENTS[wildcards.network]["data"]["validation"]["name"]
-            == "mel_dataset"
-            else ["--noisy", f"{input.folder}/noisy"]
+            ["--noisy", f"{input.folder}/noisy"]
+            if has_input(EXPERIMENTS[wildcards.network])
+            else []
         ),
     message:
         "Measuring {wildcards.network}"

@@ -63,3 +63,59 @@ rule report:
     shell:
         "python scripts/report.py --results {params.results:q} --networks {params.networks:q} --paper {params.paper:q}"
         " {params.augmentations:q} --output {output.page:q} --figures {output.figures:q} > {log:q} 2>&1"
+
+
+# The table is made whatever it shows: a check that failed would take it away with it.
+rule show_improvement:
+    input:
+        metrics=rules.report.input.metrics,
+        summaries=rules.report.input.summaries,
+    output:
+        table=f"{RESULTS}/improvement.md",
+    log:
+        f"{RESULTS}/logs/show_improvement.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/show_improvement.tsv"
+    localrule: True
+    conda:
+        "../../envs/finallyse.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        results=lambda wildcards, output: Path(output.table).parent,
+        networks=NETWORKS,
+        goals=lambda wildcards: goal_options(),
+    message:
+        "Writing {output.table}"
+    shell:
+        "python scripts/improvement.py --results {params.results:q} --networks {params.networks:q} {params.goals:q}"
+        " --only-show > {log:q} 2>&1"
+
+
+rule learn:
+    """Everything, and then the check of networks.<name>.improves and .reaches, which fails if something is not met."""
+    input:
+        checkpoints=rules.report.input.checkpoints,
+        page=rules.report.output.page,
+        table=rules.show_improvement.output.table,
+    log:
+        f"{RESULTS}/logs/learn.log",
+    retries: 0
+    localrule: True
+    conda:
+        "../../envs/finallyse.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        results=lambda wildcards, input: Path(input.table).parent,
+        networks=NETWORKS,
+        goals=lambda wildcards: goal_options(),
+    message:
+        "Checking what is asked of each network"
+    shell:
+        "python scripts/improvement.py --results {params.results:q} --networks {params.networks:q} {params.goals:q}"
+        " 2>&1 | tee {log:q}"

@@ -17,6 +17,12 @@ from finallyse.metrics import dnsmos, intrusive, networks  # noqa: E402, F401
 from finallyse.metrics.base import Better, Metric, Needs, Unscored, Utterance, goodness  # noqa: E402
 from finallyse.metrics.measure import MetricSet, Scores, Summary, summarise  # noqa: E402
 
+
+def metric_of(column: str) -> str | None:
+    """The registry name of the metric that gives this number, or None where none does: dnsmos for dnsmos_sig."""
+    return next((name for name, metric in metrics_registry.items() if column in metric.columns), None)
+
+
 __all__ = [
     "Better",
     "Metric",
@@ -27,6 +33,7 @@ __all__ = [
     "Unscored",
     "Utterance",
     "goodness",
+    "metric_of",
     "metrics_registry",
     "summarise",
 ]

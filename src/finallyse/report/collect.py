@@ -26,8 +26,9 @@ import yaml
 from finallyse import __version__
 from finallyse.errors import UserError
 from finallyse.hardware import processor
-from finallyse.metrics import Better, goodness, metrics_registry
+from finallyse.metrics import Better, goodness, metric_of, metrics_registry
 from finallyse.report.figures import Interval, number
+from finallyse.report.paired import Change, Verdict, level_verdict, paired_change, verdict
 
 LABELS = {
     "wb_pesq": "WB-PESQ",
@@ -72,6 +73,8 @@ class Score:
     metric: str
     output: Interval | None
     input: Interval | None
+    change: Change | None
+    """Of the output against the input, utterance by utterance; None where no input was measured."""
     reference: Interval | None
     scored: int
     failed: int
@@ -85,6 +88,13 @@ class Score:
     def label(self) -> str:
         """The metric's name as people write it."""
         return LABELS.get(self.metric, self.metric)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What the change says; of a metric that is best at 0, what the output alone does; None where there is none."""
+        if self.better == "zero":
+            return level_verdict(self.output) if self.output else None
+        return verdict(self.change.interval, self.better) if self.change and self.change.pairs else None
 
     @property
     def missing(self) -> bool:
@@ -300,7 +310,7 @@ def _network(
         data=_training_data(config) if config else None,
         history=_table(history_path, ["step"]) if history_path else None,
         validation=validation,
-        scores=_scores(summary_path) if summary_path else [],
+        scores=_scores(summary_path, scores_path) if summary_path else [],
         utterances=_utterances(audio, scores_path) if audio else [],
         facts=_facts(config, checkpoint) + _best(config, validation),
         differences=_differences(config, experiments / f"{name}.yaml", schema) if config and experiments else [],
@@ -400,9 +410,10 @@ def _facts(config: Mapping[str, Any] | None, checkpoint: Mapping[str, Any] | Non
 def _best(config: Mapping[str, Any] | None, validation: pandas.DataFrame | None) -> list[tuple[str, str]]:
     """The step whose weights `train.best` keeps, with their number."""
     column = config["train"].get("best") if config else None
-    better = next((metric.better for metric in metrics_registry.values() if column in metric.columns), None)
-    if better is None or validation is None or column not in validation or validation[column].isna().all():
+    name = metric_of(column)
+    if name is None or validation is None or column not in validation or validation[column].isna().all():
         return []
+    better = metrics_registry[name].better
     at = validation[column].map(lambda value: goodness(value, better)).idxmax()  # the first of equals, as in training
     value, step = validation.loc[at, column], int(validation.loc[at, "step"])
     return [("Best validation", f"{LABELS.get(column, column)} {number(value)} at step {step:,}")]
@@ -440,8 +451,24 @@ def _flat(value: Any, prefix: str = "") -> dict[str, str]:
     return {prefix: text.removesuffix("...").strip()}
 
 
-def _scores(path: Path) -> list[Score]:
-    """The summary of the metrics as scripts/evaluate.py writes it."""
+def read_scores(results: Path, network: str) -> list[Score]:
+    """The metrics of a network whose tables must be there."""
+    paths = [results / "metrics" / f"{network}{suffix}" for suffix in (".summary.csv", ".csv")]
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; run the workflow up to it, or leave {network} out")
+    return _scores(*paths)
+
+
+def read_validation(results: Path, network: str) -> pandas.DataFrame | None:
+    """The validations during a network's training: `step` and a column for each metric; None where there are none."""
+    path = results / "state" / network / "validation.csv"
+    return _table(path, ["step"]) if path.exists() else None
+
+
+def _scores(path: Path, utterances: Path | None) -> list[Score]:
+    """The summary of the metrics as scripts/evaluate.py writes it, with the changes by its table of `utterances`."""
+    rows = _table(utterances, ["utterance"]) if utterances else pandas.DataFrame()
     table = pandas.read_csv(path, dtype=str, keep_default_na=False) if path.stat().st_size else pandas.DataFrame()
     needed = ["metric", "mean", "ci95", "n", "unscored", "reasons", "missing", "unit", "better", "paper"]
     for column in needed:
@@ -463,6 +490,7 @@ def _scores(path: Path) -> list[Score]:
                     metric=row["metric"],
                     output=interval(row, ""),
                     input=interval(row, "noisy_"),
+                    change=_change(rows, utterances, row["metric"]),
                     reference=interval(row, "reference_"),
                     scored=int(row["n"]),
                     failed=int(row["unscored"]),
@@ -477,6 +505,15 @@ def _scores(path: Path) -> list[Score]:
                 f"{path}: the row of {row['metric']} holds what scripts/evaluate.py does not write ({error})"
             ) from error
     return scores
+
+
+def _change(rows: pandas.DataFrame, path: Path | None, metric: str) -> Change | None:
+    try:
+        return paired_change(rows, metric)
+    except ValueError as error:
+        raise UserError(
+            f"{path}: the columns of {metric} hold what scripts/evaluate.py does not write ({error})"
+        ) from error
 
 
 def _better(text: str) -> Better:

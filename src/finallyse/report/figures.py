@@ -63,6 +63,18 @@ def number(value: float, digits: int = 3) -> str:
     return text.replace("-", "−")
 
 
+def with_interval(interval: Interval | None, signed: bool = False) -> str:
+    """`1.23 ± 0.04`, with the decimals that the interval leaves; `signed`: a difference, whose sign is always shown."""
+    if interval is None or not math.isfinite(interval.mean):
+        return "–"
+    half = (interval.high - interval.low) / 2
+    if not math.isfinite(half):
+        return ("+" if signed and interval.mean > 0 else "") + number(interval.mean)
+    decimals = 0 if half >= 100 else 1 if half >= 10 else 2 if half >= 0.05 else 3
+    mean = round(interval.mean, decimals) or 0.0  # no -0.00
+    return f"{'+' if signed and mean > 0 else ''}{mean:,.{decimals}f} ± {half:,.{decimals}f}".replace("-", "−")
+
+
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
     """About `count` round numbers that lie within [low, high]."""
     if not high > low:

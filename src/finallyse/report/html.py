@@ -19,11 +19,12 @@ from markupsafe import Markup
 
 from finallyse.audio.io import write_atomically
 from finallyse.errors import UserError
-from finallyse.metrics import goodness, metrics_registry
+from finallyse.metrics import metrics_registry
 from finallyse.report import figures
 from finallyse.report.collect import LABELS, Network, Report, Score
-from finallyse.report.figures import Interval, number
+from finallyse.report.figures import Interval, number, with_interval
 from finallyse.report.listen import SIGNALS, Options, Sounds, chosen, network_players, player, ranking_metric
+from finallyse.report.paired import LEVEL_TOLERANCE_DB, Trend, trends
 
 FOLDER = Path(__file__).parent
 
@@ -163,11 +164,12 @@ def _anchor(name: str) -> str:
 
 
 def _banner(report: Report) -> dict[str, Any] | None:
-    """How far the run is from the recipes, from the configurations and checkpoints alone."""
+    """How far the run is from the recipes, from the configurations and checkpoints alone, and what it shows."""
     scaled = [n for n in report.networks if n.scale and n.scale.recipe_steps]
     short = [n for n in scaled if n.scale.share < 1]
+    shown = findings(report)
     if not short:
-        return None
+        return {"level": "note", "headline": "What this run shows", "lines": shown} if shown else None
     far = [n for n in short if n.scale.share < FAR]
     words = []
     named = far or short
@@ -196,15 +198,57 @@ def _banner(report: Report) -> dict[str, Any] | None:
             "headline": "A demonstration, not a reproduction",
             "lines": [
                 f"{which} trained far below its recipe: {', '.join(words)}.",
-                "This shows that the whole chain works, from the corpora to this page. The numbers and sounds below "
-                "are measured honestly on these networks; they say nothing about what the methods can do.",
+                *shown,
+                "This is about the networks as this run trained them; what the methods can do takes their recipes.",
             ],
         }
     return {
         "level": "note",
         "headline": "Close to the recipe, not equal to it",
-        "lines": [f"{which} trained with less than its recipe: {', '.join(words)}."],
+        "lines": [f"{which} trained with less than its recipe: {', '.join(words)}.", *shown],
     }
+
+
+def findings(report: Report) -> list[str]:
+    """What the paired differences in HEADLINES say, a line each for better and worse; then levels and vocoders."""
+    having = [(n, [s for s in n.scores if not s.missing]) for n in report.networks]
+    judged = [(n.name, s.label, s.verdict) for n, scores in having for s in scores if s.metric in HEADLINES]
+    judged = [(name, label, verdict) for name, label, verdict in judged if verdict]
+    lines = []
+    if judged:
+        of = "95 % interval of the paired differences over the validation set"
+        better, worse = (_by_network(judged, verdict) for verdict in ("better", "worse"))
+        unclear = sum(verdict == "no clear difference" for *_, verdict in judged)
+        lines.append(f"Better than its input ({of}): {better or 'no network in any metric'}.")
+        lines.append(f"Worse: {worse or 'none'}. No clear difference: {unclear} of {len(judged)} comparisons.")
+    wrong = [n.name for n, scores in having if any(s.verdict == "wrong level" for s in scores)]
+    if wrong:
+        lines.append(f"More than {LEVEL_TOLERANCE_DB:g} dB off the reference’s level: {', '.join(wrong)}.")
+    for network, scores in having:
+        if scores and all(s.input is None for s in scores):  # a vocoder: there is no input to compare with
+            told = [_trend(t) for t in trends(network.validation) if t.metric in HEADLINES]
+            if told:
+                lines.append(f"{network.name} has no input to compare with; its validations: {'; '.join(told)}.")
+    return lines
+
+
+def _by_network(judged: Sequence[tuple[str, str, str]], wanted: str) -> str:
+    """`a, b in WB-PESQ, STOI; c in STOI`: networks with the metrics in which the verdict on them is `wanted`."""
+    metrics: dict[str, list[str]] = {}
+    for name, label, verdict in judged:
+        if verdict == wanted:
+            metrics.setdefault(name, []).append(label)
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, labels in metrics.items():
+        groups.setdefault(tuple(labels), []).append(name)
+    return "; ".join(f"{', '.join(names)} in {', '.join(labels)}" for labels, names in groups.items())
+
+
+def _trend(trend: Trend) -> str:
+    """`WB-PESQ rising from 1.05 at step 15 to 1.30 at step 30`."""
+    (began, first), (ended, last) = trend.first, trend.last
+    label = LABELS.get(trend.metric, trend.metric)
+    return f"{label} {trend.direction} from {number(first)} at step {began:,} to {number(last)} at step {ended:,}"
 
 
 def _overview(report: Report) -> dict[str, Any]:
@@ -232,6 +276,7 @@ def _overview(report: Report) -> dict[str, Any]:
                     {
                         "output": _mean(scores[m].output) if m in scores else "–",
                         "input": _mean(scores[m].input) if m in scores and scores[m].input else "",
+                        "verdict": COLOURS.get(scores[m].verdict, "") if m in scores else "",
                     }
                     for m in metrics
                 ],
@@ -242,7 +287,8 @@ def _overview(report: Report) -> dict[str, Any]:
         "rows": rows,
         "metrics": labels,
         "note": "Steps and generator parameters: of this run, of the recipe. Speech: length of the training set. "
-        "Metrics: means over the validation set, of the output, from the input.",
+        "Metrics: means over the validation set, of the output, from the input; coloured where the 95 % interval of "
+        "the paired differences excludes 0.",
     }
 
 
@@ -252,16 +298,6 @@ def _label(metric: str, report: Report) -> str:
 
 def _mean(interval: Interval | None) -> str:
     return number(interval.mean) if interval else "–"
-
-
-def _with_interval(interval: Interval | None) -> str:
-    if interval is None or not math.isfinite(interval.mean):
-        return "–"
-    half = (interval.high - interval.low) / 2
-    if not math.isfinite(half):
-        return number(interval.mean)
-    decimals = 0 if half >= 100 else 1 if half >= 10 else 2 if half >= 0.05 else 3
-    return f"{interval.mean:,.{decimals}f} ± {half:,.{decimals}f}".replace("-", "−")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -400,10 +436,8 @@ ARROWS = {
 """By a metric's `better`: its sign in the page, and how it is read out."""
 
 
-def _distance(interval: Interval) -> Interval:
-    """How far from 0 the mean is, with its interval."""
-    ends = sorted(map(abs, (interval.low, interval.high)))
-    return Interval(abs(interval.mean), 0.0 if interval.low < 0 < interval.high else ends[0], ends[1])
+COLOURS = {"better": "better", "worse": "worse", "right level": "better", "wrong level": "worse"}
+"""By a score's verdict: the class that colours it; others have no colour."""
 
 
 def _score_row(score: Score) -> dict[str, Any]:
@@ -421,15 +455,15 @@ def _score_row(score: Score) -> dict[str, Any]:
     }
     if score.missing:
         return row
-    row["reference"] = _with_interval(score.reference)
-    row |= {"output": _with_interval(score.output), "input": _with_interval(score.input), "change": "–", "verdict": ""}
-    if score.input is not None and math.isfinite(score.input.mean):
-        change = score.output.mean - score.input.mean
-        row["change"] = ("+" if change > 0 else "") + number(change)
-        output, given = (_distance(i) if score.better == "zero" else i for i in (score.output, score.input))
-        if output.low > given.high or output.high < given.low:  # intervals that overlap are no verdict
-            gain = goodness(output.mean, score.better) - goodness(given.mean, score.better)
-            row["verdict"] = "better" if gain > 0 else "worse"
+    row["reference"] = with_interval(score.reference)
+    row |= {"output": with_interval(score.output), "input": with_interval(score.input), "change": "–"}
+    row["verdict"], row["unpaired"] = COLOURS.get(score.verdict, ""), ""
+    if score.better == "zero":
+        row["change"] = score.verdict
+    elif score.change:
+        row["change"] = with_interval(score.change.interval, signed=True)
+        if score.change.unpaired:
+            row["unpaired"] = f"of {_count(score.change.pairs, 'pair')}"
     row["plot"] = Markup(figures.interval_pair(score.input, score.output, score.label, score.reference))
     return row
 
@@ -502,7 +536,7 @@ def _published(report: Report) -> list[dict[str, Any]]:
             rows.append(
                 {
                     "metric": label,
-                    "ours": _with_interval(score.output) if score and not score.missing else "–",
+                    "ours": with_interval(score.output) if score and not score.missing else "–",
                     "over": _count(score.scored, "utterance") if score and not score.missing else "",
                     "value": entry.value,
                     "reference": f"ground truth {entry.reference_value}" if entry.reference_value else "",

@@ -1,0 +1,74 @@
+"""Show whether each network beats its input, and check what is asked of it.
+
+    python scripts/improvement.py --results results/demo --networks hifigan hifipp_denoise \\
+        --improves hifipp_denoise.wb_pesq hifipp_denoise.si_sdr --reaches hifigan.wb_pesq=2.0
+
+Reads, for each network, <results>/metrics/NETWORK.csv and NETWORK.summary.csv (of scripts/evaluate.py with --noisy)
+and <results>/state/NETWORK/validation.csv, and writes <results>/improvement.md: a table of inputs, outputs and the mean
+of each utterance's output minus its own input with its 95 % interval, then the validations of each training. The
+workflow does this by itself: `snakemake learn` checks what the configuration asks for in networks.<name>.improves and
+.reaches.
+
+Exit status 0: everything that is asked for is met. 1: something is not, and a line for each says what; the table is
+written all the same. 2: a table is missing or an option is wrong; nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from finallyse.errors import UserError, one_line_errors
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, required=True, metavar="DIR", help="folder of results of the workflow")
+    parser.add_argument("--networks", nargs="+", required=True, metavar="NAME", help="networks, in the table's order")
+    parser.add_argument(
+        "--improves",
+        nargs="*",
+        default=[],
+        metavar="NETWORK.METRIC",
+        help="the network must be better than its input in that metric: the interval of the change excludes no change",
+    )
+    parser.add_argument(
+        "--reaches",
+        nargs="*",
+        default=[],
+        metavar="NETWORK.METRIC=NUMBER",
+        help="the mean over the validation set must be that good or better; for vocoders, which have no input",
+    )
+    parser.add_argument("--only-show", action="store_true", help="exit with status 0 whatever is met")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="the table; default: improvement.md in --results")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write and print the table, check it, return the exit status."""
+    options = parse(arguments)
+    from finallyse.audio.io import write_atomically
+    from finallyse.report.improvement import improvement, markdown, parse_goals
+
+    goals = parse_goals(options.improves, options.reaches, options.networks)
+    if not (goals or options.only_show):
+        raise UserError(
+            "nothing to check: give --improves or --reaches (in the workflow's configuration networks.<name>.improves "
+            "or networks.<name>.reaches), or --only-show"
+        )
+    found = improvement(options.results, options.networks, goals)
+    text = markdown(found)
+    write_atomically(options.output or options.results / "improvement.md", text.encode())
+    print(text, flush=True)
+    if options.only_show:
+        return 0
+    for line in found.unmet:
+        print(f"error: {line}", file=sys.stderr)
+    return 1 if found.unmet else 0
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        sys.exit(main())
