@@ -19,16 +19,15 @@ from finallyse.precision import full_precision
 class LMOSLoss(nn.Module):
     """feature_weight * mean squared error of WavLM's convolutional features + L1 of STFT magnitudes.
 
-    WavLM sees both clips resampled to 16 kHz; the STFT sees them at their own rate, so that frequencies above 8 kHz
-    count.
+    WavLM sees both clips resampled to 16 kHz, the STFT at their own rate, so that frequencies above 8 kHz count.
 
     Args:
         feature_weight: of the feature term.
         features: "normed" compares them after WavLM's layer norm, "raw" before it.
         normalise: "target" takes the target's mean from both clips and divides both by the target's standard deviation
-            before WavLM, which was trained on such audio: each clip normalised by itself would hide that the output is
-            too quiet. "none": they stay as they are, as in the original code. A WavLM that takes audio as it is
-            (`normalize` false) gets it so.
+            first. WavLM was trained on audio of unit variance; each clip normalised by itself would hide that the output
+            is too quiet, and so nearly would WavLM's layer norms alone: the STFT term, of the same clips, does not.
+            "none": they stay as they are, as in the original code, as for a WavLM that takes them so (`normalize` false).
         n_fft, hop: of the STFT, samples.
 
     wav, wav_hat: [B, 1, T] at sample_rate; wavlm: a `finallyse.models.wavlm.WavLM`.
@@ -53,13 +52,12 @@ class LMOSLoss(nn.Module):
     def forward(self, wav: Tensor, wav_hat: Tensor, sample_rate: int, wavlm: nn.Module) -> Tensor:
         with full_precision(wav_hat):
             wav, wav_hat = wav.float().squeeze(1), wav_hat.float().squeeze(1)
-            target, output = to_16k(wav, sample_rate), to_16k(wav_hat, sample_rate)
             if self.normalise and wavlm.normalize:
-                mean, scale = statistics(target)
-                target, output = (target - mean) * scale, (output - mean) * scale
+                mean, scale = statistics(wav)
+                wav, wav_hat = (wav - mean) * scale, (wav_hat - mean) * scale
             with torch.no_grad():
-                want = wavlm.conv_features(target, layer_norm=self.layer_norm)
+                want = wavlm.conv_features(to_16k(wav, sample_rate), layer_norm=self.layer_norm)
                 want_magnitude = magnitude(stft(wav, self.n_fft, self.hop, center=True))
-            got = wavlm.conv_features(output, layer_norm=self.layer_norm)
+            got = wavlm.conv_features(to_16k(wav_hat, sample_rate), layer_norm=self.layer_norm)
             got_magnitude = magnitude(stft(wav_hat, self.n_fft, self.hop, center=True))
             return self.feature_weight * F.mse_loss(got, want) + F.l1_loss(got_magnitude, want_magnitude)
