@@ -1,4 +1,4 @@
-"""What the training tests train on: the demo's experiments over a few embedded clips, prepared as the workflow does."""
+"""What the training tests train on: small experiments over a few embedded clips, prepared as the workflow does."""
 
 from __future__ import annotations
 
@@ -39,26 +39,26 @@ def prepare_resources(folder: Path) -> Path:
     for rate in (16000, 48000):
         for corpus in ("vctk", "libritts-r", "daps"):
             for split, names in CLIPS.items():
-                _write(folder, corpus, rate, split, {name: _clip(name, rate) for name in names})
+                write_corpus(folder, corpus, rate, split, {name: clip(name, rate) for name in names})
         for split, names in {"train": CLIPS["train"], "validation": CLIPS["validation"], "test": ("joe_07",)}.items():
-            clean = {name: _clip(name, rate) for name in names}
+            clean = {name: clip(name, rate) for name in names}
             noisy = {name: wav + 0.01 * rng.standard_normal(len(wav)) for name, wav in clean.items()}
-            _write(folder, "voicebank", rate, split, clean, noisy)
-        _write(folder, "dns5-noise", rate, "train", {"white": 0.1 * rng.standard_normal(rate)})
+            write_corpus(folder, "voicebank", rate, split, clean, noisy)
+        write_corpus(folder, "dns5-noise", rate, "train", {"white": 0.1 * rng.standard_normal(rate)})
         decay = np.exp(-np.arange(rate // 10) / (0.02 * rate))
-        _write(folder, "dns5-rooms", rate, "train", {"room": 0.3 * decay * rng.standard_normal(rate // 10)})
-        _write(folder, "micirp", rate, "train", {"microphone": np.array([0.9, 0.3, -0.1])})
+        write_corpus(folder, "dns5-rooms", rate, "train", {"room": 0.3 * decay * rng.standard_normal(rate // 10)})
+        write_corpus(folder, "micirp", rate, "train", {"microphone": np.array([0.9, 0.3, -0.1])})
     write_wavlm(folder / "weights" / "wavlm-large")
     return folder
 
 
 @cache
-def _clip(name: str, rate: int) -> np.ndarray:
+def clip(name: str, rate: int) -> np.ndarray:
     wav, own_rate = read(ROOT / "resources" / "demo" / "speech" / f"{name}.flac")
     return 0.9 * resample(wav[: 3 * own_rate], own_rate, rate)
 
 
-def _write(folder: Path, corpus: str, rate: int, split: str, wavs: Mapping, noisy: Mapping | None = None) -> None:
+def write_corpus(folder: Path, corpus: str, rate: int, split: str, wavs: Mapping, noisy: Mapping | None = None) -> None:
     prepared, rows = folder / "prepared" / corpus / str(rate), []
     for name, wav in wavs.items():
         row = {"path": f"wav/{name}.wav", "samples": len(wav), "rate": rate, "speaker": name.split("_")[0]}
@@ -91,18 +91,23 @@ def write_wavlm(
 
 
 @cache
-def _demo() -> dict:
+def _experiments(overlay: str) -> dict:
     from finallyse.config import load_pipeline
     from finallyse.schema import build_schema
 
-    files = [ROOT / "config" / "config.yaml", ROOT / "config" / "demo.yaml"]
+    files = [ROOT / "config" / "config.yaml", ROOT / overlay]
     overrides = {"results": "RESULTS", "resources": "RESOURCES"}
     return load_pipeline(files, overrides, build_schema())["experiments"]
 
 
-def experiment(network: str, resources: Path, results: Path, **changes) -> dict:
-    """The demo's experiment of a network, smaller still; `changes` are dotted options with `__` for the dots."""
-    text = json.dumps(_demo()[network]).replace("RESULTS", str(results)).replace("RESOURCES", str(resources))
+def experiment(
+    network: str, resources: Path, results: Path, overlay: str = "tests/data/small.yaml", **changes
+) -> dict:
+    """A small experiment of a network, by its recipe or by another `overlay` such as the demo's.
+
+    changes: dotted options with `__` for the dots.
+    """
+    text = json.dumps(_experiments(overlay)[network]).replace("RESULTS", str(results)).replace("RESOURCES", str(resources))
     made = copy.deepcopy(json.loads(text))
     small = {"data__batch_size": 2, "data__sub_batch_size": None, "data__num_workers": 0, "exp__threads": 1}
     small |= {
@@ -112,6 +117,7 @@ def experiment(network: str, resources: Path, results: Path, **changes) -> dict:
         "train__best": None,
         "train__balance_step": None,
         "generator__init_from": None,
+        "discriminators__init_from": None,
     }
     for key, value in (small | changes).items():
         *path, last = key.split("__")

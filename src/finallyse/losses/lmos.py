@@ -25,9 +25,9 @@ class LMOSLoss(nn.Module):
         feature_weight: of the feature term.
         features: "normed" compares them after WavLM's layer norm, "raw" before it.
         normalise: "target" takes the target's mean from both clips and divides both by the target's standard deviation
-            first. WavLM was trained on audio of unit variance; each clip normalised by itself would hide that the output
-            is too quiet, and so nearly would WavLM's layer norms alone: the STFT term, of the same clips, does not.
-            "none": they stay as they are, as in the original code, as for a WavLM that takes them so (`normalize` false).
+            first. WavLM was trained on audio of unit variance. Each clip normalised by itself would hide an output that
+            is too quiet; WavLM's layer norms nearly hide it all the same, the STFT of the same clips does not. "none":
+            they stay as they are, as in the original code, and as for a WavLM that takes them so (`normalize` false).
         n_fft, hop: of the STFT, samples.
 
     wav, wav_hat: [B, 1, T] at sample_rate; wavlm: a `finallyse.models.wavlm.WavLM`.
