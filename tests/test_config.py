@@ -49,12 +49,17 @@ def test_the_readme_documents_every_option():
 
 
 @pytest.mark.parametrize(
-    "files",
-    [["config/config.yaml", *over] for over in ([], ["config/demo.yaml"], ["config/demo.yaml", "config/learn.yaml"])],
+    "overlays, left_out",
+    [
+        ([], []),
+        (["config/finally_large.yaml"], []),
+        (["config/demo.yaml"], []),
+        (["config/demo.yaml", "config/learn.yaml"], ["hifipp_bwe1", "hifipp_bwe4"]),
+    ],
 )
-def test_the_shipped_configs_are_complete(files, schema):
-    config = load_pipeline(files, {}, schema)
-    assert list(config["experiments"]) == NETWORKS
+def test_the_shipped_configs_are_complete(overlays, left_out, schema):
+    config = load_pipeline(["config/config.yaml", *overlays], {}, schema)
+    assert list(config["experiments"]) == [name for name in NETWORKS if name not in left_out]
     for name, experiment in config["experiments"].items():
         assert experiment["exp"]["run_name"] == name
         assert "${" not in json.dumps(experiment), "every interpolation is resolved"
@@ -259,3 +264,17 @@ def test_a_loaded_experiment_is_read_only(schema):
     config = load_experiment(["exp.config_path=config/experiments/hifigan.yaml"], schema)
     with pytest.raises(Exception, match="read-only"):
         config.train.steps = 3
+
+
+def test_the_large_finally_has_the_size_that_it_states(schema):
+    import torch
+
+    from finallyse.models import models_registry
+
+    config = load_pipeline(["config/config.yaml", "config/finally_large.yaml"], {}, schema)
+    sizes = []
+    for name in ("finally_stage1", "finally_stage2", "finally_stage3_pretrain", "finally_stage3"):
+        with torch.device("meta"):
+            state = models_registry["finally_gen"](**config["experiments"][name]["generator"]["args"]).state_dict()
+        sizes.append(sum(value.numel() for key, value in state.items() if not key.endswith("original0")))
+    assert sizes[0] == sizes[1] and sizes[2] == sizes[3] == 146_209_876
