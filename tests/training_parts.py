@@ -100,14 +100,14 @@ def _experiments(overlay: str) -> dict:
     return load_pipeline(files, overrides, build_schema())["experiments"]
 
 
-def experiment(
-    network: str, resources: Path, results: Path, overlay: str = "tests/data/small.yaml", **changes
-) -> dict:
+def experiment(network: str, resources: Path, results: Path, overlay: str = "tests/data/small.yaml", **changes) -> dict:
     """A small experiment of a network, by its recipe or by another `overlay` such as the demo's.
 
     changes: dotted options with `__` for the dots.
     """
-    text = json.dumps(_experiments(overlay)[network]).replace("RESULTS", str(results)).replace("RESOURCES", str(resources))
+    text = (
+        json.dumps(_experiments(overlay)[network]).replace("RESULTS", str(results)).replace("RESOURCES", str(resources))
+    )
     made = copy.deepcopy(json.loads(text))
     small = {"data__batch_size": 2, "data__sub_batch_size": None, "data__num_workers": 0, "exp__threads": 1}
     small |= {
