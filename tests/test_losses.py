@@ -65,6 +65,18 @@ def test_l1_wav_loss(clip):
     torch.testing.assert_close(loss(wav=clip, wav_hat=0.5 * clip), 0.5 * clip.abs().mean())
 
 
+def test_level_loss(clip):
+    loss = losses_registry["level_loss"]()
+    pair = torch.cat([clip, clip])
+    gains = torch.tensor([0.5, 1.0]).view(2, 1, 1)
+    value = loss(wav=pair, wav_hat=gains * pair)
+    assert value.item() == pytest.approx(20 * np.log10(2) / 2, rel=1e-3)
+    silent = torch.zeros_like(clip, requires_grad=True)
+    loss(wav=clip, wav_hat=silent).backward()
+    assert silent.grad.isfinite().all()
+    assert loss(wav=silent, wav_hat=silent) == 0
+
+
 def test_stft_loss_is_its_definition(clip):
     """Against SciPy's transform."""
     import scipy.signal

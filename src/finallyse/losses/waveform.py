@@ -1,4 +1,4 @@
-"""Losses of regression on the signal itself: waveform, and compressed spectra at several resolutions."""
+"""Losses of regression on the signal itself: waveform, level, and compressed spectra at several resolutions."""
 
 from __future__ import annotations
 
@@ -21,6 +21,23 @@ class L1WavLoss(nn.Module):
 
     def forward(self, wav: Tensor, wav_hat: Tensor) -> Tensor:
         return F.l1_loss(wav_hat.float(), wav.float())
+
+
+@losses_registry.register("level_loss")
+class LevelLoss(nn.Module):
+    """Mean over clips of |level of wav_hat - level of wav| in dB, of the mean power of [B, 1, T] each.
+
+    For networks that leave out what they cannot predict, such as a vocoder whose harmonics do not yet hold their phase:
+    spectral losses forgive it. Levels below -70 dBFS count as that.
+    """
+
+    needs = ("wav", "wav_hat")
+    sees_level = True
+    floor = 1e-7  # of the power
+
+    def forward(self, wav: Tensor, wav_hat: Tensor) -> Tensor:
+        power, power_hat = (x.float().square().mean((1, 2)) + self.floor for x in (wav, wav_hat))
+        return (10 * torch.log10(power_hat / power)).abs().mean()
 
 
 @losses_registry.register("stft_loss")
