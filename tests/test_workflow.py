@@ -90,7 +90,7 @@ def test_learn_is_everything_and_the_check(root, tmp_path):
     told = run.stdout + run.stderr
     jobs = planned(told)
     assert jobs["learn"] == jobs["show_improvement"] == jobs["report"] == 1
-    assert jobs["train_network"] == jobs["compute_metrics"] == 9
+    assert jobs["train_network"] == jobs["compute_metrics"] == 7
     assert f"Collecting speech from {tmp_path}/my speech" in told and f"Writing {tmp_path}/r/improvement.md" in told
     assert "Checking what is asked of each network" in told
     assert re.search(r"^learn \(Everything, and then", snakemake(root, "--list-target-rules").stdout, re.MULTILINE)
