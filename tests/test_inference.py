@@ -60,7 +60,8 @@ def test_validation_sets(network, resources, tmp_path, inference, capsys):
     expected = finallyse.load(tmp_path / f"{network}.ckpt", device="cpu").enhance(*source, rate)
     length = len(read["enhanced"][0])
     assert abs(len(expected) - length) <= 256
-    np.testing.assert_allclose(read["enhanced"][0], expected[:length], atol=1e-5)
+    # a manifest knows the peak of a recording to one 16-bit step, `enhance` the one that the file has
+    np.testing.assert_allclose(read["enhanced"][0], expected[:length], atol=2e-4)
 
     scores = [
         metrics_registry["si_sdr"]().score(
