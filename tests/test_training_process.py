@@ -101,7 +101,7 @@ def test_two_processes_train_as_one(resources, tmp_path):
     for alone, together in zip(one, two, strict=True):
         for key in alone:
             if not key.startswith("grad_norm"):  # a gradient at the waveform holds fewer digits than a loss
-                rel = 1e-3 if key.startswith("grad_wav") else 1e-5
+                rel = 1e-3 if key.startswith("grad_wav") else 1e-4
                 assert alone[key] == pytest.approx(together[key], rel=rel), (alone["step"], key)
     assert [row["step"] for row in two if "grad_wav_gen_loss" in row] == [1, 10, 20]
     steps_of_best = [
