@@ -95,8 +95,11 @@ def test_items_have_the_level_that_their_class_tells(name, corpora):
     scaled = name in ("mel_dataset", "vctk", "voicebank")
     for options in ({}, {"peak": 0.5}) if scaled else ({},):
         level = datasets_registry[name].level_of(**options)
-        peak = float(build(name, corpora, **options)[(3, 0)]["input_wav"].abs().max())
-        assert level == ({"peak": pytest.approx(peak)} if scaled else None)
+        whole = {"segment": None} if name == "mel_dataset" else {}  # which is scaled before the cut
+        peak = float(build(name, corpora, **options, **whole)[(3, 0)]["input_wav"].abs().max())
+        # a recording may reach its peak in the samples beyond the last whole frame, and is rounded to 16 bits
+        tolerance = 0.02 if whole else 1e-6
+        assert level == ({"peak": pytest.approx(peak, rel=tolerance)} if scaled else None)
 
 
 @pytest.mark.parametrize("name", datasets_registry)
