@@ -739,7 +739,8 @@ def test_wandb_continues_under_its_id(resources, tmp_path, monkeypatch):
     (first,) = (tmp_path / "state/finally_stage1/wandb/wandb").glob("offline-run-*")
     assert train(settings) == 0
     runs = list((tmp_path / "state/finally_stage1/wandb/wandb").glob("offline-run-*"))
-    assert len(runs) == 2 and len({path.name.rsplit("-", 1)[1] for path in (*runs, first)}) == 1
+    # offline-run-<time>-<id>, and a number behind it where two begin in one second
+    assert len(runs) == 2 and len({path.name.split("-")[3] for path in (*runs, first)}) == 1
 
 
 # ------------------------------------------------------------------------------------------ mistakes told at once
