@@ -148,7 +148,11 @@ def test_the_script_checks_what_is_asked(results: Path, root: Path) -> None:
     assert text in met.stdout and "Nothing: all is met." in text
     assert "| better | better: met |" in text and "| right level | within 1 dB: met |" in text and "≤ 9: met" in text
 
-    write_tables(results, "same", 0.0, level=-6)
+    write_tables(results, "same", 0.004)
+    assert run(root, *place, "--improves", "same.lsd").returncode == 0
+    assert "| no clear difference | better in the mean: met |" in (results / "improvement.md").read_text()
+
+    write_tables(results, "same", -0.004, level=-6)
     asked = ["--improves", "good.wb_pesq", "bad.wb_pesq", "same.lsd", "--reaches", "vocoder.wb_pesq=3.5"]
     unmet = run(root, *place, *asked)
     assert unmet.returncode == 1

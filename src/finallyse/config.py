@@ -213,8 +213,8 @@ class Network:
     hours: float = option(48, "time limit of one training job, which saves before and is continued", exclusiveMinimum=0)
     improves: list[str] = option(
         [],
-        "metrics in which the network must beat its input, the 95 % interval of the paired differences excluding no "
-        "improvement; checked by target `learn`",
+        "metrics in which the network must beat its input, by the mean of the paired differences (whether their 95 % "
+        "interval excludes 0 is told beside it); checked by target `learn`",
     )
     reaches: dict = option(
         {},

@@ -39,7 +39,7 @@ LIBRITTS_SPEAKERS = ("103", "118", "125", "150", "163", "196", "198", "200")
 DAPS_SPEAKERS = ("f1", "m1", "f2", "m2", "f3", "m3", "f4", "m4")
 SNR_DB = {"train": (0.0, 5.0, 10.0, 15.0), "test": (2.5, 7.5, 12.5, 17.5)}  # of VoiceBank-DEMAND
 VOICE_S, TEST_VOICE_S = 60.0, 24.0  # speech of one voice, of one that is only measured on
-TAKES = 2  # how often a training utterance of VoiceBank-DEMAND occurs, each time in another noise
+TAKES = 4  # how often a training utterance of VoiceBank-DEMAND occurs, each time in another noise
 ROOMS_OF_A_SIZE, RESPONSES_OF_A_ROOM = 4, 2
 NOISES_OF_AN_ARCHIVE, NOISE_S = 6, 6.0
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas
 
 from finallyse.errors import UserError, nearest
-from finallyse.metrics import metric_of
+from finallyse.metrics import goodness, metric_of
 from finallyse.report.collect import Score, read_scores, read_validation
 from finallyse.report.figures import number, with_interval
 from finallyse.report.paired import LEVEL_TOLERANCE_DB, level_verdict, trends
@@ -103,7 +103,8 @@ def improvement(results: Path, networks: Sequence[str], goals: Goals) -> Improve
         for metric, score in scores.items():
             demands = []
             if metric in better:
-                demands.append(("better", _not_better(score)))
+                clear = "" if score.verdict in ("better", "worse") else " in the mean"
+                demands.append((f"better{clear}", _not_better(score)))
             if metric in reaches:
                 value = reaches[metric]
                 sign = "≤" if score.better == "lower" else "≥"
@@ -123,13 +124,16 @@ def improvement(results: Path, networks: Sequence[str], goals: Goals) -> Improve
 
 
 def _not_better(score: Score) -> str | None:
-    """Why the network does not beat its input in this metric; None where it does."""
-    if score.verdict == "better":
-        return None
+    """Why the network does not beat its input in the mean of this metric; None where it does.
+
+    Whether the interval excludes 0 is the verdict's to say: that depends on the number of utterances, too.
+    """
     if score.change is None:
         return f"must be better than the input's, which was not measured{_because(score)}"
     if score.change.pairs < 2:
         return f"must be better than the input's: {_count(score.change.pairs, 'pair')} to judge by{_because(score)}"
+    if goodness(score.change.interval.mean, score.better) > 0:
+        return None
     change = f"{with_interval(score.change.interval, signed=True)} over {_count(score.change.pairs, 'pair')}"
     means = f"output {number(score.output.mean)}, input {number(score.input.mean)}"
     return f"must be better than the input's: {score.verdict}, change {change} ({means})"
