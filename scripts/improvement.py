@@ -32,7 +32,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs="*",
         default=[],
         metavar="NETWORK.METRIC",
-        help="the network must be better than its input in that metric, by the mean of the change; whether its interval "
+        help="the network must be better than its input in that metric, by the mean of the change; whether the interval "
         "excludes 0 is told beside it",
     )
     parser.add_argument(

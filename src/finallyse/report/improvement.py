@@ -103,7 +103,7 @@ def improvement(results: Path, networks: Sequence[str], goals: Goals) -> Improve
         for metric, score in scores.items():
             demands = []
             if metric in better:
-                clear = "" if score.verdict in ("better", "worse") else " in the mean"
+                clear = " in the mean" if score.verdict == "no clear difference" else ""
                 demands.append((f"better{clear}", _not_better(score)))
             if metric in reaches:
                 value = reaches[metric]
