@@ -32,8 +32,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs="*",
         default=[],
         metavar="NETWORK.METRIC",
-        help="the network must be better than its input in that metric, by the mean of the change; whether the interval "
-        "excludes 0 is told beside it",
+        help="the network must be better than its input in that metric, by the mean of the change; whether its "
+        "interval excludes 0 is told beside it",
     )
     parser.add_argument(
         "--reaches",
