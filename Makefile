@@ -51,7 +51,7 @@ demo: $(BIN)/.installed
 	@echo "The report: $(or $(RESULTS),results/demo)/report.html"
 
 learn: $(BIN)/.installed
-	$(BIN)/snakemake --cores $(CORES) --configfile config/demo.yaml config/learn.yaml $(OVERRIDES) -- learn
+	$(BIN)/snakemake --cores $(CORES) --configfile config/learn.yaml $(OVERRIDES) -- learn
 	@echo "The report: $(or $(RESULTS),results/learn)/report.html"
 
 test: $(BIN)/.installed-dev

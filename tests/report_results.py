@@ -17,8 +17,10 @@ import yaml
 
 from finallyse.audio.io import read, write_wav
 from finallyse.audio.resample import resample
+from finallyse.config import complete_experiment, merge, read_yaml
 from finallyse.metrics import MetricSet, Utterance, summarise
 from finallyse.models.checkpoint import save_checkpoint
+from finallyse.schema import read_schema
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = [
@@ -29,6 +31,11 @@ NETWORKS = [
     "finally_stage2",
     "finally_stage3",
 ]
+RECIPES = {  # what the runs are compared with, as options of `collect`
+    "paper": ROOT / "resources" / "paper",
+    "experiments": ROOT / "config" / "experiments",
+    "schema": ROOT / "config" / "schema.json",
+}
 METRICS = ["wb_pesq", "si_sdr", "lsd", "level", "wv-mos"]  # wv-mos: its weights are not there
 STEPS = 120
 SECONDS = 3
@@ -50,7 +57,7 @@ def page_once(results: Path) -> Path:
         from finallyse.report.collect import collect
         from finallyse.report.html import Options, write
 
-        report = collect(results, [*NETWORKS, "hifipp_bwe2"], paper=ROOT / "resources" / "paper", title="A test run")
+        report = collect(results, [*NETWORKS, "hifipp_bwe2"], **RECIPES, title="A test run")
         write(report, results.parent / "report.html", Options())
         _built["page"] = results.parent / "report.html"
     return _built["page"]
@@ -103,13 +110,13 @@ def build(folder: Path, root: Path, clips: list[Path], networks: list[str] = NET
 
 
 def _config(recipe: Path, network: str, results: Path, resources: Path) -> dict:
-    """The recipe, small, with its interpolations resolved by hand (complete enough for the report)."""
-    text = recipe.read_text().replace("${exp.results}", str(results)).replace("${exp.resources}", str(resources))
-    config = yaml.safe_load(text.replace("${exp.seed}", "1234"))
-    config["exp"] = {"run_name": network, "results": str(results), "resources": str(resources), "seed": 1234}
-    config["train"]["steps"] = STEPS
-    config["data"]["batch_size"] = 4
-    return config
+    """The complete experiment of a recipe, small."""
+    small = {
+        "exp": {"run_name": network, "results": str(results), "resources": str(resources)},
+        "train": {"steps": STEPS},
+        "data": {"batch_size": 4},
+    }
+    return complete_experiment(merge(read_yaml(recipe), small), str(recipe), read_schema(RECIPES["schema"]))
 
 
 def _write_yaml(path: Path, content: dict) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
+from finallyse import provenance
 from finallyse import schema as schemas
-from finallyse.config import load_experiment, load_pipeline
+from finallyse.config import load_experiment, load_pipeline, read_yaml
 from finallyse.errors import UserError
 
 NETWORKS = [
@@ -247,13 +249,13 @@ def test_the_experiment_file_is_required(schema):
 def test_the_experiment_file_may_lie_anywhere(quote, schema, tmp_path):
     path = tmp_path / "my runs (ö), a=b" / "$x.yaml"
     path.parent.mkdir()
-    path.write_bytes(Path("config/experiments/hifigan.yaml").read_bytes())
+    write(path, f"extends: {Path('config/experiments/hifigan.yaml').resolve()}")
     config = load_experiment([f"exp.config_path={quote}{path}{quote}", "exp.results='my runs (ö)'"], schema)
     assert config.exp.config_path == str(path) and config.exp.results == "my runs (ö)"
 
 
 def test_an_experiment_that_lacks_a_needed_argument_says_which(schema, tmp_path):
-    experiment = yaml.safe_load(Path("config/experiments/finally_stage1.yaml").read_text())
+    experiment = read_yaml("config/experiments/finally_stage1.yaml")
     del experiment["data"]["train"]["args"]["manifest"]
     path = write(tmp_path / "x.yaml", yaml.safe_dump(experiment))
     with pytest.raises(UserError, match=r"argument 'manifest' is required"):
@@ -278,3 +280,120 @@ def test_the_large_finally_has_the_size_that_it_states(schema):
             state = models_registry["finally_gen"](**config["experiments"][name]["generator"]["args"]).state_dict()
         sizes.append(sum(value.numel() for key, value in state.items() if not key.endswith("original0")))
     assert sizes[0] == sizes[1] and sizes[2] == sizes[3] == 146_209_876
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files that extend others
+
+
+def test_a_file_stands_over_those_that_it_extends(tmp_path):
+    (tmp_path / "parts").mkdir()
+    write(tmp_path / "parts" / "base.yaml", "{train: {steps: 1, log_step: 1}, metrics: [stoi, level]}")
+    write(tmp_path / "parts" / "first.yaml", "{extends: base.yaml, train: {steps: 2, keep: 2}}")
+    write(tmp_path / "parts" / "second.yaml", "{extends: [base.yaml], train: {keep: 3}}")
+    path = write(tmp_path / "x.yaml", "{extends: [parts/first.yaml, parts/second.yaml], metrics: [stoi]}")
+    # base.yaml counts once: through second.yaml it does not undo what first.yaml says
+    assert read_yaml(path) == {"train": {"steps": 2, "log_step": 1, "keep": 3}, "metrics": ["stoi"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: nowhere.yaml", r"nowhere\.yaml: no such config file, which .*x\.yaml extends"),
+        ("extends: x.yaml", r"x\.yaml: extends itself: .*x\.yaml extends .*x\.yaml"),
+        ("extends: other.yaml", r"x\.yaml: extends itself: .*x\.yaml extends .*other\.yaml extends .*x\.yaml"),
+        ("extends: {a: b}", r"x\.yaml: extends: must be a path or a list of paths, got \{'a': 'b'\}"),
+        ("extends: [3]", r"x\.yaml: extends: must be a path or a list of paths, got \[3\]"),
+        ("extends: bad.yaml", r"bad\.yaml: train\.stepz: unknown key; did you mean 'steps'"),
+    ],
+)
+def test_what_cannot_be_extended_is_named(text, message, schema, tmp_path):
+    path = write(tmp_path / "x.yaml", text)
+    write(tmp_path / "other.yaml", "extends: x.yaml")
+    write(tmp_path / "bad.yaml", "train: {stepz: 3}")
+    with pytest.raises(UserError, match=message):
+        load_experiment([f"exp.config_path={path}"], schema)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "source"),
+    [
+        ("common: {extends: x.yaml}", {}, r"networks\.hifigan \(.*\)"),
+        ("networks: {hifigan: {override: {extends: x.yaml}}}", {}, r"networks\.hifigan \(.*\)"),
+        ("{}", {"extends": "x.yaml"}, "--config"),
+    ],
+)
+def test_only_files_extend_files(text, overrides, source, schema, tmp_path):
+    path = write(tmp_path / "my.yaml", text)
+    with pytest.raises(UserError, match=source + ": extends: belongs at the top of a config file"):
+        load_pipeline(["config/config.yaml", path], overrides, schema)
+
+
+def test_config_files_of_the_pipeline_extend_one_another(schema):
+    both = load_pipeline(["config/config.yaml", "config/demo.yaml", "config/learn.yaml"], {}, schema)
+    assert load_pipeline(["config/config.yaml", "config/learn.yaml"], {}, schema) == both
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# finallyse config
+
+
+def sources(text: str) -> dict[str, str]:
+    """`option: value` -> where it comes from; of options of the same name and value, the last."""
+    rows = [line.split(" # ") for line in text.splitlines() if " # " in line]
+    return {option.strip(): source.strip() for option, source in rows}
+
+
+def test_an_experiment_file_is_shown_in_full_with_its_sources(capsys, schema):
+    arguments = ["train.steps=7", "losses.generator.lmos.weight=3"]
+    provenance.show("config/experiments/finally_stage2.yaml", arguments, [])
+    shown = capsys.readouterr().out
+    experiment = load_experiment(["exp.config_path=config/experiments/finally_stage2.yaml", *arguments], schema)
+    assert yaml.safe_load(shown) == OmegaConf.to_container(experiment)
+    assert (
+        sources(shown).items()
+        >= {
+            "config_path: config/experiments/finally_stage2.yaml": "command line",
+            "steps: 7": "command line",
+            "weight: 3": "command line",
+            "trainer: finally_stage2_trainer": "config/experiments/finally_stage2.yaml",
+            "updates_per_step: 2": "config/experiments/parts/ms_stft.yaml",
+            "name: finally_gen": "config/experiments/parts/finally.yaml",
+            "augmentations:": "config/experiments/parts/finally_16khz.yaml",
+            "precision: fp32": "default",
+        }.items()
+    )
+
+
+def test_a_network_is_shown_as_the_workflow_trains_it(capsys, schema):
+    files = ["config/demo.yaml"]
+    provenance.show("hifipp_denoise", [], files)
+    shown = capsys.readouterr().out
+    trained = load_pipeline(["config/config.yaml", *files], {}, schema)["experiments"]["hifipp_denoise"]
+    assert yaml.safe_load(shown) == trained
+    assert (
+        sources(shown).items()
+        >= {
+            "run_name: hifipp_denoise": "name of the network",
+            "results: results/demo": "config/demo.yaml",
+            "resources: results/demo/resources": "config/demo.yaml",
+            "batch_size: 4": "config/demo.yaml: common",
+            "steps: 320": "config/demo.yaml: networks.hifipp_denoise.override",
+            "trainer: hifi++_trainer": "config/experiments/parts/hifipp.yaml",
+            "best: wb_pesq": "config/experiments/parts/hifi.yaml",
+        }.items()
+    )
+    provenance.show("hifipp_denoise", ["exp.resources=elsewhere"], files)
+    assert "elsewhere/prepared/voicebank/16000/train.csv" in capsys.readouterr().out
+
+
+def test_what_cannot_be_shown_is_named(tmp_path, monkeypatch):
+    with pytest.raises(
+        UserError, match=r"hifipp_denoised: no such experiment file and no network of .*'hifipp_denoise'"
+    ):
+        provenance.show("hifipp_denoised", [], [])
+    with pytest.raises(UserError, match=r"train\.stepz: unknown key"):
+        provenance.show("hifigan", ["train.stepz=3"], [])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="run finallyse config in the project's folder, or give an experiment file"):
+        provenance.show("hifigan", [], [])

@@ -37,6 +37,22 @@ def status(
 
 
 @app.command()
+def config(
+    name: Annotated[str, typer.Argument(metavar="NETWORK | FILE", help="network of the pipeline, or experiment file")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="options to change, as for scripts/train.py")
+    ] = None,
+    configfile: Annotated[
+        list[str] | None, typer.Option(help="config file over config/config.yaml, as for Snakemake; may be repeated")
+    ] = None,
+) -> None:
+    """Print an experiment in full: every option as it resolves, and where its value comes from."""
+    from finallyse.provenance import show
+
+    show(name, overrides or [], configfile or [])
+
+
+@app.command()
 def enhance(
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="recordings or folders of them; -: stdin")],
     output: Annotated[str, typer.Argument(help="a file, or a folder for several; -: a WAV on stdout")],

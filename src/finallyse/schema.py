@@ -2,7 +2,7 @@
 
     python -m finallyse.schema          writes config/schema.json and the tables of config/README.md
 
-The schema holds every option of :mod:`finallyse.config` and every argument of every registered part. The workflow
+The schema holds every option of :mod:`finallyse.options` and every argument of every registered part. The workflow
 reads the generated file (so that a dry run need not import PyTorch); scripts/train.py builds it from the code.
 """
 
@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from jsonschema import Draft202012Validator, ValidationError
 
-from finallyse import config as options
+from finallyse import options
 from finallyse.errors import UserError, nearest
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -34,6 +34,10 @@ SCALARS = {
     dict: "object",
 }
 NULLABLE = {"type": "null"}
+EXTENDS = {
+    "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+    "description": "config files that this one starts from, relative to its folder; at the top of a file only",
+}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -75,6 +79,8 @@ def build_schema() -> dict:
         of["losses"]["properties"][kind].update(_parts(losses_registry, **weight))
     of["metrics"]["items"] = {"enum": sorted(metrics_registry)}
 
+    of["extends"] = EXTENDS
+
     pipeline = _dataclass_schema(options.Pipeline)
     of = pipeline["properties"]
     network = _dataclass_schema(options.Network)
@@ -86,6 +92,7 @@ def build_schema() -> dict:
     of["corpora"]["additionalProperties"] = _dataclass_schema(options.Corpus)
     of["common"] = {"$ref": "#/$defs/experiment"}
     of["metrics"]["items"] = {"enum": sorted(metrics_registry)}
+    of["extends"] = EXTENDS
 
     return {
         "$schema": DIALECT,
@@ -309,7 +316,7 @@ def schema_text() -> str:
 
 
 def option_tables() -> str:
-    """Markdown tables of every option: key, type, default, meaning."""
+    """Markdown tables of every option: key, type, default, meaning; of an experiment's, whether a change retrains."""
     lines = []
     for title, cls, prefix in (
         ("Pipeline", options.Pipeline, ""),
@@ -317,8 +324,16 @@ def option_tables() -> str:
         ("Pipeline: `corpora.<name>`", options.Corpus, "corpora.<name>."),
         ("Experiment", options.Experiment, ""),
     ):
-        lines += [f"### {title}", "", "| option | values | default | meaning |", "|---|---|---|---|"]
-        lines += [f"| `{prefix}{key}` | {kind} | {default} | {help} |" for key, kind, default, help in _rows(cls)]
+        extra = " change |" if cls is options.Experiment else ""
+        lines += [
+            f"### {title}",
+            "",
+            f"| option | values | default | meaning |{extra}",
+            "|---|---|---|---|" + "---|" * bool(extra),
+        ]
+        for key, kind, default, help in _rows(cls):
+            change = f" {'retrains' if options.defines_run(key) else 'continues'} |" if extra else ""
+            lines.append(f"| `{prefix}{key}` | {kind} | {default} | {help} |{change}")
         lines.append("")
     return "\n".join(lines)
 

@@ -170,7 +170,7 @@ def require_goals():
         if any(job.rule.name == "learn" for job in workflow.dag.needrun_jobs()):
             sys.exit(
                 "error: target learn checks what is asked of the networks, and nothing is: set networks.<name>.improves "
-                "or networks.<name>.reaches, e.g. with --configfile config/demo.yaml config/learn.yaml"
+                "or networks.<name>.reaches, e.g. with --configfile config/learn.yaml"
             )
 
 

@@ -13,7 +13,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ from finallyse import __version__
 from finallyse.errors import UserError
 from finallyse.hardware import processor
 from finallyse.metrics import Better, goodness, metric_of, metrics_registry
+from finallyse.options import defines_run
 from finallyse.report.figures import Interval, number
 from finallyse.report.paired import Change, Verdict, level_verdict, paired_change, verdict
 
@@ -242,11 +242,11 @@ def collect(
         raise UserError(f"{results}: no such folder of results; give --results the folder that the workflow writes")
     if len(set(networks)) != len(networks):
         raise UserError(f"--networks names a network twice: {' '.join(networks)}")
-    recipes = _recipes(paper / "recipes.csv") if paper else {}
+    sizes = _sizes(paper / "recipes.csv") if paper else {}
     options = _schema(schema) if experiments else {}
     found, absent = [], []
     for name in networks:
-        network = _network(results, name, recipes.get(name), experiments, options)
+        network = _network(results, name, sizes.get(name), experiments, options)
         if require_all and network.missing:
             raise UserError(f"{name}: {network.missing[0]}; run the workflow up to it, or leave out --require-all")
         if network.config is None and network.checkpoint is None and not network.scores:
@@ -280,7 +280,7 @@ def _table(path: Path, columns: Sequence[str] = ()) -> pandas.DataFrame:
 
 
 def _network(
-    results: Path, name: str, recipe: Mapping[str, str] | None, experiments: Path | None, schema: dict
+    results: Path, name: str, size: Mapping[str, str] | None, experiments: Path | None, schema: dict
 ) -> Network:
     missing: list[str] = []
 
@@ -301,19 +301,20 @@ def _network(
     config = _yaml(config_path) if config_path else None
     checkpoint = _checkpoint(checkpoint_path) if checkpoint_path else None
     validation = _table(validation_path, ["step"]) if validation_path else None
+    recipe = _recipe(experiments / f"{name}.yaml", config, schema) if config and experiments else None
     return Network(
         name=name,
         task=_task(config),
         config=config,
         checkpoint=checkpoint,
-        scale=_scale(config, checkpoint, recipe) if config else None,
+        scale=_scale(config, checkpoint, recipe, size) if config else None,
         data=_training_data(config) if config else None,
         history=_table(history_path, ["step"]) if history_path else None,
         validation=validation,
         scores=_scores(summary_path, scores_path) if summary_path else [],
         utterances=_utterances(audio, scores_path) if audio else [],
         facts=_facts(config, checkpoint) + _best(config, validation),
-        differences=_differences(config, experiments / f"{name}.yaml", schema) if config and experiments else [],
+        differences=_differences(config, recipe) if config and recipe else [],
         missing=missing,
     )
 
@@ -356,25 +357,27 @@ def _published(path: Path) -> list[Published]:
     return [Published(**row) for row in table.to_dict("records")]
 
 
-def _recipes(path: Path) -> dict[str, dict[str, str]]:
+def _sizes(path: Path) -> dict[str, dict[str, str]]:
     if not path.exists():
         raise UserError(f"{path}: no such file; --paper is the folder of the published results (resources/paper)")
     table = pandas.read_csv(path, dtype=str, keep_default_na=False)
     return {row["network"]: row for row in table.to_dict("records")}
 
 
-def _scale(config: Mapping[str, Any], checkpoint: Mapping[str, Any] | None, recipe: Mapping[str, str] | None) -> Scale:
-    def of_recipe(column: str) -> int | None:
-        return int(recipe[column]) if recipe and recipe.get(column) else None
-
+def _scale(
+    config: Mapping[str, Any],
+    checkpoint: Mapping[str, Any] | None,
+    recipe: Mapping[str, Any] | None,
+    size: Mapping[str, str] | None,
+) -> Scale:
     return Scale(
         steps=int(checkpoint["step"] if checkpoint else config["train"]["steps"]),
-        recipe_steps=of_recipe("steps"),
+        recipe_steps=recipe["train"]["steps"] if recipe else None,
         batch_size=int(config["data"]["batch_size"]),
-        recipe_batch_size=of_recipe("batch_size"),
+        recipe_batch_size=recipe["data"]["batch_size"] if recipe else None,
         parameters=checkpoint["parameters"] if checkpoint else None,
-        recipe_parameters=of_recipe("generator_parameters"),
-        recipe_source=recipe["source"] if recipe else "",
+        recipe_parameters=int(size["generator_parameters"]) if size else None,
+        recipe_source=size["source"] if size else "",
     )
 
 
@@ -419,22 +422,19 @@ def _best(config: Mapping[str, Any] | None, validation: pandas.DataFrame | None)
     return [("Best validation", f"{LABELS.get(column, column)} {number(value)} at step {step:,}")]
 
 
-UNCOMPARED = re.compile(
-    r"exp\.|data\.num_workers"
-    r"|train\.(log_step|balance_step|val_step|val_items|best|checkpoint_step|checkpoint_minutes|keep|stop_after)$"
-)
-"""Options that say where a run happens and how it is watched, not what it computes."""
-
-
-def _differences(config: Mapping[str, Any], recipe_path: Path, schema: dict) -> list[tuple[str, str, str]]:
-    """Options of the run whose values are not those of the recipe, both complete with their defaults."""
+def _recipe(path: Path, config: Mapping[str, Any], schema: dict) -> dict[str, Any] | None:
+    """The experiment at `path`, complete, in the place of the run of `config`; None where there is none."""
     from finallyse.config import complete_experiment, merge, read_yaml
 
-    if not recipe_path.is_file():
-        return []
-    recipe = complete_experiment(merge(read_yaml(recipe_path), {"exp": config["exp"]}), str(recipe_path), schema)
+    if not path.is_file():
+        return None
+    return complete_experiment(merge(read_yaml(path), {"exp": config["exp"]}), str(path), schema)
+
+
+def _differences(config: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Options of the run that define its result and are not those of the recipe, both complete with their defaults."""
     of_recipe, of_run = _flat(recipe), _flat(config)
-    keys = [key for key in [*of_run, *(k for k in of_recipe if k not in of_run)] if not UNCOMPARED.match(key)]
+    keys = [key for key in [*of_run, *(k for k in of_recipe if k not in of_run)] if defines_run(key)]
     return [
         (key, of_recipe.get(key, "–"), of_run.get(key, "–")) for key in keys if of_recipe.get(key) != of_run.get(key)
     ]

@@ -27,41 +27,11 @@ import torch
 
 import finallyse
 from finallyse.errors import UserError
+from finallyse.options import defines_run
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-
-# What can change without making it another run: where and how fast it runs, how it is watched, when it ends or saves.
-# No schedule depends on the total of steps, so a longer run continues a shorter one.
-NOT_DEFINING = (
-    "exp.config_path",
-    "exp.run_name",
-    "exp.results",
-    "exp.resources",
-    "exp.device",
-    "exp.deterministic",
-    "exp.threads",
-    "exp.wandb",
-    "exp.tensorboard",
-    "data.validation",
-    "data.sub_batch_size",
-    "data.num_workers",
-    "train.steps",
-    "train.log_step",
-    "train.balance_step",
-    "train.val_step",
-    "train.val_items",
-    "train.best",
-    "train.checkpoint_step",
-    "train.checkpoint_minutes",
-    "train.keep",
-    "train.stop_after",
-    "train.compile",
-    "train.on_nonfinite",
-    "train.max_skips",
-    "metrics",
-)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -71,6 +41,9 @@ NOT_DEFINING = (
 def definition(experiment: Mapping) -> dict[str, Any]:
     """What defines the run's result: dotted key -> value, with every file and folder replaced by a hash of its content.
 
+    Each option says whether it does (`defines` in :mod:`finallyse.options`). No schedule depends on the total of steps,
+    so a longer run continues a shorter one.
+
     Paths do not count, so that a project can be moved; manifests, WavLM's weights and the checkpoint that a stage
     starts from do, by what is in them.
     """
@@ -78,7 +51,7 @@ def definition(experiment: Mapping) -> dict[str, Any]:
     return {
         key: _fingerprint(value) if _is_path(value) else value
         for key, value in sorted(flat.items())
-        if not any(key == left or key.startswith(left + ".") for left in NOT_DEFINING)
+        if defines_run(key)
     }
 
 

@@ -1,0 +1,294 @@
+"""The options: what a configuration can say, with types, defaults and help.
+
+Two kinds of YAML file hold them:
+
+- an *experiment* (config/experiments/*.yaml) says how one network is trained: :class:`Experiment`;
+- the *pipeline* (config/config.yaml, overlaid by e.g. config/demo.yaml) says which experiments make up a run and
+  where files go: :class:`Pipeline`.
+
+The dataclasses below are the one place where options are declared. config/schema.json and the tables of
+config/README.md are generated from them and from the registries (`make schema`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+
+def option(default: Any, help: str, *, defines: bool = True, **constraints: Any) -> Any:
+    """A documented option.
+
+    Args:
+        default: its default value, or a dataclass of more options.
+        help: what it means, with its unit.
+        defines: whether its value defines the result of a training. One that does not says where and how fast a run
+            happens, how it is watched, when it ends or saves: changing it continues the training.
+        constraints: JSON-schema keywords, e.g. `minimum=1`.
+    """
+    metadata = {"help": help, "constraints": constraints, "defines": defines}
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    if isinstance(default, type):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# An experiment: one trained network
+
+
+@dataclasses.dataclass
+class Part:
+    """A part chosen by name from a registry."""
+
+    name: str | None = option(None, "the part's name in its registry")
+    args: dict = option({}, "arguments of its constructor")
+
+
+@dataclasses.dataclass
+class Wandb:
+    """Logging to Weights & Biases."""
+
+    mode: Literal["disabled", "offline", "online"] = option(
+        "disabled", "`offline` writes under the state folder and needs no key"
+    )
+    project: str = option("finallyse", "project of the run")
+    entity: str | None = option(None, "team or user; null: the default of your account")
+
+
+@dataclasses.dataclass
+class Exp:
+    """Where a run reads and writes, and on what it runs."""
+
+    config_path: str | None = option(None, "the experiment file (command line only)", defines=False)
+    run_name: str = option(
+        "train", "names the checkpoint `<results>/<run_name>.ckpt` and the state folder", defines=False
+    )
+    results: str = option("results", "folder of results", defines=False)
+    resources: str = option("resources", "folder of downloads and prepared data", defines=False)
+    seed: int = option(1234, "seed of weights, data order, segments and degradations", minimum=0)
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "`auto` takes a GPU where there is one", defines=False)
+    deterministic: bool = option(
+        False, "deterministic algorithms on a GPU (slower); a CPU run always is", defines=False
+    )
+    threads: int | None = option(None, "CPU threads of PyTorch; null: its own default", minimum=1, defines=False)
+    wandb: Wandb = option(Wandb, "logging to Weights & Biases", defines=False)
+    tensorboard: bool = option(False, "also write TensorBoard events under the state folder", defines=False)
+
+
+@dataclasses.dataclass
+class Optimizer:
+    """AdamW."""
+
+    lr: float = option(2e-4, "learning rate", exclusiveMinimum=0)
+    betas: list[float] = option([0.8, 0.99], "decay rates of the moments", minItems=2, maxItems=2)
+    weight_decay: float = option(0.01, "decoupled weight decay", minimum=0)
+
+
+@dataclasses.dataclass
+class Scheduler:
+    """Exponential decay of the learning rate, after a linear warm-up."""
+
+    gamma: float = option(0.999, "factor of each decay", exclusiveMinimum=0, maximum=1)
+    every: int | Literal["epoch"] = option("epoch", "decay once an epoch, or every so many steps")
+    warmup_steps: int = option(0, "steps over which the learning rate rises from lr/warmup_steps to lr", minimum=0)
+
+
+@dataclasses.dataclass
+class Generator(Part):
+    """The network that is trained."""
+
+    init_from: str | None = option(None, "checkpoint whose generator this one starts from")
+    train_only: list[str] = option([], "train only parameters whose name begins so; empty: all")
+    optimizer: Optimizer = option(Optimizer, "of the generator")
+    scheduler: Scheduler = option(Scheduler, "of the generator's learning rate")
+    ema_decay: float | None = option(
+        None,
+        "exponential moving average of the weights over 1 / (1 - ema_decay) steps, over fewer at first; the checkpoint "
+        "then holds the average",
+        minimum=0,
+        exclusiveMaximum=1,
+    )
+
+
+@dataclasses.dataclass
+class Discriminators:
+    """The discriminators, trained against the generator by one optimizer."""
+
+    parts: dict = option({}, "registry name -> {args}; empty: no adversarial training")
+    init_from: str | None = option(None, "checkpoint to take discriminators from; null: start fresh")
+    updates_per_step: int = option(1, "discriminator updates for each generator update", minimum=1)
+    optimizer: Optimizer = option(Optimizer, "of all discriminators together")
+    scheduler: Scheduler = option(Scheduler, "of the discriminators' learning rate")
+
+
+@dataclasses.dataclass
+class Losses:
+    """What is minimised: registry name -> {weight, args}; null removes a loss that an overlaid file has."""
+
+    generator: dict = option({}, "losses of the generator")
+    discriminator: dict = option({}, "losses of the discriminators")
+
+
+@dataclasses.dataclass
+class Data:
+    """What is trained on."""
+
+    train: Part = option(Part, "dataset of training items")
+    validation: Part = option(Part, "dataset of validation items", defines=False)
+    batch_size: int = option(32, "items of one step, over all GPUs together", minimum=1)
+    sub_batch_size: int | None = option(
+        None, "split each batch into pieces of so many items to save memory; same result", minimum=1, defines=False
+    )
+    num_workers: int = option(4, "loader processes per GPU; 0: in the training process", minimum=0, defines=False)
+
+
+@dataclasses.dataclass
+class Clip:
+    """Clipping of the generator's and discriminators' gradient norm."""
+
+    mode: Literal["none", "norm", "quantile"] = option("none", "`quantile`: of the norms seen so far (AutoClip)")
+    norm: float = option(1.0, "largest norm in mode `norm`", exclusiveMinimum=0)
+    quantile: float = option(0.9, "quantile of the history in mode `quantile`", exclusiveMinimum=0, maximum=1)
+    window: int = option(1000, "number of past norms in the history", minimum=2)
+
+
+@dataclasses.dataclass
+class Train:
+    """The loop."""
+
+    steps: int = option(80_000, "generator updates", minimum=1, defines=False)
+    log_step: int = option(
+        100, "steps between progress lines (the only ones that wait for the GPU)", minimum=1, defines=False
+    )
+    balance_step: int | None = option(
+        1_000,
+        "steps between logs of each loss's gradient at the waveform (docs/training.md), which cost a fifth to a third "
+        "of a step: 0.03 % at 1000; null: never",
+        minimum=1,
+        defines=False,
+    )
+    val_step: int | None = option(5_000, "steps between validations; null: only at the end", minimum=1, defines=False)
+    val_items: int | None = option(64, "validation items measured while training; null: all", minimum=1, defines=False)
+    best: str | None = option(
+        None,
+        "one of the numbers of `metrics`: keep the weights of its best validation in `<run_name>.best.ckpt` too",
+        defines=False,
+    )
+    checkpoint_step: int = option(1_000, "steps between saves of the resume state", minimum=1, defines=False)
+    checkpoint_minutes: float = option(
+        15.0, "minutes after which the state is saved at the latest", exclusiveMinimum=0, defines=False
+    )
+    keep: int = option(2, "resume states kept", minimum=2, defines=False)
+    stop_after: float | None = option(
+        None,
+        "minutes after which to save, stop and ask for a restart (exit status 75)",
+        exclusiveMinimum=0,
+        defines=False,
+    )
+    precision: Literal["fp32", "bf16"] = option("fp32", "`bf16`: autocast; spectral operations and losses stay in fp32")
+    tf32: bool = option(True, "TensorFloat-32 matrix products on a GPU")
+    compile: bool = option(
+        False, "torch.compile the generator and the discriminators; costs minutes at every start", defines=False
+    )
+    clip: Clip = option(Clip, "gradient clipping")
+    on_nonfinite: Literal["stop", "skip"] = option(
+        "stop", "what to do at a NaN or infinite loss or gradient", defines=False
+    )
+    max_skips: int = option(10, "skipped steps after which the run stops all the same", minimum=0, defines=False)
+
+
+@dataclasses.dataclass
+class Experiment:
+    """How one network is trained (config/experiments/*.yaml)."""
+
+    exp: Exp = option(Exp, "where and on what")
+    trainer: str | None = option(None, "name of the trainer")
+    generator: Generator = option(Generator, "the network")
+    discriminators: Discriminators = option(Discriminators, "the discriminators")
+    wavlm: str | None = option(None, "folder of WavLM, for networks and losses that use it")
+    losses: Losses = option(Losses, "the losses")
+    data: Data = option(Data, "the data")
+    train: Train = option(Train, "the loop")
+    metrics: list[str] = option([], "metrics of the validations during training", defines=False)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The pipeline: experiments, corpora, places
+
+
+@dataclasses.dataclass
+class Network:
+    """One trained network of the workflow, `results/<network>.ckpt`."""
+
+    experiment: str | None = option(None, "its experiment file")
+    override: dict = option({}, "options of the experiment to change, as in the file")
+    gpus: int = option(1, "GPUs of the training job; the result does not depend on it", minimum=1)
+    threads: int = option(8, "CPU cores of the training job", minimum=1)
+    mem_gb: float = option(32, "memory of the training job in GB", exclusiveMinimum=0)
+    hours: float = option(48, "time limit of one training job, which saves before and is continued", exclusiveMinimum=0)
+    improves: list[str] = option(
+        [],
+        "metrics in which the network must beat its input, by the mean of the paired differences (whether their 95 % "
+        "interval excludes 0 is told beside it); checked by target `learn`",
+    )
+    reaches: dict = option(
+        {},
+        "metric -> number that the mean over the validation set must reach, for vocoders, which have no input; checked "
+        "by target `learn`; null removes one that an overlaid file has",
+    )
+
+
+@dataclasses.dataclass
+class Corpus:
+    """Where a corpus or a weight file comes from, where that is not what resources/datasets.yaml says."""
+
+    base_url: str | None = option(None, "replaces the published base URL (`https://`, `file://`)")
+    verify: Literal["published", "lock"] = option(
+        "published", "`lock`: the contents differ from the published ones; record checksums of their own"
+    )
+    folder: str | None = option(None, "a local folder of audio files to use instead of any download")
+
+
+@dataclasses.dataclass
+class Pipeline:
+    """The whole workflow (config/config.yaml and overlays)."""
+
+    results: str = option("results", "folder of results")
+    resources: str = option("resources", "folder of downloads and prepared data")
+    demo_speech: str | None = option(None, "recordings to build the demo's corpora from; null: the embedded ones")
+    allow_cpu: bool = option(False, "train although no GPU is visible")
+    container: str | None = option(
+        None, "image of every rule for `--sdm apptainer`, built from Containerfile: a .sif file or docker://..."
+    )
+    seed: int = option(1234, "seed of splits and experiments", minimum=0)
+    networks: dict = option({}, "network name -> experiment; null removes one that an overlaid file has")
+    common: dict = option({}, "options of every experiment to change, as in the experiment files")
+    corpora: dict = option({}, "corpus or weight -> where to get it from")
+    prepare_jobs: int = option(8, "processes that prepare one corpus", minimum=1)
+    evaluate_jobs: int = option(4, "processes that measure one network's files", minimum=1)
+    metrics: list[str] = option([], "metrics of the report")
+
+
+def defines_run(key: str) -> bool:
+    """Whether the value at the dotted `key` of an experiment defines the result of its training.
+
+    What no option is declared for does, such as an argument of a part or an option of an older version.
+    """
+    cls: Any = Experiment
+    for name in key.split("."):
+        field = {field.name: field for field in dataclasses.fields(cls)}.get(name)
+        if field is None:
+            return True
+        if not field.metadata["defines"]:
+            return False
+        cls = field.default_factory  # the dataclass of a section
+        if not dataclasses.is_dataclass(cls):
+            return True
+    return True
+
+
+def defaults(cls: type) -> dict:
+    """The default values of a dataclass of options as a plain dict."""
+    return dataclasses.asdict(cls())

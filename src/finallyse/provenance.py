@@ -1,0 +1,115 @@
+"""An experiment as it resolves, with where each value comes from: `finallyse config`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from finallyse.config import (
+    Layer,
+    experiment_layers,
+    load_experiment,
+    load_pipeline,
+    network_experiment,
+    override_experiment,
+    parse_overrides,
+    pipeline_layers,
+)
+from finallyse.errors import UserError, nearest
+from finallyse.schema import build_schema
+
+PIPELINE = "config/config.yaml"
+
+
+def show(name: str, overrides: Sequence[str], files: Sequence[str]) -> None:
+    """Print the complete experiment of a network of the pipeline, or of an experiment file, changed by `overrides`.
+
+    `files`: config files over config/config.yaml, as for Snakemake; they do not count for an experiment file.
+    """
+    schema = build_schema()
+    if Path(name).is_file():
+        experiment = OmegaConf.to_container(load_experiment([f"exp.config_path={name}", *overrides], schema))
+        layers = [*experiment_layers(name, schema), Layer("command line", {"exp": {"config_path": name}})]
+    else:
+        experiment, layers = _of_pipeline(name, overrides, files, schema)
+    print(resolved(experiment, [*layers, *_typed(overrides)]), end="")
+
+
+def _of_pipeline(name: str, overrides: Sequence[str], files: Sequence[str], schema: dict) -> tuple[dict, list[Layer]]:
+    if not Path(PIPELINE).is_file():
+        raise UserError(
+            f"{PIPELINE}: not found in {Path.cwd()}; run finallyse config in the project's folder, or give an "
+            "experiment file"
+        )
+    files = [PIPELINE, *files]
+    config = load_pipeline(files, {}, schema)
+    if name not in config["networks"]:
+        raise UserError(
+            f"{name}: no such experiment file and no network of {', '.join(files)}; {nearest(name, config['networks'])}"
+        )
+    incomplete, source = network_experiment(config, name, schema)
+    layers = experiment_layers(config["networks"][name]["experiment"], schema)
+    of_files = pipeline_layers(files, {}, schema)
+    layers.append(Layer("name of the network", {"exp": {"run_name": name}}))
+    defaults = {"exp": dict.fromkeys(("results", "resources", "seed"))}
+    layers += [Layer("default of the pipeline", defaults)]
+    layers += [Layer(layer.source, {"exp": layer.values}) for layer in of_files]
+    layers += [Layer(f"{layer.source}: common", layer.values.get("common", {})) for layer in of_files]
+    for layer in of_files:
+        network = (layer.values.get("networks") or {}).get(name) or {}
+        layers.append(Layer(f"{layer.source}: networks.{name}.override", network.get("override", {})))
+    return override_experiment(incomplete, overrides, source, schema), layers
+
+
+def _typed(overrides: Sequence[str]) -> list[Layer]:
+    """A layer for each override, which holds nothing but its key."""
+    layers = []
+    for override in parse_overrides(overrides):
+        values: Any = {}
+        for key in reversed(override.key_or_group.split(".")):
+            values = {key: values}
+        layers.append(Layer("command line", values))
+    return layers
+
+
+def resolved(experiment: dict, layers: Sequence[Layer]) -> str:
+    """`experiment` as YAML, each value with the last of `layers` that sets it as a comment; none: a default."""
+    rows = list(_rows(experiment, (), layers))
+    width = min(80, max(len(text) for text, _ in rows))
+    return "".join(f"{text:<{width}}  # {source}".rstrip(" #") + "\n" for text, source in rows)
+
+
+def _rows(value: dict, path: tuple[str, ...], layers: Sequence[Layer]) -> Iterator[tuple[str, str]]:
+    """Lines of YAML, each with its source or, where there is none to tell, an empty one."""
+    for key, inner in value.items():
+        at, indent = (*path, str(key)), "  " * len(path)
+        if isinstance(inner, dict) and inner:
+            yield f"{indent}{_flow(key)}:", ""
+            yield from _rows(inner, at, layers)
+        elif isinstance(inner, list) and any(isinstance(item, dict) for item in inner):
+            yield f"{indent}{_flow(key)}:", _source(at, layers)
+            yield from ((f"{indent}  - {_flow(item)}", "") for item in inner)
+        else:
+            yield f"{indent}{_flow(key)}: {_flow(inner)}", _source(at, layers)
+
+
+def _flow(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False, allow_unicode=True)
+    return text.strip().removesuffix("...").strip()
+
+
+def _source(path: tuple[str, ...], layers: Sequence[Layer]) -> str:
+    """The last layer that sets the value at `path`, or a section as a whole that it belongs to."""
+    for layer in reversed(layers):
+        inside: Any = layer.values
+        for key in path:
+            if not isinstance(inside, dict) or key not in inside:
+                break
+            inside = inside[key]
+        else:
+            return layer.source
+    return "default"
