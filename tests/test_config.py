@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import textwrap
 from pathlib import Path
 
 import pytest
 import yaml
 from omegaconf import OmegaConf
+from typer.testing import CliRunner
 
 from finallyse import provenance
 from finallyse import schema as schemas
+from finallyse.cli import app
 from finallyse.config import load_experiment, load_pipeline, read_yaml
 from finallyse.errors import UserError
 
@@ -397,3 +402,20 @@ def test_what_cannot_be_shown_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="run finallyse config in the project's folder, or give an experiment file"):
         provenance.show("hifigan", [], [])
+
+
+def test_the_advice_of_the_readme_holds(schema, tmp_path):
+    text = Path("config/README.md").read_text()
+    block = re.search(r"    # (config/experiments/\S+\.yaml)\n((?:    .*\n)+)", text)
+    shutil.copytree("config/experiments", tmp_path / "config/experiments")
+    path = write(tmp_path / block[1], textwrap.dedent(block[2]))
+    mine = load_experiment([f"exp.config_path={path}"], schema)
+    assert mine.trainer == "finally_stage1_trainer"
+    assert [augmentation.name for augmentation in mine.data.train.args.augmentations] == ["codec"]
+
+    commands = re.findall(r"^    finallyse (config [^#\n]+)", text, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        done = CliRunner().invoke(app, command.split())
+        assert done.exit_code == 0, done.output
+        assert "trainer: finally_stage1_trainer" in done.output
