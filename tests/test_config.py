@@ -168,6 +168,15 @@ def test_what_is_asked_of_a_network_is_overlaid(schema, tmp_path):
     assert (networks["hifipp_bwe1"]["improves"], networks["hifipp_bwe1"]["reaches"]) == ([], {})
 
 
+def test_values_of_the_command_line_are_read_as_yaml(schema):
+    """As Snakemake hands them over: text, but for numbers at the top."""
+    typed = {"allow_cpu": "true", "common": {"train": {"steps": "7", "val_step": "null"}, "metrics": ["stoi"]}}
+    config = load_pipeline(["config/config.yaml"], typed | {"results": "results/7"}, schema)
+    assert config["allow_cpu"] is True and config["results"] == "results/7"
+    train = config["experiments"]["hifigan"]["train"]
+    assert train["steps"] == 7 and train["val_step"] is None
+
+
 def test_null_removes_a_network_and_a_loss(schema, tmp_path):
     path = write(
         tmp_path / "my.yaml",

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -235,12 +237,24 @@ def _check_goals(name: str, network: dict, experiment: dict, measured: Sequence[
 def pipeline_layers(files: Sequence[str | Path], overrides: dict, schema: dict) -> list[Layer]:
     """The layers of the pipeline's config: its files, later over earlier, and `overrides`; each checked."""
     _only_files_extend(overrides, "--config")
-    layers = [*(layer for path in files for layer in read_layers(path)), Layer("--config", dict(overrides))]
+    layers = [*(layer for path in files for layer in read_layers(path)), Layer("--config", _typed(overrides))]
     for layer in layers:
         validate(layer.values, schema["$defs"]["pipeline"], schema, layer.source)
         for key in {"results", "resources"} & layer.values.keys():
             layer.values[key] = layer.values[key].rstrip("/")
     return layers
+
+
+def _typed(value: Any) -> Any:
+    """Truth values, null and numbers of the command line, in YAML's spelling, which Snakemake leaves as text."""
+    if isinstance(value, dict):
+        return {key: _typed(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_typed(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    read = yaml.safe_load(value) if re.fullmatch(r"[\w.+-]+", value) else value
+    return read if read is None or isinstance(read, (bool, int, float)) else value
 
 
 def load_pipeline(files: Sequence[str | Path], overrides: dict, schema: dict) -> dict:

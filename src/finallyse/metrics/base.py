@@ -38,14 +38,12 @@ class Needs:
         rate: Hz at which both signals are measured; None: the reference's own rate (the enhanced one's without it).
         weights: file that must be fetched, relative to the resources folder; None: nothing, or inside a package.
         source: where that file is published.
-        device: what it can run on.
         paper: what to cite.
     """
 
     reference: bool
     rate: int | None
     paper: str
-    device: str = "cpu"
     weights: str | None = None
     source: str | None = None
 

@@ -1,6 +1,6 @@
 """DNSMOS: Microsoft's networks that predict listeners' scores of noise suppression, run by ONNX Runtime.
 
-The networks are those of the PyPI package `speechmos`, as is the arithmetic around them X
+The networks and the arithmetic around them are those of the PyPI package `speechmos`.
 """
 
 from __future__ import annotations

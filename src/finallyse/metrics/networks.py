@@ -148,7 +148,6 @@ class _Wav2Vec2Mos(Metric):
 _WV_MOS = {
     "reference": False,
     "rate": RATE,
-    "device": "any",
     "weights": "weights/wav2vec2-mos/wav2vec2.ckpt",
     "source": "Zenodo record 6201162",
 }
@@ -193,7 +192,7 @@ class DistillMos(Metric):
 
     columns = ("distillmos",)
     unit = "MOS"
-    needs = Needs(reference=False, rate=RATE, device="any", paper="Stahl and Gamper, ICASSP 2025, arXiv 2502.05356")
+    needs = Needs(reference=False, rate=RATE, paper="Stahl and Gamper, ICASSP 2025, arXiv 2502.05356")
 
     def score(self, utterance: Utterance) -> dict[str, float]:
         import torch
@@ -228,7 +227,6 @@ class Utmos(Metric):
     needs = Needs(
         reference=False,
         rate=RATE,
-        device="any",
         paper="UTMOSv2, arXiv 2409.09305",
         weights="weights/utmosv2/fold0_s42_best_model.pth",
         source="huggingface.co/sarulab-speech/UTMOSv2",
