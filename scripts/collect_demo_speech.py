@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from finallyse.corpora.demo_speech import collect_speech
+from finallyse.demo.speech import collect_speech
 from finallyse.errors import one_line_errors
 
 

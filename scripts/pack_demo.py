@@ -13,9 +13,9 @@ import argparse
 from pathlib import Path
 
 from finallyse.corpora.checksums import ChecksumLock
-from finallyse.corpora.demo_speech import collect_speech
-from finallyse.corpora.pack_demo import OF_SPEECH, PACKERS, pack
 from finallyse.corpora.sources import REGISTRY, read_sources
+from finallyse.demo.pack import OF_SPEECH, PACKERS, pack
+from finallyse.demo.speech import collect_speech
 from finallyse.errors import UserError, one_line_errors
 
 

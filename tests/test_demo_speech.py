@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from finallyse.corpora import demo_speech
-from finallyse.corpora.demo_speech import collect_speech, read_speech
+from finallyse.demo import speech as demo_speech
+from finallyse.demo.speech import collect_speech, read_speech
 from finallyse.errors import UserError
 
 

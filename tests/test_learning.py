@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from finallyse.corpora.synthesis import noise
 from finallyse.datasets import datasets_registry
+from finallyse.demo.synthesis import noise
 from finallyse.metrics import MetricSet, Utterance
 from finallyse.training import trainers_registry
 from finallyse.training.batches import collate

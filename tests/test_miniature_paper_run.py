@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from finallyse.corpora.demo_speech import collect_speech
-from finallyse.corpora.pack_demo import PACKERS, pack
 from finallyse.corpora.sources import read_sources
+from finallyse.demo.pack import PACKERS, pack
+from finallyse.demo.speech import collect_speech
 from fragile_server import Faults, serve
 
 TRUNCATED = "/dns5-noise/datasets_fullband.noise_fullband.freesound_000.tar.bz2"

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from finallyse.corpora import synthesis
 from finallyse.corpora.archives import unpack
 from finallyse.corpora.checksums import ChecksumLock, digest
-from finallyse.corpora.demo_speech import collect_speech
 from finallyse.corpora.layouts import find_recordings
-from finallyse.corpora.pack_demo import OF_SPEECH, PACKERS, pack
 from finallyse.corpora.sources import read_sources
+from finallyse.demo import synthesis
+from finallyse.demo.pack import OF_SPEECH, PACKERS, pack
+from finallyse.demo.speech import collect_speech
 from finallyse.errors import UserError
 
 AUDIO_CORPORA = [name for name in PACKERS if name != "wavlm-large"]

@@ -1,7 +1,7 @@
 """Downloads of corpora and weights, unpacking, and the archives that stand in for them in the demo."""
 
 from finallyse.corpora.locations import COLLECTION, Locations, folder_fingerprint
-from finallyse.corpora.pack_demo import OF_SPEECH, PACKERS
+from finallyse.demo.pack import OF_SPEECH, PACKERS
 from finallyse.corpora.sources import read_sources
 
 DEMO_SPEECH = config["demo_speech"] or "resources/demo/speech"

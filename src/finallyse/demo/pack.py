@@ -1,7 +1,7 @@
 """The demo's corpora: speech, noises and impulse responses packed into archives in the published layouts and names.
 
-Each corpus is packed by itself, from `speech.csv` (see `demo_speech`) and fixed seeds; the same input gives the same
-bytes. `speakers.csv` beside a corpus' archives says whose voice each of its speakers has.
+Each corpus is packed by itself, from `speech.csv` (of :mod:`finallyse.demo.speech`) and fixed seeds; the same input
+gives the same bytes. `speakers.csv` beside a corpus' archives says whose voice each of its speakers has.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ import soundfile
 
 from finallyse.audio.io import read
 from finallyse.audio.resample import resample
-from finallyse.corpora import synthesis
-from finallyse.corpora.demo_speech import read_speech
 from finallyse.corpora.manifest import write_csv
 from finallyse.corpora.sources import Source
+from finallyse.demo import synthesis
+from finallyse.demo.speech import read_speech
 from finallyse.errors import UserError
 
 SEED = 20241005
@@ -269,7 +269,7 @@ def _micirp(name: str, names: Sequence[str], voices: Voices, path: Path) -> None
 
 
 def _wavlm(name: str, names: Sequence[str], voices: Voices, path: Path) -> None:
-    from finallyse.corpora.demo_wavlm import wavlm_file
+    from finallyse.demo.wavlm import wavlm_file
 
     path.write_bytes(wavlm_file(name, SEED))
 
