@@ -50,7 +50,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Write and print the table, check it, return the exit status."""
     options = parse(arguments)
-    from finallyse.audio.io import write_atomically
+    from finallyse import atomic
     from finallyse.report.improvement import improvement, markdown, parse_goals
 
     goals = parse_goals(options.improves, options.reaches, options.networks)
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
     found = improvement(options.results, options.networks, goals)
     text = markdown(found)
-    write_atomically(options.output or options.results / "improvement.md", text.encode())
+    atomic.write_bytes(options.output or options.results / "improvement.md", text.encode())
     print(text, flush=True)
     if options.only_show:
         return 0

@@ -9,7 +9,7 @@ import tempfile
 from html import escape
 from pathlib import Path
 
-from finallyse.audio.io import write_atomically
+from finallyse import atomic
 from finallyse.errors import UserError, one_line_errors
 
 PAGE = """<!doctype html>
@@ -48,7 +48,7 @@ def main() -> None:
         for variable in ("JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
             os.environ[variable] = str(Path(folder, variable))
         page = execute(arguments.notebook, arguments.set, arguments.timeout, Path(folder, "kernel"))
-    write_atomically(arguments.output, page.encode())
+    atomic.write_bytes(arguments.output, page.encode())
 
 
 def execute(path: Path, values: list[str], timeout: int, sockets: Path) -> str:

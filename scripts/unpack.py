@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from finallyse.audio.io import write_atomically
+from finallyse import atomic
 from finallyse.corpora.archives import unpack, unpack_collection
 from finallyse.corpora.collection import files_of_collection
 from finallyse.corpora.locations import COLLECTION
@@ -30,7 +30,7 @@ def main() -> None:
             said = f"{count} files, {size} bytes\n"
         if arguments.marker:
             arguments.marker.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(arguments.marker, said.encode())
+            atomic.write_bytes(arguments.marker, said.encode())
 
 
 if __name__ == "__main__":

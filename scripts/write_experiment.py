@@ -6,14 +6,18 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from finallyse import atomic
+from finallyse.errors import one_line_errors
+
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("experiment", help="the experiment's options as JSON")
 parser.add_argument("output", type=Path, help="YAML file to write")
 arguments = parser.parse_args()
 
-part = arguments.output.with_suffix(".part")
-part.write_text(
-    "# Complete and resolved: what this network was trained with. Written by the workflow.\n"
-    + OmegaConf.to_yaml(OmegaConf.create(json.loads(arguments.experiment)))
-)
-part.rename(arguments.output)
+text = OmegaConf.to_yaml(OmegaConf.create(json.loads(arguments.experiment)))
+with one_line_errors():
+    atomic.write_bytes(
+        arguments.output,
+        b"# Complete and resolved: what this network was trained with. Written by the workflow.\n",
+        text.encode(),
+    )

@@ -409,7 +409,7 @@ def test_what_cannot_be_shown_is_named(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"train\.stepz: unknown key"):
         provenance.show("hifigan", ["train.stepz=3"], [])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="run finallyse config in the project's folder, or give an experiment file"):
+    with pytest.raises(UserError, match=r"config\.yaml: not found in .*; run finallyse in the project's folder"):
         provenance.show("hifigan", [], [])
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from finallyse import status
+from finallyse.config import read_config
 from finallyse.errors import UserError
 
 FINALLYSE = str(Path(sys.executable).parent / "finallyse")
@@ -37,7 +38,7 @@ def write_state(folder: Path, steps: int, seconds: float, saved: int) -> None:
 
 
 def network(name: str, *arguments: str) -> status.Network:
-    config = status.read_config(arguments or DEMO)
+    config = read_config(arguments or DEMO)
     return next(n for n in status.collect(config).networks if n.name == name)
 
 
@@ -70,7 +71,7 @@ def test_a_stopped_training_is_told_by_its_saved_step(project):
     stopped = network("hifigan")
     assert (stopped.state, stopped.step) == ("stopped", 20)
     assert stopped.eta_s == pytest.approx(40.0)
-    clips = {data.name: data.clips for data in status.collect(status.read_config(DEMO)).data}
+    clips = {data.name: data.clips for data in status.collect(read_config(DEMO)).data}
     assert clips["vctk 16000 train"] == 2 and clips["daps 48000 train"] is None
 
 
@@ -107,7 +108,7 @@ def test_a_training_runs_while_its_process_holds_the_lock(project):
 def test_jobs_of_snakemake_are_listed_also_when_their_names_are_long(project):
     begin_job(project, "results/demo/hifigan.ckpt")
     begin_job(project, "results/demo/enhanced/hifigan")
-    found = status.collect(status.read_config(DEMO))
+    found = status.collect(read_config(DEMO))
     assert {job.output for job in found.jobs} == {"results/demo/hifigan.ckpt", "results/demo/enhanced/hifigan"}
     assert found.locked and network("hifigan").state == "starting"
     record = next((project / ".snakemake/incomplete").iterdir())
@@ -168,12 +169,12 @@ def test_only_the_end_of_a_long_history_is_read_and_half_lines_do_not_count(tmp_
 
 def test_mistakes_are_one_line(project, tmp_path_factory, monkeypatch):
     with pytest.raises(UserError, match=r"nowhere\.yaml: no such config file"):
-        status.read_config(["nowhere.yaml"])
+        read_config(["nowhere.yaml"])
     with pytest.raises(UserError, match="resultz: unknown key; did you mean 'results'"):
-        status.read_config(["resultz=x"])
+        read_config(["resultz=x"])
     monkeypatch.chdir(tmp_path_factory.mktemp("empty"))
     with pytest.raises(UserError, match="in the project's folder"):
-        status.read_config([])
+        read_config([])
 
 
 def test_the_command_prints_tables_soon_and_without_pytorch(project):

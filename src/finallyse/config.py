@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from finallyse.errors import UserError
 from finallyse.options import Experiment, Network, Pipeline, defaults
-from finallyse.schema import build_schema, check_keys, check_required, fill_arguments, validate
+from finallyse.schema import build_schema, check_keys, check_required, fill_arguments, read_schema, validate
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -291,3 +291,28 @@ def network_experiment(config: dict, name: str, schema: dict) -> tuple[dict, str
         merge(*(layer.values for layer in layers), {"exp": run}, config["common"], network["override"]),
         f"networks.{name} ({network['experiment']})",
     )
+
+
+PIPELINE = Path("config/config.yaml")
+
+
+def read_config(arguments: Sequence[str]) -> dict:
+    """The pipeline's config for files and `key=value` pairs, over config/config.yaml, as Snakemake is given them.
+
+    Raises UserError outside of the project's folder and for what the schema does not know.
+    """
+    files, overrides = [], {}
+    for argument in arguments:
+        key, separator, value = argument.partition("=")
+        if separator and not Path(argument).is_file():
+            overrides[key] = yaml.safe_load(value)
+        else:
+            files.append(argument)
+    return load_pipeline(project_files(files), overrides, read_schema("config/schema.json"))
+
+
+def project_files(files: Sequence[str | Path]) -> list[str | Path]:
+    """config/config.yaml and the `files` over it; UserError outside of the project's folder."""
+    if not PIPELINE.is_file():
+        raise UserError(f"{PIPELINE}: not found in {Path.cwd()}; run finallyse in the project's folder")
+    return [PIPELINE, *files]

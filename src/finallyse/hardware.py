@@ -1,7 +1,8 @@
-"""What this machine has, found out without importing PyTorch."""
+"""What this machine has, and how a process makes the best of it, without importing PyTorch."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import shutil
@@ -29,3 +30,15 @@ def visible_gpus() -> int:
             return min(gpus, len(hidden.split(","))) if hidden else gpus
     nodes = Path("/sys/class/kfd/kfd/topology/nodes")
     return sum("simd_count 0\n" not in (node / "properties").read_text() for node in nodes.glob("*") if node.is_dir())
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep the large blocks that a step frees: the next one would ask the kernel for zeroed pages again."""
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return  # another C library, with ways of its own
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4
+    if not mallopt(mmap_threshold, 1 << 30):
+        mallopt(mmap_max, 0)  # glibc that takes no threshold so high
+    mallopt(trim_threshold, (1 << 31) - 1)

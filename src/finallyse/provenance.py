@@ -18,11 +18,10 @@ from finallyse.config import (
     override_experiment,
     parse_overrides,
     pipeline_layers,
+    project_files,
 )
 from finallyse.errors import UserError, nearest
 from finallyse.schema import build_schema
-
-PIPELINE = "config/config.yaml"
 
 
 def show(name: str, overrides: Sequence[str], files: Sequence[str]) -> None:
@@ -40,17 +39,11 @@ def show(name: str, overrides: Sequence[str], files: Sequence[str]) -> None:
 
 
 def _of_pipeline(name: str, overrides: Sequence[str], files: Sequence[str], schema: dict) -> tuple[dict, list[Layer]]:
-    if not Path(PIPELINE).is_file():
-        raise UserError(
-            f"{PIPELINE}: not found in {Path.cwd()}; run finallyse config in the project's folder, or give an "
-            "experiment file"
-        )
-    files = [PIPELINE, *files]
+    files = project_files(files)
     config = load_pipeline(files, {}, schema)
     if name not in config["networks"]:
-        raise UserError(
-            f"{name}: no such experiment file and no network of {', '.join(files)}; {nearest(name, config['networks'])}"
-        )
+        known = f"no such experiment file and no network of {', '.join(map(str, files))}"
+        raise UserError(f"{name}: {known}; {nearest(name, config['networks'])}")
     incomplete, source = network_experiment(config, name, schema)
     layers = experiment_layers(config["networks"][name]["experiment"], schema)
     of_files = pipeline_layers(files, {}, schema)

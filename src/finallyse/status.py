@@ -25,15 +25,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from finallyse.config import load_pipeline
-from finallyse.errors import UserError
+from finallyse.config import read_config
 from finallyse.progress import duration
-from finallyse.schema import read_schema
 
 PACE_STEPS = 200  # steps whose mean duration gives the time left: the pace of late, without start-up
 FRESH_S = 180  # a history written to within so many seconds counts as alive where files cannot be locked
@@ -90,27 +87,6 @@ class Status:
     jobs: list[Job]
     report: bool
     locked: bool  # Snakemake runs in this folder, or was killed there
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The configuration, as Snakemake is given it
-
-
-def read_config(arguments: Sequence[str]) -> dict:
-    """The pipeline's config for files and `key=value` pairs, over config/config.yaml.
-
-    Raises UserError outside of the project's folder and for what the schema does not know.
-    """
-    if not Path("config/config.yaml").is_file():
-        raise UserError(f"config/config.yaml: not found in {Path.cwd()}; run finallyse status in the project's folder")
-    files, overrides = ["config/config.yaml"], {}
-    for argument in arguments:
-        key, separator, value = argument.partition("=")
-        if separator and not Path(argument).is_file():
-            overrides[key] = yaml.safe_load(value)
-        else:
-            files.append(argument)
-    return load_pipeline(files, overrides, read_schema("config/schema.json"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 import soundfile as sf
 
+from finallyse import atomic
 from finallyse.errors import UserError
 
 PathLike = str | os.PathLike
@@ -186,7 +187,7 @@ def write_wav(
     subtype: Literal["PCM_16", "FLOAT"] = "PCM_16",
     overload: Literal["error", "scale"] = "error",
 ) -> float:
-    """Write a WAV, whole or not at all (a `.part` file beside it is renamed into place).
+    """Write a WAV, whole or not at all.
 
     wav: float [T] or [C, T].    sample_rate: Hz.    subtype: 16-bit integers or 32-bit floats.
     overload: what to do with samples beyond [-1, 1], which 16 bits cannot hold: raise, or scale the whole file down to
@@ -222,19 +223,5 @@ def write_wav(
     if header_format == 3:
         chunks += b"fact" + struct.pack("<II", 4, length)
     chunks += b"data" + struct.pack("<I", len(data))
-    write_atomically(path, b"RIFF" + struct.pack("<I", 4 + len(chunks) + len(data)) + b"WAVE" + chunks, data)
+    atomic.write_bytes(path, b"RIFF" + struct.pack("<I", 4 + len(chunks) + len(data)) + b"WAVE" + chunks, data)
     return gain
-
-
-def write_atomically(path: PathLike, *parts: bytes) -> None:
-    """Write bytes to a file that appears whole or not at all."""
-    path = Path(path)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            for chunk in parts:
-                file.write(chunk)
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error

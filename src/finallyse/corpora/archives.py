@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from finallyse.audio.io import write_atomically
+from finallyse import atomic
 from finallyse.corpora.locations import MARKERS
 from finallyse.corpora.space import require_space
 from finallyse.errors import UserError
@@ -117,7 +117,7 @@ def _read_list(path: Path, identity: list[int] | None) -> list[Member] | None:
 def _write_list(path: Path, identity: list[int], members: list[Member]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(identity), *(json.dumps(dataclasses.astuple(member)) for member in members)]
-    write_atomically(path, ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape"))
+    atomic.write_bytes(path, ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape"))
 
 
 def _list_zip(archive: Path, label: str, thorough: bool) -> list[Member]:
@@ -283,13 +283,13 @@ def _contents(archive: Path, kind: Kind) -> Iterator[tuple[str, BinaryIO]]:
 
 def _write_member(folder: Path, name: str, size: int, content: BinaryIO, progress: Progress) -> None:
     path = folder / name
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        writing = part.open("wb")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
-    with writing:
+    with contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = stack.enter_context(atomic.replacing(path))
+            writing = stack.enter_context(part.open("wb"))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
         written = 0
         while block := content.read(BLOCK):
             try:
@@ -298,9 +298,8 @@ def _write_member(folder: Path, name: str, size: int, content: BinaryIO, progres
                 raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
             written += len(block)
             progress.add(len(block) / 1e6)
-    if written != size:
-        raise EOFError(f"member {name} has {written} bytes instead of {size}")
-    part.replace(path)
+        if written != size:
+            raise EOFError(f"member {name} has {written} bytes instead of {size}")
 
 
 def _copy_link(archive: Path, folder: Path, member: Member) -> None:
@@ -308,9 +307,8 @@ def _copy_link(archive: Path, folder: Path, member: Member) -> None:
     if not source.is_file():
         raise UserError(f"{archive}: its member {member.name!r} is a link to {member.link!r}, which it does not hold")
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    shutil.copyfile(source, part)
-    part.replace(path)
+    with atomic.replacing(path) as part:
+        shutil.copyfile(source, part)
 
 
 def unpack_collection(folder: str | Path, files: list[Path], name: str) -> int:
@@ -326,11 +324,10 @@ def unpack_collection(folder: str | Path, files: list[Path], name: str) -> int:
     _write_list(state, [], members)
     for file in files:
         path = folder / file.name
-        part = path.with_name(path.name + ".part")
-        part.unlink(missing_ok=True)
-        try:
-            os.link(file, part)
-        except OSError:  # another disk, or one without links
-            shutil.copyfile(file, part)
-        part.replace(path)
+        with atomic.replacing(path) as part:
+            part.unlink(missing_ok=True)
+            try:
+                os.link(file, part)
+            except OSError:  # another disk, or one without links
+                shutil.copyfile(file, part)
     return len(files)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from finallyse.audio.io import write_atomically
+from finallyse import atomic
 from finallyse.errors import UserError
 
 
@@ -83,4 +83,4 @@ class ChecksumLock:
 
     def _write(self, sums: dict[str, str]) -> None:
         lines = "".join(f"{sha256}  {key}\n" for key, sha256 in sorted(sums.items()))
-        write_atomically(self.path, lines.encode("utf-8"))
+        atomic.write_bytes(self.path, lines.encode("utf-8"))

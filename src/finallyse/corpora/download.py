@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finallyse.audio.io import write_atomically
+from finallyse import atomic
 from finallyse.corpora.archives import inspect_archive, kind_of
 from finallyse.corpora.checksums import ChecksumLock, digests
 from finallyse.corpora.locations import local_path
@@ -270,7 +270,7 @@ class _Download:
             needed = total or self.size or self.about_size or 0
             require_space(self.target.parent, max(0, needed - offset), self.target.name)
             version = _Version(self.url, total, _validator(response))
-            write_atomically(self.about_part, json.dumps(dataclasses.asdict(version)).encode())
+            atomic.write_bytes(self.about_part, json.dumps(dataclasses.asdict(version)).encode())
             progress = Progress(self.target.name, (needed - offset) / 1e6 if needed else None, "MB")
             try:
                 with self.part.open("r+b" if offset else "wb") as file:

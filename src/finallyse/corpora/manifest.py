@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from finallyse.audio.io import write_atomically
+from finallyse import atomic
 from finallyse.errors import UserError
 
 COLUMNS = ("path", "samples", "rate", "speaker", "split", "peak", "source_checksum", "gain")
@@ -124,4 +124,4 @@ def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Mapping[s
     writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode("utf-8", "surrogateescape"))
+    atomic.write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))

@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from finallyse.config import read_config
 from finallyse.corpora.collection import files_of_collection
 from finallyse.corpora.locations import COLLECTION, Locations, local_path
 from finallyse.corpora.sources import RemoteFile, Source, read_sources
 from finallyse.corpora.space import RESERVE, megabytes
-from finallyse.status import read_config
 
 
 @dataclasses.dataclass

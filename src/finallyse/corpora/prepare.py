@@ -36,7 +36,8 @@ from pathlib import Path
 
 import numpy as np
 
-from finallyse.audio.io import decode, mono, write_atomically, write_wav
+from finallyse import atomic
+from finallyse.audio.io import decode, mono, write_wav
 from finallyse.audio.resample import resample
 from finallyse.corpora.layouts import Kind, Recording, assign_splits, corpus_by_name, find_recordings
 from finallyse.corpora.manifest import COLUMNS, write_csv
@@ -343,7 +344,7 @@ def _journal_writer(path: Path, settings: dict, fresh: bool) -> Iterator:
 
 def _write_journal(path: Path, settings: dict, entries: Iterable[dict]) -> None:
     lines = [json.dumps(settings), *(json.dumps(entry) for entry in entries)]
-    write_atomically(path, ("\n".join(lines) + "\n").encode())
+    atomic.write_bytes(path, ("\n".join(lines) + "\n").encode())
 
 
 class _Progress:

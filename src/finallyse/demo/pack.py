@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from finallyse import atomic
 from finallyse.audio.io import read
 from finallyse.audio.resample import resample
 from finallyse.corpora.manifest import write_csv
@@ -91,9 +92,8 @@ def pack(source: Source, speech: str | Path | None, folder: str | Path) -> list[
     written = []
     for name in names:
         path = folder / name
-        part = path.with_name(f"{name}.part")
-        PACKERS[source.name](name, names, voices, part)
-        part.replace(path)
+        with atomic.replacing(path) as part:
+            PACKERS[source.name](name, names, voices, part)
         written.append(path)
     if voices.whose:
         rows = [{"speaker": published, "voice": name} for published, name in sorted(voices.whose.items())]

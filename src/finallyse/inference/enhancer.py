@@ -290,7 +290,7 @@ def tune_process() -> None:
     freed memory is kept: mapping each large activation anew, which the kernel clears page by page, takes up to half the
     time of a forward pass.
     """
-    from finallyse.training.cpu import keep_freed_memory
+    from finallyse.hardware import keep_freed_memory
 
     torch.set_flush_denormal(True)
     keep_freed_memory()

@@ -10,7 +10,7 @@ import torch
 
 from finallyse.errors import UserError
 from finallyse.inference.enhancer import find_wavlm
-from finallyse.models.checkpoint import load_checkpoint, load_tensors, write_atomically
+from finallyse.models.checkpoint import load_checkpoint, load_tensors, save_tensors
 from finallyse.models.wavlm import WavLM
 
 KEY = "wavlm_files"
@@ -34,7 +34,7 @@ def pack(checkpoint: str | Path, output: str | Path, wavlm: str | Path | None = 
         content[KEY] = {
             name: torch.from_numpy(np.fromfile(folder / name, np.uint8)) for name in names if (folder / name).is_file()
         }
-    write_atomically(output, lambda file: torch.save(content, file))
+    save_tensors(output, content)
 
 
 def packed_wavlm(checkpoint: str | Path) -> WavLM | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import io
 import json
 import math
 import multiprocessing
@@ -22,6 +23,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from pathlib import Path
 
+from finallyse import atomic
 from finallyse.audio.io import decode, mono
 from finallyse.corpora.layouts import audio_files
 from finallyse.errors import UserError
@@ -201,14 +203,11 @@ def _resume(partial: Path, definition: dict, tasks: list[Task]) -> dict[str, Row
             row = Row(**entry["row"])
             if stamps.get(row.utterance) == entry["stamp"]:
                 rows[row.utterance] = row
-    fresh = partial.with_name(f"{partial.name}.part")
-    with fresh.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(definition) + "\n")
-        for task in tasks:
-            if task.utterance in rows:
-                entry = {"stamp": task.stamp, "row": dataclasses.asdict(rows[task.utterance])}
-                file.write(json.dumps(entry) + "\n")
-    fresh.replace(partial)
+    lines = [json.dumps(definition)]
+    for task in tasks:
+        if task.utterance in rows:
+            lines.append(json.dumps({"stamp": task.stamp, "row": dataclasses.asdict(rows[task.utterance])}))
+    atomic.write_bytes(partial, *(f"{line}\n".encode() for line in lines))
     return rows
 
 
@@ -405,12 +404,11 @@ def _cells(summary: Summary) -> list[str]:
 
 
 def _write_csv(path: Path, header: list[str], table: list[list[str]]) -> None:
-    part = path.with_name(path.name + ".part")
-    with part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(table)
-    part.replace(path)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(table)
+    atomic.write_bytes(path, text.getvalue().encode())
 
 
 def describe(result: Evaluation) -> str:

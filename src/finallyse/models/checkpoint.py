@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from finallyse import __version__
+from finallyse import __version__, atomic
 from finallyse.errors import UserError
 from finallyse.models import models_registry
 
@@ -84,7 +83,7 @@ def save_checkpoint(
         "generator": _on_cpu(generator),
         "discriminators": {name: _on_cpu(state) for name, state in discriminators.items()},
     }
-    write_atomically(path, lambda file: torch.save(content, file))
+    save_tensors(path, content)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -136,27 +135,14 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -
     module.load_state_dict(state)
 
 
-def write_atomically(path: str | Path, write: Callable[[IO[bytes]], None]) -> None:
-    """Have `write` fill a file beside `path`, flush it to the disk and rename it over `path`.
-
-    Raises UserError where that fails (a full disk, no permission); what stood at `path` is then untouched.
-    """
+def save_tensors(path: str | Path, content: Mapping[str, Any]) -> None:
+    """torch.save, whole or not at all, and safe from a power failure; UserError with the path where that fails."""
     path = Path(path)
-    part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        with atomic.replacing(path, durable=True) as part, part.open("wb") as file:
+            torch.save(content, file)
     except (OSError, RuntimeError) as error:  # torch.save reports a short write as RuntimeError
-        part.unlink(missing_ok=True)
         raise UserError(f"{path}: could not be written: {next(iter(str(error).splitlines()), '')}") from error
 
 

@@ -17,7 +17,7 @@ import pandas
 import yaml
 from markupsafe import Markup
 
-from finallyse.audio.io import write_atomically
+from finallyse import atomic
 from finallyse.errors import UserError
 from finallyse.metrics import metrics_registry
 from finallyse.report import figures
@@ -45,7 +45,7 @@ def write(report: Report, output: Path, options: Options, augmentations: Path | 
     output.parent.mkdir(parents=True, exist_ok=True)
     link = quote(os.path.relpath(augmentations, output.parent)) if augmentations else None
     page = render(report, options, link).encode()
-    write_atomically(output, page)
+    atomic.write_bytes(output, page)
     return len(page)
 
 
@@ -642,4 +642,4 @@ def write_figures(report: Report, folder: Path) -> None:
             for rows in [[*([(label, s.input, None)] if s.input else []), ("Output", None, s.output)]]
         ]
         for name, charts in (("training", training), ("metrics", metrics)):
-            write_atomically(folder / f"{network.name}.{name}.svg", figures.standalone(charts).encode())
+            atomic.write_bytes(folder / f"{network.name}.{name}.svg", figures.standalone(charts).encode())

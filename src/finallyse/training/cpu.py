@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep the large blocks that a step frees: the next one would ask the kernel for zeroed pages again."""
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return  # another C library, with ways of its own
-    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4
-    if not mallopt(mmap_threshold, 1 << 30):
-        mallopt(mmap_max, 0)  # glibc that takes no threshold so high
-    mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def use_phases(module: nn.Module) -> None:

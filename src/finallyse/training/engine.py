@@ -15,10 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from finallyse.errors import UserError
+from finallyse.hardware import keep_freed_memory
 from finallyse.training import trainers_registry
 from finallyse.training.base import BALANCE, BaseTrainer
 from finallyse.training.batches import Batch, Batches
-from finallyse.training.cpu import keep_freed_memory
 from finallyse.training.distributed import Group, choose_device
 from finallyse.training.history import Progress, Table, Writers
 from finallyse.training.sampling import Order

@@ -14,7 +14,6 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 import random
 import shutil
 import zlib
@@ -26,6 +25,7 @@ import numpy as np
 import torch
 
 import finallyse
+from finallyse import atomic
 from finallyse.errors import UserError
 from finallyse.options import defines_run
 
@@ -248,20 +248,14 @@ def write_whole(path: Path, write: Callable[[Any], Any]) -> tuple[int, int]:
 
     Raises UserError where it cannot be written; what was at `path` stays.
     """
-    part = path.with_name(path.name + ".part")
     try:
-        with part.open("wb") as raw:
+        with atomic.replacing(path, durable=True) as part, part.open("wb") as raw:
             file = _Summing(raw)
             try:
                 write(file)
             except RuntimeError as error:  # torch.save reports a failed write of its file so
                 raise file.error or error from None
-            raw.flush()
-            os.fsync(raw.fileno())
-        part.replace(path)
-        sync_folder(path.parent)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise UserError(
             f"{path}: cannot be written ({error.strerror or error}); what was saved before is kept"
         ) from error
@@ -295,15 +289,6 @@ def _crc(path: Path) -> int:
         while block := file.read(1 << 20):
             crc = zlib.crc32(block, crc)
     return crc
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

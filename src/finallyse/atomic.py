@@ -1,0 +1,50 @@
+"""Files that appear whole or not at all: written beside their name, then renamed into place."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from finallyse.errors import UserError
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path, durable: bool = False) -> Iterator[Path]:
+    """The path of a file to write in the place of `path`, which it replaces when the block ends without an error.
+
+    After an error it is removed, and what was at `path` is untouched. `durable`: also safe from a power failure, at the
+    price of waiting for the disk.
+    """
+    path = Path(path)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        yield part
+        if durable:
+            sync(part)
+        part.replace(path)
+        if durable:
+            sync(path.parent)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: str | Path, *parts: bytes) -> None:
+    """Write a file of `parts`; UserError with the path where that fails."""
+    try:
+        with replacing(path) as part, part.open("wb") as file:
+            for chunk in parts:
+                file.write(chunk)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
