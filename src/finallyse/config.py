@@ -293,6 +293,14 @@ def network_experiment(config: dict, name: str, schema: dict) -> tuple[dict, str
     )
 
 
+def paths_below(config: Any, prefix: str) -> list[str]:
+    """Every text in an experiment that begins with `prefix`, once, in order of appearance."""
+    if isinstance(config, (dict, list)):
+        inner = config.values() if isinstance(config, dict) else config
+        return list(dict.fromkeys(path for item in inner for path in paths_below(item, prefix)))
+    return [config] if isinstance(config, str) and config.startswith(prefix) else []
+
+
 PIPELINE = Path("config/config.yaml")
 
 

@@ -23,13 +23,12 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from finallyse.config import read_config
+from finallyse.config import paths_below, read_config
 from finallyse.progress import duration
 
 PACE_STEPS = 200  # steps whose mean duration gives the time left: the pace of late, without start-up
@@ -112,7 +111,7 @@ def collect(config: dict) -> Status:
 def _data(config: dict) -> list[Data]:
     resources = config["resources"]
     rows = []
-    for path in sorted({p for e in config["experiments"].values() for p in _paths(e, f"{resources}/")}):
+    for path in sorted({p for e in config["experiments"].values() for p in paths_below(e, f"{resources}/")}):
         kind, corpus = Path(path).relative_to(resources).parts[:2]
         if kind not in ("prepared", "weights"):
             continue
@@ -175,21 +174,13 @@ def _network(config: dict, name: str, jobs: list[Job], locked: bool) -> Network:
 
 def _inputs(config: dict, experiment: dict) -> list[str]:
     """What a training reads: manifests, weights, the checkpoint that it starts from."""
-    inputs = [p for p in _paths(experiment, f"{config['resources']}/") if _below(p, config["resources"])]
-    inputs += [p for p in _paths(experiment, f"{config['results']}/") if p.endswith(".ckpt")]
+    inputs = [p for p in paths_below(experiment, f"{config['resources']}/") if _below(p, config["resources"])]
+    inputs += [p for p in paths_below(experiment, f"{config['results']}/") if p.endswith(".ckpt")]
     return list(dict.fromkeys(inputs))
 
 
 def _below(path: str, resources: str) -> bool:
     return any(Path(path).is_relative_to(Path(resources, kind)) for kind in ("prepared", "weights"))
-
-
-def _paths(value: Any, prefix: str) -> list[str]:
-    """Every string in nested dicts and lists that begins with `prefix`, once."""
-    if isinstance(value, (dict, list)):
-        inner = value.values() if isinstance(value, dict) else value
-        return list(dict.fromkeys(path for item in inner for path in _paths(item, prefix)))
-    return [value] if isinstance(value, str) and value.startswith(prefix) else []
 
 
 def _has_files(folder: Path) -> bool:

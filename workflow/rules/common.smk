@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-from finallyse.config import load_pipeline
+from finallyse.config import load_pipeline, paths_below
 from finallyse.errors import UserError
 from finallyse.hardware import visible_gpus
 from finallyse.schema import read_schema
@@ -72,30 +72,16 @@ wildcard_constraints:
     network="|".join(map(re.escape, NETWORKS)),
 
 
-def experiment_files(network, prefix):
-    """Every path in an experiment that lies under `prefix`, in order of appearance, once."""
-
-    def walk(value):
-        if isinstance(value, dict):
-            for inner in value.values():
-                yield from walk(inner)
-        elif isinstance(value, list):
-            for inner in value:
-                yield from walk(inner)
-        elif isinstance(value, str) and value.startswith(prefix):
-            yield value
-
-    return list(dict.fromkeys(walk(EXPERIMENTS[network])))
-
-
 def training_manifests(wildcards):
     """The manifests of speech, noises and impulse responses that a network is trained and validated on."""
-    return experiment_files(wildcards.network, f"{RESOURCES}/prepared/")
+    return paths_below(EXPERIMENTS[wildcards.network], f"{RESOURCES}/prepared/")
 
 
 def training_weights(wildcards):
     """The pretrained weights that a network is trained with."""
-    return weight_files(experiment_files(wildcards.network, f"{RESOURCES}/weights/"))
+    return weight_files(
+        paths_below(EXPERIMENTS[wildcards.network], f"{RESOURCES}/weights/")
+    )
 
 
 def initial_checkpoint(wildcards):
@@ -120,8 +106,10 @@ def all_training_data():
     """Manifests and weights of all networks of this config."""
     files = []
     for network in NETWORKS:
-        files += experiment_files(network, f"{RESOURCES}/prepared/")
-        files += weight_files(experiment_files(network, f"{RESOURCES}/weights/"))
+        files += paths_below(EXPERIMENTS[network], f"{RESOURCES}/prepared/")
+        files += weight_files(
+            paths_below(EXPERIMENTS[network], f"{RESOURCES}/weights/")
+        )
     return sorted(set(files))
 
 

@@ -7,14 +7,13 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from finallyse.config import read_config
+from finallyse.config import paths_below, read_config
 from finallyse.corpora.collection import files_of_collection
 from finallyse.corpora.locations import COLLECTION, Locations, local_path
 from finallyse.corpora.sources import RemoteFile, Source, read_sources
@@ -101,23 +100,14 @@ def _needed(config: dict) -> dict[str, tuple[list[str], list[str]]]:
     """source -> networks of the config that read its data or weights, and the paths that they read."""
     needed: dict[str, tuple[list[str], list[str]]] = {}
     for network, experiment in config["experiments"].items():
-        for path in _strings(experiment):
-            for kind in ("prepared", "weights"):
-                prefix = f"{config['resources']}/{kind}/"
-                if path.startswith(prefix):
-                    networks, paths = needed.setdefault(path.removeprefix(prefix).split("/")[0], ([], []))
-                    paths.append(path)
-                    if network not in networks:
-                        networks.append(network)
+        for kind in ("prepared", "weights"):
+            prefix = f"{config['resources']}/{kind}/"
+            for path in paths_below(experiment, prefix):
+                networks, paths = needed.setdefault(path.removeprefix(prefix).split("/")[0], ([], []))
+                paths.append(path)
+                if network not in networks:
+                    networks.append(network)
     return needed
-
-
-def _strings(value: Any) -> list[str]:
-    if isinstance(value, dict):
-        return [text for inner in value.values() for text in _strings(inner)]
-    if isinstance(value, list):
-        return [text for inner in value for text in _strings(inner)]
-    return [value] if isinstance(value, str) else []
 
 
 def show_plan(arguments: Sequence[str], console: Console | None = None) -> None:
