@@ -10,7 +10,7 @@ from scipy.signal import cheby1, firwin, resample_poly, sosfiltfilt
 
 from finallyse.augmentations.base import fit
 from finallyse.datasets import datasets_registry
-from finallyse.datasets.base import PEAK, ManifestDataset, peak_normalised, tensor
+from finallyse.datasets.base import PEAK, ManifestDataset, Task, peak_normalised, tensor
 from finallyse.errors import UserError
 
 
@@ -25,6 +25,10 @@ class BandwidthDataset(ManifestDataset):
 
     Items: input_wav [T], wav [T], name. Recordings shorter than `segment` are followed by zeros.
     """
+
+    @classmethod
+    def task_of(cls, input_freq: int, **args) -> Task:
+        return Task(f"bandwidth extension from {input_freq} Hz", "Band-limited", f"the input, cut at {input_freq} Hz")
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,15 @@ from finallyse.corpora.manifest import Manifest
 from finallyse.errors import UserError
 
 PEAK = 0.95  # of the waveforms that HiFi-GAN and HiFi++ were published with
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a network does, and what its input is called, in a report."""
+
+    text: str
+    input_label: str
+    input_explained: str
 
 
 class ItemDataset(Dataset):
@@ -46,6 +56,11 @@ class ItemDataset(Dataset):
         It goes into the checkpoint of a network that is trained on the dataset. A class that scales its items says so
         here.
         """
+        return None
+
+    @classmethod
+    def task_of(cls, **args) -> Task | None:
+        """What a network learns from the dataset with these arguments; None: a report names the dataset instead."""
         return None
 
     def item(self, epoch: int, index: int) -> dict:

@@ -8,7 +8,7 @@ from finallyse.audio.resample import resample
 from finallyse.augmentations import Chain
 from finallyse.augmentations.base import fit
 from finallyse.datasets import datasets_registry
-from finallyse.datasets.base import ManifestDataset, tensor
+from finallyse.datasets.base import ManifestDataset, Task, tensor
 from finallyse.errors import UserError
 
 WAVLM_HOP = 320  # samples at 16 kHz between WavLM's frames
@@ -77,6 +77,10 @@ class AugmentedLibriTTS(DegradedDataset):
     the segment lies in the recording wherever that is long enough.
     """
 
+    @classmethod
+    def task_of(cls, **args) -> Task:
+        return Task("restoration at 16 kHz", "Noisy", "the input at 16 kHz")
+
     def __init__(
         self,
         manifest: str,
@@ -120,6 +124,10 @@ class AugmentedDaps(DegradedDataset):
     context lies anywhere around the segment, within the recording as far as steps of 320 samples allow; a recording
     shorter than segment or context is followed by zeros, which are degraded with it.
     """
+
+    @classmethod
+    def task_of(cls, **args) -> Task:
+        return Task("restoration from 16 to 48 kHz", "Noisy", "the input at 16 kHz")
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ import numpy as np
 from finallyse.augmentations.base import fit
 from finallyse.corpora.manifest import Manifest
 from finallyse.datasets import datasets_registry
-from finallyse.datasets.base import PEAK, ManifestDataset, peak_normalised, tensor
+from finallyse.datasets.base import PEAK, ManifestDataset, Task, peak_normalised, tensor
 from finallyse.errors import UserError
 
 
@@ -20,6 +20,10 @@ class VoiceBank(ManifestDataset):
 
     Items: input_wav [T], wav [T], name. Recordings shorter than `segment` are followed by zeros.
     """
+
+    @classmethod
+    def task_of(cls, **args) -> Task:
+        return Task("noise removal", "Noisy", "the input, with noise")
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ import torch
 
 from finallyse.audio.mel import LogMel
 from finallyse.datasets import datasets_registry
-from finallyse.datasets.base import PEAK, ManifestDataset, tensor
+from finallyse.datasets.base import PEAK, ManifestDataset, Task, tensor
 from finallyse.errors import UserError
 
 
@@ -27,6 +27,10 @@ class MelDataset(ManifestDataset):
     Items: wav [T] and input_wav (the same), mel [n_mels, T/hop], mel_for_loss [n_mels, T/hop], name. Recordings shorter
     than `segment` are followed by zeros.
     """
+
+    @classmethod
+    def task_of(cls, **args) -> Task:
+        return Task("vocoder: speech from its log-mel spectrogram", "", "")
 
     def __init__(
         self,

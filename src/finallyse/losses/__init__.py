@@ -5,7 +5,8 @@ Each is a module whose `needs` names the inputs that it is called with, by keywo
     loss = losses_registry["l1_mel_loss"](**args)
     value = loss(**{name: inputs[name] for name in loss.needs})
 
-`sees_level` says whether it tells the right level of wav_hat from another: some loss of a generator must.
+`label` is what a report calls it. `sees_level` says whether it tells the right level of wav_hat from another: some
+loss of a generator must.
 
 Waveforms are [B, 1, T]; wav is the target, wav_hat what was generated. Lower is better for all of them.
 """

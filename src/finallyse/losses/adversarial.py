@@ -14,6 +14,7 @@ from finallyse.losses import losses_registry
 class GeneratorLoss(nn.Module):
     """Sum over sub-discriminators of mean((1 - D(wav_hat))^2). logits_fake: a tensor of any shape for each of them."""
 
+    label = "adversarial"
     needs = ("logits_fake",)
     sees_level = False
 
@@ -25,6 +26,7 @@ class GeneratorLoss(nn.Module):
 class DiscriminatorLoss(nn.Module):
     """Sum over sub-discriminators of mean((1 - D(wav))^2) + mean(D(wav_hat)^2)."""
 
+    label = "discriminators"
     needs = ("logits_real", "logits_fake")
     sees_level = False
 
@@ -45,6 +47,7 @@ class FeatureLoss(nn.Module):
         ms-stft_disc, with 25 maps, the sum is 25 times as strong.
     """
 
+    label = "feature matching"
     needs = ("fmaps_real", "fmaps_fake")
     sees_level = True
 

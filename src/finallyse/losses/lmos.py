@@ -33,6 +33,7 @@ class LMOSLoss(nn.Module):
     wav, wav_hat: [B, 1, T] at sample_rate; wavlm: a `finallyse.models.wavlm.WavLM`.
     """
 
+    label = "LMOS"
     needs = ("wav", "wav_hat", "sample_rate", "wavlm")
     sees_level = True  # its STFT magnitudes do
 

@@ -26,6 +26,8 @@ class L1MelLoss(nn.Module):
 
     sees_level = True
 
+    label = "mel L1"
+
     def __init__(
         self,
         target: Literal["wav", "mel_for_loss"] = "wav",

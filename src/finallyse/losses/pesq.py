@@ -72,6 +72,7 @@ class PESQLoss(nn.Module):
     Raises UserError where the shapes differ.
     """
 
+    label = "PESQ loss"
     needs = ("wav", "wav_hat", "sample_rate")
     sees_level = False  # both clips are brought to one level
 

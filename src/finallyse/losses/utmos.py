@@ -29,6 +29,7 @@ class UTMOSLoss(nn.Module):
     wav_hat: [B, 1, T] at sample_rate, any T. Raises UserError for weights that are missing or of another network.
     """
 
+    label = "UTMOS loss"
     needs = ("wav_hat", "sample_rate")
     sees_level = False
 

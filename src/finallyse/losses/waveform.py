@@ -16,6 +16,7 @@ from finallyse.precision import full_precision
 class L1WavLoss(nn.Module):
     """mean(|wav_hat - wav|) of waveforms [B, 1, T]; it sees phase and level."""
 
+    label = "waveform L1"
     needs = ("wav", "wav_hat")
     sees_level = True
 
@@ -31,6 +32,7 @@ class LevelLoss(nn.Module):
     spectral losses forgive it. Levels below -70 dBFS count as that.
     """
 
+    label = "level"
     needs = ("wav", "wav_hat")
     sees_level = True
     floor = 1e-7  # of the power
@@ -55,6 +57,7 @@ class STFTLoss(nn.Module):
     wav, wav_hat: [B, 1, T], any rate. Raises UserError for arguments out of range.
     """
 
+    label = "compressed STFT"
     needs = ("wav", "wav_hat")
     sees_level = True
     floor = 1e-8  # of the power: bounds the gradient of a silent bin

@@ -23,6 +23,18 @@ def metric_of(column: str) -> str | None:
     return next((name for name, metric in metrics_registry.items() if column in metric.columns), None)
 
 
+def label_of(column: str) -> str:
+    """What a report calls a number: DNSMOS SIG for dnsmos_sig; its own name where no metric gives it."""
+    name = metric_of(column)
+    return metrics_registry[name].columns[column] if name else column
+
+
+def headlines() -> list[str]:
+    """The metrics that a report shows first and ranks utterances by, in that order."""
+    ranked = [name for name, metric in metrics_registry.items() if metric.rank is not None]
+    return sorted(ranked, key=lambda name: metrics_registry[name].rank)
+
+
 __all__ = [
     "Better",
     "Metric",
@@ -33,6 +45,8 @@ __all__ = [
     "Unscored",
     "Utterance",
     "goodness",
+    "headlines",
+    "label_of",
     "metric_of",
     "metrics_registry",
     "summarise",

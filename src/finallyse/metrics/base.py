@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -158,18 +159,30 @@ class Metric:
         resources: folder that holds `weights/`.
         device: "cpu", "cuda" or "auto"; of no effect on metrics that run on the CPU alone.
 
-    Subclasses set `needs`, `columns` (the names of their numbers, the first one the headline), `unit` and `better`, and
-    implement `score`.
+    Subclasses set the attributes below and implement `score`.
+
+    Attributes:
+        needs: what it needs, and what to cite.
+        columns: name of each of its numbers -> what a report calls it; the first one has the name of the metric.
+        unit: of all of them.
+        better: which numbers are.
+        rank: its place among the metrics that a report shows first and ranks utterances by; None: not among them.
     """
 
     needs: ClassVar[Needs]
-    columns: ClassVar[tuple[str, ...]]
+    columns: ClassVar[Mapping[str, str]]
     unit: ClassVar[str] = ""
     better: ClassVar[Better] = "higher"
+    rank: ClassVar[int | None] = None
 
     def __init__(self, resources: str = "resources", device: str = "auto"):
         self.resources = Path(resources)
         self.device = device
+
+    @property
+    def name(self) -> str:
+        """Its name in the registry, which its first number has too."""
+        return next(iter(self.columns))
 
     @property
     def weights(self) -> Path | None:

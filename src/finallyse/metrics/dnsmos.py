@@ -96,7 +96,13 @@ class _Dnsmos(Metric):
 class Dnsmos(_Dnsmos):
     """Overall quality (`dnsmos`), signal, background (P.835) and the single score of P.808."""
 
-    columns = ("dnsmos", "dnsmos_sig", "dnsmos_bak", "dnsmos_p808")
+    columns = {
+        "dnsmos": "DNSMOS OVRL",
+        "dnsmos_sig": "DNSMOS SIG",
+        "dnsmos_bak": "DNSMOS BAK",
+        "dnsmos_p808": "DNSMOS P.808",
+    }
+    rank = 3
     network = "dnsmos"
     needs = Needs(reference=False, rate=RATE, paper=f"{PAPER}; P.808: arXiv 2010.15258")
 
@@ -105,6 +111,10 @@ class Dnsmos(_Dnsmos):
 class PersonalisedDnsmos(_Dnsmos):
     """The personalised network, which also counts a neighbouring talker as noise: overall, signal, background."""
 
-    columns = ("legacy_dnsmos", "legacy_dnsmos_sig", "legacy_dnsmos_bak")
+    columns = {
+        "legacy_dnsmos": "pDNSMOS OVRL",
+        "legacy_dnsmos_sig": "pDNSMOS SIG",
+        "legacy_dnsmos_bak": "pDNSMOS BAK",
+    }
     network = "pdnsmos"
     needs = Needs(reference=False, rate=RATE, paper=PAPER)

@@ -44,7 +44,7 @@ class _Pesq(Metric):
                 raise Unscored(f"PESQ: {_message(error)}") from error
         if not scores:
             raise Unscored(reason)
-        return {self.columns[0]: float(np.mean(scores))}
+        return {self.name: float(np.mean(scores))}
 
 
 def _message(error: Exception) -> str:
@@ -56,7 +56,8 @@ def _message(error: Exception) -> str:
 class WidebandPesq(_Pesq):
     """Wideband PESQ, 16 kHz."""
 
-    columns = ("wb_pesq",)
+    columns = {"wb_pesq": "WB-PESQ"}
+    rank = 1
     mode = "wb"
     needs = Needs(reference=True, rate=16000, paper="ITU-T P.862.2 (2007), P.862.3 for lengths")
 
@@ -65,7 +66,7 @@ class WidebandPesq(_Pesq):
 class NarrowbandPesq(_Pesq):
     """Narrowband PESQ, 8 kHz."""
 
-    columns = ("nb_pesq",)
+    columns = {"nb_pesq": "NB-PESQ"}
     mode = "nb"
     needs = Needs(reference=True, rate=8000, paper="ITU-T P.862 (2001), P.862.1 mapping, P.862.3 for lengths")
 
@@ -89,14 +90,15 @@ class _Stoi(Metric):
                 value = pystoi.stoi(reference, enhanced, self.needs.rate, extended=self.extended)
             except RuntimeWarning as warning:
                 raise Unscored(reason if "Not enough STFT frames" in str(warning) else f"STOI: {warning}") from warning
-        return {self.columns[0]: float(value)}
+        return {self.name: float(value)}
 
 
 @metrics_registry.register("stoi")
 class Stoi(_Stoi):
     """Short-time objective intelligibility, 0 to 1."""
 
-    columns = ("stoi",)
+    columns = {"stoi": "STOI"}
+    rank = 2
     extended = False
     needs = Needs(reference=True, rate=16000, paper="Taal et al., IEEE TASLP 19(7), 2011")
 
@@ -105,7 +107,7 @@ class Stoi(_Stoi):
 class ExtendedStoi(_Stoi):
     """Extended STOI, for fluctuating noise; 0 to 1."""
 
-    columns = ("estoi",)
+    columns = {"estoi": "ESTOI"}
     extended = True
     needs = Needs(reference=True, rate=16000, paper="Jensen and Taal, IEEE/ACM TASLP 24(11), 2016")
 
@@ -118,7 +120,8 @@ class SiSdr(Metric):
     As published, the mean is not removed: a constant offset of the output is distortion.
     """
 
-    columns = ("si_sdr",)
+    columns = {"si_sdr": "SI-SDR"}
+    rank = 7
     unit = "dB"
     zero_mean = False
     needs = Needs(reference=True, rate=16000, paper="Le Roux et al., ICASSP 2019, arXiv 1811.02508")
@@ -137,14 +140,14 @@ class SiSdr(Metric):
             raise Unscored("enhanced equals the reference up to its gain: SI-SDR is infinite")
         if not signal:
             raise Unscored("enhanced is orthogonal to the reference: SI-SDR is minus infinite")
-        return {self.columns[0]: float(10 * np.log10(signal / noise))}
+        return {self.name: float(10 * np.log10(signal / noise))}
 
 
 @metrics_registry.register("zm_si_sdr")
 class ZeroMeanSiSdr(SiSdr):
     """SI-SDR of both signals without their means, so that a constant offset, which nobody hears, does not count."""
 
-    columns = ("zm_si_sdr",)
+    columns = {"zm_si_sdr": "SI-SDR, zero mean"}
     zero_mean = True
     needs = Needs(reference=True, rate=16000, paper="Luo and Mesgarani, IEEE/ACM TASLP 27(8), 2019, arXiv 1809.07454")
 
@@ -157,7 +160,7 @@ class Level(Metric):
     what a network adds above 8 kHz would not count.
     """
 
-    columns = ("level",)
+    columns = {"level": "Level"}
     unit = "dB"
     better = "zero"
     needs = Needs(reference=True, rate=None, paper="root mean square of the output over that of the reference")
@@ -178,7 +181,7 @@ class LogSpectralDistance(Metric):
     floored at -100 dB: mean over frames of sqrt(mean over bins of (10 log10 P_reference - 10 log10 P_enhanced)^2).
     """
 
-    columns = ("lsd",)
+    columns = {"lsd": "LSD"}
     unit = "dB"
     better = "lower"
     needs = Needs(reference=True, rate=None, paper="Gray and Markel, IEEE TASSP 24(5), 1976")
@@ -209,7 +212,8 @@ class LogSpectralDistance(Metric):
 class MelDifference(Metric):
     """Mean absolute difference of natural-log mel spectrograms: 16 kHz, 80 bands up to 8 kHz, n_fft 1024, hop 256."""
 
-    columns = ("l1_mel_diff",)
+    columns = {"l1_mel_diff": "Mel L1"}
+    rank = 8
     better = "lower"
     needs = Needs(reference=True, rate=16000, paper="HiFi-GAN, arXiv 2010.05646, section 3 (mel-spectrogram loss)")
 

@@ -142,7 +142,7 @@ class _Wav2Vec2Mos(Metric):
             with torch.inference_mode():
                 scores.append(network(torch.from_numpy(x)[None].to(self.torch_device())).item())
             lengths.append(len(x))
-        return {self.columns[0]: float(np.average(scores, weights=lengths))}
+        return {self.name: float(np.average(scores, weights=lengths))}
 
 
 _WV_MOS = {
@@ -157,7 +157,8 @@ _WV_MOS = {
 class WvMos(_Wav2Vec2Mos):
     """WV-MOS: wav2vec2-base fine-tuned on listeners' scores."""
 
-    columns = ("wv-mos",)
+    columns = {"wv-mos": "WV-MOS"}
+    rank = 6
     needs = Needs(paper="HiFi++, arXiv 2203.13086, section 4", **_WV_MOS)
 
 
@@ -169,7 +170,7 @@ class MosNet(_Wav2Vec2Mos):
     signal is so faint that the 1e-7 added to the variance counts.
     """
 
-    columns = ("mosnet",)
+    columns = {"mosnet": "MOSNet"}
     needs = Needs(paper="HiFi++, arXiv 2203.13086, section 4 (MOSNet)", **_WV_MOS)
 
     def prepare(self, wav: np.ndarray) -> np.ndarray:
@@ -190,7 +191,8 @@ def _distillmos(device: str):
 class DistillMos(Metric):
     """DistillMOS (7.68 s windows; PyPI distillmos, which ships its weights)."""
 
-    columns = ("distillmos",)
+    columns = {"distillmos": "DistillMOS"}
+    rank = 4
     unit = "MOS"
     needs = Needs(reference=False, rate=RATE, paper="Stahl and Gamper, ICASSP 2025, arXiv 2502.05356")
 
@@ -222,7 +224,8 @@ class Utmos(Metric):
     Not comparable with UTMOS of 2022. The published package may also cut out silence first; this does not.
     """
 
-    columns = ("utmos",)
+    columns = {"utmos": "UTMOSv2"}
+    rank = 5
     unit = "MOS"
     needs = Needs(
         reference=False,

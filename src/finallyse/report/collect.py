@@ -23,47 +23,16 @@ import pandas
 import yaml
 
 from finallyse import __version__
+from finallyse.datasets.base import Task
 from finallyse.errors import UserError
 from finallyse.hardware import processor
-from finallyse.metrics import Better, goodness, metric_of, metrics_registry
+from finallyse.metrics import Better, goodness, label_of, metric_of, metrics_registry
 from finallyse.options import defines_run
 from finallyse.report.figures import Interval, number
 from finallyse.report.paired import Change, Verdict, level_verdict, paired_change, verdict
 
-LABELS = {
-    "wb_pesq": "WB-PESQ",
-    "nb_pesq": "NB-PESQ",
-    "stoi": "STOI",
-    "estoi": "ESTOI",
-    "si_sdr": "SI-SDR",
-    "zm_si_sdr": "SI-SDR, zero mean",
-    "level": "Level",
-    "lsd": "LSD",
-    "l1_mel_diff": "Mel L1",
-    "dnsmos": "DNSMOS OVRL",
-    "dnsmos_sig": "DNSMOS SIG",
-    "dnsmos_bak": "DNSMOS BAK",
-    "dnsmos_p808": "DNSMOS P.808",
-    "legacy_dnsmos": "pDNSMOS OVRL",
-    "legacy_dnsmos_sig": "pDNSMOS SIG",
-    "legacy_dnsmos_bak": "pDNSMOS BAK",
-    "distillmos": "DistillMOS",
-    "wv-mos": "WV-MOS",
-    "mosnet": "MOSNet",
-    "utmos": "UTMOSv2",
-}
-
 PACKAGES = ("torch", "torchaudio", "transformers", "numpy", "scipy", "pesq", "pystoi", "soundfile", "snakemake")
 """Packages whose versions can change a number of the report."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """What a network does, and what its input is called."""
-
-    text: str
-    input_label: str
-    input_explained: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +56,7 @@ class Score:
     @property
     def label(self) -> str:
         """The metric's name as people write it."""
-        return LABELS.get(self.metric, self.metric)
+        return label_of(self.metric)
 
     @property
     def verdict(self) -> Verdict | None:
@@ -212,16 +181,6 @@ class Report:
     """Networks of which there is nothing yet."""
 
 
-TASKS: Mapping[str, Task] = {
-    "mel_dataset": Task("vocoder: speech from its log-mel spectrogram", "", ""),
-    "vctk": Task("bandwidth extension from {input_freq} Hz", "Band-limited", "the input, cut at {input_freq} Hz"),
-    "voicebank": Task("noise removal", "Noisy", "the input, with noise"),
-    "augmented_libritts-r": Task("restoration at 16 kHz", "Noisy", "the input at 16 kHz"),
-    "augmented_daps": Task("restoration from 16 to 48 kHz", "Noisy", "the input at 16 kHz"),
-}
-"""By the training dataset's name."""
-
-
 def collect(
     results: Path,
     networks: Sequence[str],
@@ -338,13 +297,13 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 
 def _task(config: Mapping[str, Any] | None) -> Task:
-    data = (config or {}).get("data", {}).get("train", {}) if config else {}
-    task = TASKS.get(str(data.get("name")))
-    if task is None:
-        return Task(f"trained on {data['name']}" if data.get("name") else "", "Input", "the input")
-    arguments = data.get("args") or {}
-    known = {"input_freq": arguments.get("input_freq", "a lower frequency")}
-    return Task(*(field.format(**known) for field in dataclasses.astuple(task)))
+    from finallyse.datasets import datasets_registry
+
+    if config is None:
+        return Task("", "Input", "the input")
+    train = config["data"]["train"]
+    task = datasets_registry[train["name"]].task_of(**train["args"])
+    return task or Task(f"trained on {train['name']}", "Input", "the input")
 
 
 def _published(path: Path) -> list[Published]:
@@ -419,7 +378,7 @@ def _best(config: Mapping[str, Any] | None, validation: pandas.DataFrame | None)
     better = metrics_registry[name].better
     at = validation[column].map(lambda value: goodness(value, better)).idxmax()  # the first of equals, as in training
     value, step = validation.loc[at, column], int(validation.loc[at, "step"])
-    return [("Best validation", f"{LABELS.get(column, column)} {number(value)} at step {step:,}")]
+    return [("Best validation", f"{label_of(column)} {number(value)} at step {step:,}")]
 
 
 def _recipe(path: Path, config: Mapping[str, Any], schema: dict) -> dict[str, Any] | None:

@@ -19,17 +19,15 @@ from markupsafe import Markup
 
 from finallyse import atomic
 from finallyse.errors import UserError
-from finallyse.metrics import metrics_registry
+from finallyse.losses import losses_registry
+from finallyse.metrics import headlines, label_of, metrics_registry
 from finallyse.report import figures
-from finallyse.report.collect import LABELS, Network, Report, Score
+from finallyse.report.collect import Network, Report, Score
 from finallyse.report.figures import Interval, number, with_interval
 from finallyse.report.listen import SIGNALS, Options, Sounds, chosen, network_players, player, ranking_metric
 from finallyse.report.paired import LEVEL_TOLERANCE_DB, Trend, trends
 
 FOLDER = Path(__file__).parent
-
-HEADLINES = ("wb_pesq", "stoi", "dnsmos", "distillmos", "utmos", "wv-mos", "si_sdr", "l1_mel_diff")
-"""Metrics of the overview, the first three that were computed."""
 
 FAR = 0.5
 """A run with less than this share of the recipe's steps, batch or parameters is called far from it."""
@@ -210,9 +208,9 @@ def _banner(report: Report) -> dict[str, Any] | None:
 
 
 def findings(report: Report) -> list[str]:
-    """What the paired differences in HEADLINES say, a line each for better and worse; then levels and vocoders."""
+    """What the paired differences in the headline metrics say, then levels and vocoders: a line each."""
     having = [(n, [s for s in n.scores if not s.missing]) for n in report.networks]
-    judged = [(n.name, s.label, s.verdict) for n, scores in having for s in scores if s.metric in HEADLINES]
+    judged = [(n.name, s.label, s.verdict) for n, scores in having for s in scores if s.metric in headlines()]
     judged = [(name, label, verdict) for name, label, verdict in judged if verdict]
     lines = []
     if judged:
@@ -226,7 +224,7 @@ def findings(report: Report) -> list[str]:
         lines.append(f"More than {LEVEL_TOLERANCE_DB:g} dB off the reference’s level: {', '.join(wrong)}.")
     for network, scores in having:
         if scores and all(s.input is None for s in scores):  # a vocoder: there is no input to compare with
-            told = [_trend(t) for t in trends(network.validation) if t.metric in HEADLINES]
+            told = [_trend(t) for t in trends(network.validation) if t.metric in headlines()]
             if told:
                 lines.append(f"{network.name} has no input to compare with; its validations: {'; '.join(told)}.")
     return lines
@@ -247,13 +245,13 @@ def _by_network(judged: Sequence[tuple[str, str, str]], wanted: str) -> str:
 def _trend(trend: Trend) -> str:
     """`WB-PESQ rising from 1.05 at step 15 to 1.30 at step 30`."""
     (began, first), (ended, last) = trend.first, trend.last
-    label = LABELS.get(trend.metric, trend.metric)
+    label = label_of(trend.metric)
     return f"{label} {trend.direction} from {number(first)} at step {began:,} to {number(last)} at step {ended:,}"
 
 
 def _overview(report: Report) -> dict[str, Any]:
     computed = {s.metric for n in report.networks for s in n.scores if not s.missing}
-    metrics = [m for m in HEADLINES if m in computed][:3]
+    metrics = [m for m in headlines() if m in computed][:3]
     times = {job.name: job.seconds for job in report.jobs if job.rule == "train_network"}
     rows = []
     for network in report.networks:
@@ -378,7 +376,7 @@ def curves(table: pandas.DataFrame | None, dots: bool = False) -> list[dict[str,
         first, last = (number(float(np.nanmean(part))) for part in (values[:tenth], values[-tenth:]))
         charts.append(
             {
-                "title": CURVES.get(column) or LABELS.get(column) or column.replace("_", " "),
+                "title": _title(column, validation=dots),
                 "change": last if dots and len(values) == 1 else f"{first} → {last}",
                 "minor": column.startswith(("lr_", "grad_norm_")),
                 "svg": Markup(svg),
@@ -400,7 +398,7 @@ def balance(table: pandas.DataFrame | None) -> dict[str, Any] | None:
         loss = column.removeprefix(BALANCE)
         share = number(float(last[column] / most), 2) if most > 0 else "–"
         values = [number(float(row[column])) for row in (first, last)]
-        rows.append({"label": CURVES.get(loss, loss), "first": values[0], "last": values[1], "share": share})
+        rows.append({"label": _label_of_loss(loss), "first": values[0], "last": values[1], "share": share})
     return {"rows": rows, "first": f"{int(first['step']):,}", "last": f"{int(last['step']):,}"}
 
 
@@ -410,22 +408,26 @@ BALANCE = "grad_wav_"
 SUMS = {"generator": ("lmos", "l1_mel_loss", "gen_loss"), "discriminator": ("disc_loss",)}
 """Columns that are weighted sums, and the losses that can be all of them."""
 
-CURVES = {
+LABELS = {
     "generator": "generator, weighted sum",
     "discriminator": "discriminators, weighted sum",
-    "l1_mel_loss": "mel L1",
-    "gen_loss": "adversarial",
-    "feature_loss": "feature matching",
-    "disc_loss": "discriminators",
-    "lmos": "LMOS",
-    "pesq": "PESQ loss",
-    "utmos": "UTMOS loss",
     "lr_generator": "learning rate, generator",
     "lr_discriminator": "learning rate, discriminators",
     "grad_norm_generator": "gradient norm, generator",
     "grad_norm_discriminator": "gradient norm, discriminators",
 }
-"""What the columns of history.csv are called; others keep their name."""
+"""What the columns of history.csv are called that no loss gives."""
+
+
+def _label_of_loss(name: str) -> str:
+    return losses_registry[name].label if name in losses_registry else name
+
+
+def _title(column: str, validation: bool) -> str:
+    """What a column of validation.csv or history.csv is called."""
+    if validation:
+        return label_of(column)
+    return LABELS.get(column) or _label_of_loss(column).replace("_", " ")
 
 
 ARROWS = {
@@ -532,7 +534,7 @@ def _published(report: Report) -> list[dict[str, Any]]:
             if entry.network != network.name:
                 continue
             score = scores.get(entry.metric)
-            label = PUBLISHED_LABELS.get(entry.metric) or LABELS.get(entry.metric, entry.metric)
+            label = PUBLISHED_LABELS.get(entry.metric) or label_of(entry.metric)
             rows.append(
                 {
                     "metric": label,
@@ -593,7 +595,7 @@ def _missing(report: Report) -> list[dict[str, str]]:
         everywhere = len(names) == len(report.networks)
         entries.append({"what": f"{label}: {reason}", "where": "" if everywhere else ", ".join(names)})
     measured = {score.metric for network in report.networks for score in network.scores}
-    unasked = [LABELS.get(name, name) for name in metrics_registry if name not in measured]
+    unasked = [label_of(name) for name in metrics_registry if name not in measured]
     if measured and unasked:
         entries.append({"what": f"Not asked for: {', '.join(unasked)}", "where": "(the configuration's metrics)"})
     return entries

@@ -13,14 +13,11 @@ import numpy as np
 from markupsafe import Markup
 
 from finallyse.audio.io import read
-from finallyse.metrics import goodness
+from finallyse.metrics import goodness, headlines
 from finallyse.report import figures
 from finallyse.report.audio import data_uri, mp3
 from finallyse.report.collect import Network, Score, Utterance
 from finallyse.report.figures import number
-
-RANKING = ("wb_pesq", "distillmos", "utmos", "wv-mos", "dnsmos", "lsd", "l1_mel_diff", "si_sdr")
-"""Metric that ranks utterances, the first that was computed."""
 
 SIGNALS = {"noisy": "Noisy", "enhanced": "Enhanced", "reference": "Reference"}
 
@@ -34,7 +31,7 @@ class Options:
     seconds: float = 8.0
     """Longer utterances are cut."""
     rank_by: str | None = None
-    """Metric that ranks utterances; None: the first of RANKING that was computed."""
+    """Metric that ranks utterances; None: the first of the headlines (finallyse.metrics) that was computed."""
 
 
 LOUDER_DB = 6.0
@@ -133,7 +130,7 @@ def ranking_metric(network: Network, wanted: str | None) -> Score | None:
     scores = {s.metric: s for s in network.scores if not s.missing}
     if wanted:
         return scores.get(wanted)
-    return next((scores[m] for m in RANKING if m in scores), None)
+    return next((scores[m] for m in headlines() if m in scores), None)
 
 
 def ranked(utterances: Sequence[Utterance], score: Score) -> list[Utterance]:
