@@ -29,6 +29,7 @@ from finallyse.inference.pack import pack
 from finallyse.inference.validation import enhance_item
 from finallyse.inference.windows import join, length_at, plan
 from finallyse.models import models_registry
+from finallyse.models.base import Generator
 from finallyse.models.checkpoint import load_checkpoint, save_checkpoint
 from finallyse.models.wavlm import WavLM
 
@@ -544,10 +545,10 @@ def test_nothing_is_overwritten_without_force(checkpoints, tmp_path, minute, cap
         enhance_all([source], source, checkpoints["vocoder"], force=True)
 
 
-class Loud(torch.nn.Module):
+class Loud(Generator):
     """A network whose output exceeds full scale at one place."""
 
-    input_kind, input_rate, output_rate = "wav", 16000, 16000
+    input_kind, alignment = "wav", 1
 
     def forward(self, wav):
         return 0.5 * wav + 1.25 * (torch.arange(wav.shape[-1]) == 4000)
@@ -582,10 +583,10 @@ def test_a_wav_beyond_its_limit_is_an_rf64(tmp_path, minute, monkeypatch):
     assert sf.info(tmp_path / "out.wav").format == "RF64" and sf.info(tmp_path / "out.wav").frames == 8000
 
 
-class Broken(torch.nn.Module):
+class Broken(Generator):
     """A network that fails midway."""
 
-    input_kind, input_rate, output_rate = "wav", 16000, 16000
+    input_kind, alignment = "wav", 1
 
     def forward(self, wav):
         return wav * float("nan")

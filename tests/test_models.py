@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from finallyse.audio.mel import LogMel
 from finallyse.errors import UserError
 from finallyse.models import models_registry
+from finallyse.models.base import Generator
 from finallyse.models.hifipp import mel_interpolation
 from finallyse.models.norms import fold, init_identity, norm_of, normed_layers
 from small_networks import SMALL, UPSAMPLING
@@ -255,3 +256,31 @@ def test_wrong_features_are_one_line_errors():
 def test_unknown_arguments_name_the_nearest():
     with pytest.raises(UserError, match="did you mean 'upsample_rates'"):
         models_registry["hifigan_gen"](upsample_rate=[8])
+
+
+@pytest.mark.parametrize("name", ["hifigan_gen", "hifi++_gen", "a2a_hifi++_gen", "finally_gen"])
+def test_an_output_does_not_depend_on_where_a_clip_begins_on_the_alignment(name):
+    """Cut a clip at a multiple of `alignment`: away from the cut, the output is that of the whole clip."""
+    model = build(name)
+    step = model.alignment * -(-4096 // model.alignment)  # far enough to be out of the cut's reach
+    hop = 256 if model.input_kind == "mel" else 1
+    clip = inputs(model, 6 * step // hop)
+    cut = [clip[0][..., 2 * step // hop :]]
+    if len(clip) > 1:
+        frames = clip[1].shape[-1]
+        clip[1][...] = 0.1  # its frames need not fall on the cut
+        cut.append(clip[1][..., : -(-frames * 4 // 6)])
+    with torch.no_grad():
+        whole, part = model(*clip), model(*cut)
+    factor = model.output_rate // model.input_rate
+    last = slice(3 * step * factor, 4 * step * factor)
+    difference = part[..., last] - whole[..., 2 * step * factor :][..., last]
+    assert difference.square().mean() < 1e-6 * whole.square().mean()
+
+
+def test_a_generator_must_say_what_it_takes_and_its_alignment():
+    with pytest.raises(TypeError, match=r"Mine\.input_kind: must be one of mel, wav, wav\+ssl"):
+        type("Mine", (Generator,), {"alignment": 1})
+    with pytest.raises(TypeError, match=r"Mine\.alignment: is needed"):
+        type("Mine", (Generator,), {"input_kind": "wav"})
+    assert type("Mine", (Generator,), {"input_kind": "wav", "alignment": 1}).output_rate == 16000

@@ -17,7 +17,6 @@ from finallyse.audio.resample import resample
 from finallyse.errors import UserError
 from finallyse.inference.windows import Window, fit, join, length_at, plan
 from finallyse.models.checkpoint import Checkpoint, load_checkpoint
-from finallyse.models.hifipp import MultiScaleResnet, MultiScaleResnet2d, SpectralMaskNet
 from finallyse.models.norms import fold, normed_layers
 
 DEFAULT_RATE = 48000
@@ -26,6 +25,7 @@ SILENT_PEAK = 1e-30  # of channels that are left at their level: a gain for less
 # within -100 dB of the one-piece output 0.5 s from a window's edge (tests/test_enhance.py asks it of small ones).
 CONTEXT_S = 1.28
 WINDOW_S = 20.48
+GRID = 4096  # samples: windows begin on multiples of it
 FADE_S = 0.064
 # WavLM's attention sees a window as a whole: 25 to 40 s, of which at least 5 s lie on either side of what is kept.
 WAVLM_CONTEXT_S = 5.0
@@ -84,7 +84,7 @@ class Enhancer:
         self.generator = generator.eval().requires_grad_(False).to(self.device)
         self.wavlm = wavlm.to(self.device) if self.input_kind == "wav+ssl" else None
         self.log_mel = LogMel() if self.input_kind == "mel" else None
-        self.grid = grid_of(generator, self.wavlm.hop if self.wavlm else 1)
+        self.grid = math.lcm(GRID, generator.alignment, self.wavlm.hop if self.wavlm else 1)
         self.context = math.ceil(CONTEXT_S * self.input_rate / self.grid) * self.grid
         smallest = 2 * self.context + self.grid
         if window_s * self.input_rate < smallest:
@@ -240,17 +240,6 @@ class Features:
             have += parts[-1].shape[-1]
         self.held = np.concatenate(parts, axis=-1)
         return torch.from_numpy(self.held[..., first - self.first : last - self.first])
-
-
-def grid_of(generator: nn.Module, hop: int) -> int:
-    """Samples of the input whose multiples keep each stride and padding of the generator, and WavLM's hop, in step."""
-    sizes = [4096, getattr(generator, "crop", 1), hop]
-    for module in generator.modules():
-        if isinstance(module, MultiScaleResnet2d):
-            sizes.append(SpectralMaskNet.hop * max(8, module.multiple))
-        elif isinstance(module, MultiScaleResnet):
-            sizes.append(module.multiple)
-    return math.lcm(*sizes)
 
 
 def find_wavlm(checkpoint: Checkpoint, folder: str | Path | None) -> Path:

@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 
 from finallyse.errors import UserError
 from finallyse.models import models_registry
+from finallyse.models.base import Generator
 from finallyse.models.checkpoint import FORMAT, load_strictly, load_tensors, save_checkpoint
 
 RENAMED = {"pre_upsampler_proccessing.": "pre_upsampler_processing."}
@@ -73,7 +74,7 @@ def parse_arguments(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def _generates(name: str) -> bool:
-    return hasattr(models_registry[name], "input_kind")
+    return issubclass(models_registry[name], Generator)
 
 
 def _config(networks: Sequence[str], experiment: str | Path | None, arguments: Mapping[str, Any]) -> dict[str, Any]:

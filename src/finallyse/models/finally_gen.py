@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -151,6 +152,11 @@ class FinallyGenerator(A2AHiFiPlusPlusGenerator):
             self.conv_post.requires_grad_(False)
             if identity_start:
                 self.upsamplewaveunet.start_as_repetition()
+
+    @property
+    def alignment(self) -> int:
+        head = self.upsamplewaveunet
+        return super().alignment if head is None else math.lcm(super().alignment, head.waveunet.multiple)
 
     def forward(self, wav: Tensor, ssl: Tensor) -> Tensor:
         check_shape("finally_gen", wav, 1, "wav [B, 1, T] at 16 kHz")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Literal
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finallyse.models import models_registry
+from finallyse.models.base import Generator
 from finallyse.models.inputs import check_shape
 from finallyse.models.norms import Norm, NormType, norm_of
 from finallyse.precision import full_precision
@@ -102,7 +104,7 @@ class Upsampler(nn.Module):
 
 
 @models_registry.register("hifigan_gen")
-class HiFiGANGenerator(Upsampler):
+class HiFiGANGenerator(Upsampler, Generator):
     """HiFi-GAN: log-mel -> waveform at 16 kHz. The defaults are V1; V2 has upsample_initial_channel 128.
 
     Shapes: mel [B, 80, F] -> wav [B, 1, F * prod(upsample_rates)], any F >= 1.
@@ -111,7 +113,6 @@ class HiFiGANGenerator(Upsampler):
 
     paper = "arXiv 2010.05646"
     input_kind = "mel"
-    input_rate = output_rate = 16000
 
     def __init__(
         self,
@@ -133,6 +134,11 @@ class HiFiGANGenerator(Upsampler):
             conv_pre_kernel_size=7,
         )
         self.conv_post = norm_of("weight")(nn.Conv1d(self.out_channels, 1, 7, padding=3))
+        self.hop = math.prod(upsample_rates)
+
+    @property
+    def alignment(self) -> int:
+        return self.hop
 
     def forward(self, mel: Tensor) -> Tensor:
         check_shape("hifigan_gen", mel, 80, "a log-mel spectrogram [B, 80, F]")

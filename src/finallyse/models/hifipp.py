@@ -19,6 +19,7 @@ from finallyse.audio.mel import LogMel, mel_filterbank
 from finallyse.audio.stft import istft, magnitude, stft
 from finallyse.errors import UserError
 from finallyse.models import models_registry
+from finallyse.models.base import Generator
 from finallyse.models.hifigan import Upsampler, output_head
 from finallyse.models.inputs import check_shape
 from finallyse.models.norms import Norm, NormType, init_identity, norm_of, pass_through, silence
@@ -258,7 +259,7 @@ class SpectralMaskNet(nn.Module):
 
 
 @models_registry.register("hifi++_gen")
-class HiFiPlusPlusGenerator(nn.Module):
+class HiFiPlusPlusGenerator(Generator):
     """HiFi++ from log-mel: mel -> SpectralUNet -> upsampler -> WaveUNet -> SpectralMaskNet -> conv_post -> tanh.
 
     Args:
@@ -280,7 +281,6 @@ class HiFiPlusPlusGenerator(nn.Module):
 
     paper = "arXiv 2203.13086"
     input_kind = "mel"
-    input_rate = output_rate = 16000
 
     def __init__(
         self,
@@ -349,6 +349,17 @@ class HiFiPlusPlusGenerator(nn.Module):
             self.spectralmasknet_skip_connect = init_identity(norm(nn.Conv1d(channels, channels, 1)))
             self.spectralmasknet_skip_connect.requires_grad_(use_spectralmasknet)
         self.conv_post = norm(nn.Conv1d(channels, 1, 7, padding=3))
+
+    @property
+    def alignment(self) -> int:
+        sizes = [self.hop]
+        if self.spectralunet is not None:
+            sizes.append(self.hop * self.spectralunet.net.multiple)
+        if self.waveunet is not None:
+            sizes.append(self.waveunet.multiple)
+        if self.spectralmasknet is not None:
+            sizes.append(SpectralMaskNet.hop * max(8, self.spectralmasknet.net.multiple))
+        return math.lcm(*sizes)
 
     def forward(self, mel: Tensor) -> Tensor:
         check_shape("hifi++_gen", mel, 80, "a log-mel spectrogram [B, 80, F]")
@@ -457,6 +468,10 @@ class A2AHiFiPlusPlusGenerator(HiFiPlusPlusGenerator):
         self.waveunet_conv_pre = norm_of(norm_type)(nn.Conv1d(seen, channels, 1)) if seen and use_waveunet else None
         if identity_start:
             self._start_as_identity()
+
+    @property
+    def alignment(self) -> int:
+        return math.lcm(super().alignment, self.crop)
 
     def _start_as_identity(self) -> None:
         if self.waveunet_conv_pre is None or self.waveunet_skip_connect is None:

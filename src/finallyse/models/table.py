@@ -10,6 +10,7 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from finallyse.models import models_registry
+from finallyse.models.base import Generator
 from finallyse.models.norms import fold
 
 WAVLM_LARGE = 1024  # channels
@@ -59,7 +60,7 @@ def row(name: str, args: dict, seconds: float) -> Row:
     fold(network.to("meta"))
     label = name + "".join(f" {key}={value}".lower() for key, value in args.items())
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    if not hasattr(network, "input_kind"):
+    if not isinstance(network, Generator):
         rate = 48000 if name == "ms-stft_disc" else 16000
         inputs, takes = (_like(1, 1, round(seconds * rate)),), "wav [B, 1, T]"
     else:
