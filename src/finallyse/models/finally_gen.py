@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finallyse.models import models_registry
+from finallyse.models.base import takes_arguments_of
 from finallyse.models.hifigan import LRELU_SLOPE, ResBlock1, output_head
 from finallyse.models.hifipp import A2AHiFiPlusPlusGenerator, MultiScaleResnet
 from finallyse.models.inputs import check_shape
@@ -68,74 +68,37 @@ class FinallyGenerator(A2AHiFiPlusPlusGenerator):
     paper = "arXiv 2410.05920"
     input_kind = "wav+ssl"
 
+    @takes_arguments_of(
+        A2AHiFiPlusPlusGenerator,
+        hifi_upsample_initial_channel=512,
+        hifi_input_channels=512,
+        spectralunet_block_widths=(16, 32, 64, 128, 256),
+        spectralunet_block_depth=4,
+        spectralunet_out_channels=512,
+        waveunet_block_widths=(128, 128, 256, 512),
+        spectralmasknet_block_widths=(64, 128, 256, 512),
+        spectralmasknet_block_depth=1,
+    )
     def __init__(
         self,
-        hifi_resblock: Literal["1", "2"] = "1",
-        hifi_upsample_rates: list[int] = (8, 8, 2, 2),
-        hifi_upsample_kernel_sizes: list[int] = (16, 16, 4, 4),
-        hifi_upsample_initial_channel: int = 512,
-        hifi_resblock_kernel_sizes: list[int] = (3, 7, 11),
-        hifi_resblock_dilation_sizes: list[list[int]] = ((1, 3, 5), (1, 3, 5), (1, 3, 5)),
-        hifi_input_channels: int = 512,
-        hifi_conv_pre_kernel_size: int = 1,
-        use_spectralunet: bool = True,
-        spectralunet_block_widths: list[int] = (16, 32, 64, 128, 256),
-        spectralunet_block_depth: int = 4,
-        spectralunet_positional_encoding: bool = True,
-        spectralunet_out_channels: int = 512,
-        use_waveunet: bool = True,
-        waveunet_block_widths: list[int] = (128, 128, 256, 512),
-        waveunet_block_depth: int = 4,
-        use_spectralmasknet: bool = True,
-        spectralmasknet_block_widths: list[int] = (64, 128, 256, 512),
-        spectralmasknet_block_depth: int = 1,
-        norm_type: Literal["weight", "spectral"] = "weight",
-        use_skip_connect: bool = True,
-        waveunet_before_spectralmasknet: bool = True,
-        waveunet_input: Literal["waveform", "hifi", "both"] = "both",
+        *,
         use_upsamplewaveunet: bool = False,
         upsamplewaveunet_block_widths: list[int] = (128, 128, 128, 128, 256),
         upsamplewaveunet_block_depth: int = 3,
         upsamplewaveunet_upsample_factor: int = 3,
         upsamplewaveunet_upsampler_features: int = 512,
         ssl_dim: int = 1024,
-        time_padding: Literal["multiple", "power_of_two"] = "multiple",
-        identity_start: bool = False,
+        **inherited,
     ):
-        super().__init__(
-            hifi_resblock=hifi_resblock,
-            hifi_upsample_rates=hifi_upsample_rates,
-            hifi_upsample_kernel_sizes=hifi_upsample_kernel_sizes,
-            hifi_upsample_initial_channel=hifi_upsample_initial_channel,
-            hifi_resblock_kernel_sizes=hifi_resblock_kernel_sizes,
-            hifi_resblock_dilation_sizes=hifi_resblock_dilation_sizes,
-            hifi_input_channels=hifi_input_channels,
-            hifi_conv_pre_kernel_size=hifi_conv_pre_kernel_size,
-            use_spectralunet=use_spectralunet,
-            spectralunet_block_widths=spectralunet_block_widths,
-            spectralunet_block_depth=spectralunet_block_depth,
-            spectralunet_positional_encoding=spectralunet_positional_encoding,
-            spectralunet_out_channels=spectralunet_out_channels,
-            use_waveunet=use_waveunet,
-            waveunet_block_widths=waveunet_block_widths,
-            waveunet_block_depth=waveunet_block_depth,
-            use_spectralmasknet=use_spectralmasknet,
-            spectralmasknet_block_widths=spectralmasknet_block_widths,
-            spectralmasknet_block_depth=spectralmasknet_block_depth,
-            norm_type=norm_type,
-            use_skip_connect=use_skip_connect,
-            waveunet_before_spectralmasknet=waveunet_before_spectralmasknet,
-            waveunet_input=waveunet_input,
-            time_padding=time_padding,
-            identity_start=identity_start,
-        )
+        super().__init__(**inherited)
         self.ssl_dim = ssl_dim
+        norm_type = inherited["norm_type"]
         norm = norm_of(norm_type)
-        width = ssl_dim + (spectralunet_out_channels if use_spectralunet else 80)
+        width = ssl_dim + (inherited["spectralunet_out_channels"] if self.spectralunet is not None else 80)
         self.pre_upsampler_processing = nn.Sequential(
             ResBlock1(width, 3, [1, 3, 5], norm_type),
             nn.LeakyReLU(LRELU_SLOPE),
-            norm(nn.Conv1d(width, hifi_input_channels, 1)),
+            norm(nn.Conv1d(width, inherited["hifi_input_channels"], 1)),
         )
         self.upsamplewaveunet = None
         self.output_rate = self.input_rate
@@ -150,7 +113,7 @@ class FinallyGenerator(A2AHiFiPlusPlusGenerator):
             )
             self.output_rate = self.input_rate * upsamplewaveunet_upsample_factor
             self.conv_post.requires_grad_(False)
-            if identity_start:
+            if inherited["identity_start"]:
                 self.upsamplewaveunet.start_as_repetition()
 
     @property

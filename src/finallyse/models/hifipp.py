@@ -19,7 +19,7 @@ from finallyse.audio.mel import LogMel, mel_filterbank
 from finallyse.audio.stft import istft, magnitude, stft
 from finallyse.errors import UserError
 from finallyse.models import models_registry
-from finallyse.models.base import Generator
+from finallyse.models.base import Generator, takes_arguments_of
 from finallyse.models.hifigan import Upsampler, output_head
 from finallyse.models.inputs import check_shape
 from finallyse.models.norms import Norm, NormType, init_identity, norm_of, pass_through, silence
@@ -408,64 +408,21 @@ class A2AHiFiPlusPlusGenerator(HiFiPlusPlusGenerator):
     input_kind = "wav"
     crop = 1024  # samples
 
+    @takes_arguments_of(HiFiPlusPlusGenerator)
     def __init__(
         self,
-        hifi_resblock: Literal["1", "2"] = "1",
-        hifi_upsample_rates: list[int] = (8, 8, 2, 2),
-        hifi_upsample_kernel_sizes: list[int] = (16, 16, 4, 4),
-        hifi_upsample_initial_channel: int = 128,
-        hifi_resblock_kernel_sizes: list[int] = (3, 7, 11),
-        hifi_resblock_dilation_sizes: list[list[int]] = ((1, 3, 5), (1, 3, 5), (1, 3, 5)),
-        hifi_input_channels: int = 128,
-        hifi_conv_pre_kernel_size: int = 1,
-        use_spectralunet: bool = True,
-        spectralunet_block_widths: list[int] = (8, 16, 24, 32, 64),
-        spectralunet_block_depth: int = 5,
-        spectralunet_positional_encoding: bool = True,
-        spectralunet_out_channels: int = 128,
-        use_waveunet: bool = True,
-        waveunet_block_widths: list[int] = (10, 20, 40, 80),
-        waveunet_block_depth: int = 4,
-        use_spectralmasknet: bool = True,
-        spectralmasknet_block_widths: list[int] = (8, 12, 24, 32),
-        spectralmasknet_block_depth: int = 4,
-        norm_type: Literal["weight", "spectral"] = "weight",
-        use_skip_connect: bool = True,
-        waveunet_before_spectralmasknet: bool = True,
+        *,
         waveunet_input: Literal["waveform", "hifi", "both"] = "both",
-        time_padding: Literal["multiple", "power_of_two"] = "multiple",
         identity_start: bool = False,
+        **inherited,
     ):
-        super().__init__(
-            hifi_resblock=hifi_resblock,
-            hifi_upsample_rates=hifi_upsample_rates,
-            hifi_upsample_kernel_sizes=hifi_upsample_kernel_sizes,
-            hifi_upsample_initial_channel=hifi_upsample_initial_channel,
-            hifi_resblock_kernel_sizes=hifi_resblock_kernel_sizes,
-            hifi_resblock_dilation_sizes=hifi_resblock_dilation_sizes,
-            hifi_input_channels=hifi_input_channels,
-            hifi_conv_pre_kernel_size=hifi_conv_pre_kernel_size,
-            use_spectralunet=use_spectralunet,
-            spectralunet_block_widths=spectralunet_block_widths,
-            spectralunet_block_depth=spectralunet_block_depth,
-            spectralunet_positional_encoding=spectralunet_positional_encoding,
-            spectralunet_out_channels=spectralunet_out_channels,
-            use_waveunet=use_waveunet,
-            waveunet_block_widths=waveunet_block_widths,
-            waveunet_block_depth=waveunet_block_depth,
-            use_spectralmasknet=use_spectralmasknet,
-            spectralmasknet_block_widths=spectralmasknet_block_widths,
-            spectralmasknet_block_depth=spectralmasknet_block_depth,
-            norm_type=norm_type,
-            use_skip_connect=use_skip_connect,
-            waveunet_before_spectralmasknet=waveunet_before_spectralmasknet,
-            time_padding=time_padding,
-        )
+        super().__init__(**inherited)
         self.waveunet_input = waveunet_input
         self.mel = LogMel()
         channels = self.hifi.out_channels
         seen = {"waveform": 1, "hifi": 0, "both": 1 + channels}[waveunet_input]
-        self.waveunet_conv_pre = norm_of(norm_type)(nn.Conv1d(seen, channels, 1)) if seen and use_waveunet else None
+        norm = norm_of(inherited["norm_type"])
+        self.waveunet_conv_pre = norm(nn.Conv1d(seen, channels, 1)) if seen and self.waveunet is not None else None
         if identity_start:
             self._start_as_identity()
 
