@@ -176,3 +176,24 @@ def test_training_without_a_gpu_can_be_insisted_on(root, tmp_path):
     run = snakemake(root, "--cores", "2", "-n", f"{tmp_path}/r/hifigan.ckpt", *place)
     assert run.returncode == 0, run.stderr
     assert planned(run.stdout + run.stderr)["train_network"] == 1
+
+
+def test_the_layout_of_results_is_that_of_the_rules(root):
+    """Each row of results/README.md names a rule, and a path that the rule's outputs, logs or states have."""
+    rules = {
+        name
+        for path in (root / "workflow/rules").glob("*.smk")
+        for name in re.findall(r"^rule (\w+):", path.read_text(), re.M)
+    }
+    rows = re.findall(r"^\| (`.*?) \| .* \| (.*) \|$", (root / "results/README.md").read_text(), re.MULTILINE)
+    assert len(rows) == 10
+    for _, rule in rows:
+        assert rule == "all" or rule.strip("`") in rules, rule
+    ignored = subprocess.run(
+        ["git", "check-ignore", "results/x.ckpt", "results/demo/report.html", "results/README.md"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ignored.stdout.split() == ["results/x.ckpt", "results/demo/report.html"]

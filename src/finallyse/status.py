@@ -29,6 +29,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finallyse.config import paths_below, read_config
+from finallyse.corpora.space import megabytes
 from finallyse.progress import duration
 
 PACE_STEPS = 200  # steps whose mean duration gives the time left: the pace of late, without start-up
@@ -297,7 +298,7 @@ def _data_table(status: Status) -> Table:
             data.name,
             Text("yes", "green") if data.there else Text("no", "yellow"),
             "" if data.clips is None else f"{data.clips:,}",
-            _bytes(data.downloaded_bytes),
+            megabytes(data.downloaded_bytes) if data.downloaded_bytes else "",
         )
     return table
 
@@ -348,16 +349,6 @@ def _lines(status: Status) -> list[Text]:
         lines.append(Text("Snakemake does not run in this folder."))
     lines.append(Text(f"{status.results}/report.html: {'there' if status.report else 'not yet'}"))
     return lines
-
-
-def _bytes(count: int) -> str:
-    if not count:
-        return ""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def show(arguments: Sequence[str]) -> None:
