@@ -18,6 +18,7 @@ from finallyse import schema as schemas
 from finallyse.cli import app
 from finallyse.config import load_experiment, load_pipeline, read_yaml
 from finallyse.errors import UserError
+from finallyse.models import models_registry
 
 NETWORKS = [
     "hifigan",
@@ -52,7 +53,24 @@ def test_the_schema_file_is_what_the_code_says(schema):
 
 
 def test_the_readme_documents_every_option():
-    assert schemas.option_tables() in Path("config/README.md").read_text(), "run `make schema`"
+    text = Path("config/README.md").read_text()
+    assert schemas.option_tables() in text and schemas.part_tables() in text, "run `make schema`"
+
+
+def test_every_argument_of_every_part_is_described(schema):
+    def described(value: object, at: str = "") -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                if key == "properties" and at.endswith("/args"):
+                    missing = [name for name, argument in inner.items() if "description" not in argument]
+                    assert not missing, at
+                described(inner, f"{at}/{key}")
+        elif isinstance(value, list):
+            for index, inner in enumerate(value):
+                described(inner, f"{at}/{index}")
+
+    described(schema)
+    assert schemas.descriptions(models_registry["finally_gen"]).keys() >= {"ssl_dim", "waveunet_input", "norm_type"}
 
 
 @pytest.mark.parametrize(

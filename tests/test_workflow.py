@@ -179,7 +179,7 @@ def test_training_without_a_gpu_can_be_insisted_on(root, tmp_path):
 
 
 def test_the_layout_of_results_is_that_of_the_rules(root):
-    """Each row of results/README.md names a rule, and a path that the rule's outputs, logs or states have."""
+    """Each row of results/README.md names a rule of the workflow; git ignores all but that page."""
     rules = {
         name
         for path in (root / "workflow/rules").glob("*.smk")

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 import json
+import re
 import sys
 import types
 import typing
@@ -42,6 +44,21 @@ EXTENDS = {
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Building it
+
+
+def _registries() -> dict[str, Mapping[str, type]]:
+    """The registries of parts with arguments, by what a configuration calls them."""
+    from finallyse.augmentations import augmentations_registry
+    from finallyse.datasets import datasets_registry
+    from finallyse.losses import losses_registry
+    from finallyse.models import models_registry
+
+    return {
+        "Networks": models_registry,
+        "Losses": losses_registry,
+        "Datasets": datasets_registry,
+        "Augmentations": augmentations_registry,
+    }
 
 
 def build_schema() -> dict:
@@ -147,6 +164,7 @@ def _type_schema(hint: Any) -> dict:
 def _argument_schema(cls: type) -> dict:
     """JSON schema of the arguments of a constructor."""
     hints = typing.get_type_hints(inspect.unwrap(cls.__init__))
+    documented = descriptions(cls)
     properties, required = {}, []
     for name, parameter in inspect.signature(cls).parameters.items():
         if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
@@ -159,6 +177,8 @@ def _argument_schema(cls: type) -> dict:
             required.append(name)
         else:
             schema["default"] = json.loads(json.dumps(parameter.default))  # YAML knows no tuples
+        if name in documented:
+            schema["description"] = documented[name]
         properties[name] = schema
     schema = _object(**properties)
     if required:
@@ -166,6 +186,18 @@ def _argument_schema(cls: type) -> dict:
             required  # JSON schema's `required` would refuse overlays, which say only what they change
         )
     return schema
+
+
+def descriptions(cls: type) -> dict[str, str]:
+    """Argument -> what the `Args:` of the class's docstring, or of those of its bases, say of it."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        _, _, after = inspect.cleandoc(base.__dict__.get("__doc__") or "").partition("\nArgs:\n")
+        block = "\n".join(itertools.takewhile(lambda line: line.startswith("    "), after.splitlines()))
+        for entry in re.split(r"\n(?=    \S)", block) if block else []:
+            names, _, text = " ".join(entry.split()).partition(": ")
+            found |= dict.fromkeys(names.split(", "), text)
+    return found
 
 
 def _arguments_by_name(registry: Mapping[str, type]) -> list[dict]:
@@ -338,19 +370,43 @@ def option_tables() -> str:
     return "\n".join(lines)
 
 
+def part_tables() -> str:
+    """Markdown tables of every argument of every registered part that has any."""
+    lines = []
+    for title, registry in _registries().items():
+        lines += [f"### {title}", ""]
+        for name, cls in registry.items():
+            arguments = _argument_schema(cls)["properties"]
+            if not arguments:
+                continue
+            summary = inspect.cleandoc(cls.__doc__).split("\n\n")[0].replace("\n", " ")
+            lines += [f"**`{name}`** {summary}", "", "| argument | values | default | meaning |", "|---|---|---|---|"]
+            for argument, schema in arguments.items():
+                default = f"`{json.dumps(schema['default'])}`" if "default" in schema else "required"
+                meaning = schema["description"].replace("|", "\\|")
+                lines.append(f"| `{argument}` | {_values(schema)} | {default} | {meaning} |")
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _values(schema: dict) -> str:
+    """What an option may be, in words."""
+    if "$ref" in schema:
+        return "array"
+    if "enum" in schema:
+        return ", ".join(map(str, schema["enum"]))
+    if "anyOf" in schema:
+        return ", ".join(map(_values, schema["anyOf"]))
+    return schema["type"] if isinstance(schema["type"], str) else ", ".join(schema["type"])
+
+
 def _rows(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         if dataclasses.is_dataclass(hints[field.name]):
             yield from _rows(hints[field.name], f"{prefix}{field.name}.")
             continue
-        schema = _type_schema(hints[field.name])
-        if "enum" in schema:
-            kind = ", ".join(map(str, schema["enum"]))
-        elif "anyOf" in schema:
-            kind = ", ".join(s.get("type") or ", ".join(s["enum"]) for s in schema["anyOf"])
-        else:
-            kind = schema["type"] if isinstance(schema["type"], str) else ", ".join(schema["type"])
+        kind = _values(_type_schema(hints[field.name]))
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         yield f"{prefix}{field.name}", kind, f"`{json.dumps(default)}`", field.metadata["help"]
 
@@ -364,7 +420,7 @@ def main(folder: str = "config") -> None:
     readme = Path(folder, "README.md")
     before, rest = readme.read_text().split(BEGIN)
     after = rest.split(END)[1]
-    readme.write_text(before + BEGIN + "\n" + option_tables() + "\n" + END + after)
+    readme.write_text(before + BEGIN + "\n" + option_tables() + "\n" + part_tables() + "\n" + END + after)
 
 
 if __name__ == "__main__":

@@ -24,11 +24,12 @@ OPUS_RATE = 48_000
 class Codec(Augmentation):
     """A round trip through a lossy codec, drawn evenly from `formats`.
 
-    formats: of mp3 (LAME), vorbis (libvorbis) and opus (libopus).
-    mp3_kbps: [least, greatest] constant bit rate, kbit/s. MP3 is coded at 16 kHz, where such low rates exist: of LAME's
-    8, 16, 24, 32, ... those within the limits are drawn (4 to 16 means 8 or 16).
-    vorbis_quality: [least, greatest] quality within 0 and 1; 0 is about 30 kbit/s at 16 kHz.
-    opus_kbps: [least, greatest] bit rate, kbit/s.
+    Args:
+        formats: of mp3 (LAME), vorbis (libvorbis) and opus (libopus).
+        mp3_kbps: [least, greatest] constant bit rate, kbit/s. MP3 is coded at 16 kHz, where such low rates exist: of
+            LAME's 8, 16, 24, 32, ... those within the limits are drawn (4 to 16 means 8 or 16).
+        vorbis_quality: [least, greatest] quality within 0 and 1; 0 is about 30 kbit/s at 16 kHz.
+        opus_kbps: [least, greatest] bit rate, kbit/s.
 
     The delays of encoder and decoder are removed: MP3's and Opus' by what the encoder says of its padding, with each
     packet handed to the decoder at once; Vorbis has none.

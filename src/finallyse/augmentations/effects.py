@@ -40,7 +40,9 @@ def run_filter(wav: np.ndarray, sample_rate: int, name: str, **options: float) -
 class Acrusher(Augmentation):
     """Bit crusher: amplitudes in coarse steps.
 
-    bits: [least, greatest] resolution, within 1 and 64.    mix: share of the original that is mixed in, FFmpeg's 0.5.
+    Args:
+        bits: [least, greatest] resolution, within 1 and 64.
+        mix: share of the original that is mixed in, FFmpeg's 0.5.
 
     Each sample depends on itself alone: there is no delay.
     """
@@ -63,7 +65,8 @@ class Acrusher(Augmentation):
 class Crystalizer(Augmentation):
     """Sharpens: adds the difference of neighbouring samples, and clips at full scale.
 
-    intensity: [least, greatest] factor of the difference, within -10 and 10.
+    Args:
+        intensity: [least, greatest] factor of the difference, within -10 and 10.
 
     Low frequencies come up to `intensity` samples early; the shift of the bulk is undone (`realign`).
     """
@@ -85,8 +88,10 @@ class Crystalizer(Augmentation):
 class Vibrato(Augmentation):
     """A pitch that sways: a delay that follows a sine.
 
-    frequency_hz: [least, greatest].    depth: FFmpeg's, within 0 and 1; the delay sways by up to `depth` * 2.5 ms to
-    either side, which is 20 samples at 16 kHz with FFmpeg's own 0.5.
+    Args:
+        frequency_hz: [least, greatest] of the sine, Hz.
+        depth: FFmpeg's, within 0 and 1; the delay sways by up to `depth` * 2.5 ms to either side, which is 20 samples
+            at 16 kHz with FFmpeg's own 0.5.
 
     The delay's mean over the clip (about 60 samples at 16 kHz) is removed. The effect runs over silence before the
     clip: its buffer is not clean at first, and so the sine can be at any phase when the clip begins.
@@ -119,7 +124,9 @@ class Vibrato(Augmentation):
 class Flanger(Augmentation):
     """A copy with a slowly swaying delay is added.
 
-    depth: [least, greatest] of the delay's sway, ms, within 0 and 10.    speed_hz: of the sway, FFmpeg's 0.5.
+    Args:
+        depth: [least, greatest] of the delay's sway, ms, within 0 and 10.
+        speed_hz: of the sway, FFmpeg's 0.5.
 
     The direct sound is not delayed, but a copy less than a millisecond behind merges with it: the shift of the bulk is
     undone (`realign`). The effect runs over silence before the clip, so that the sway can be at any phase.

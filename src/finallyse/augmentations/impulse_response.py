@@ -17,10 +17,13 @@ from finallyse.errors import UserError
 class ImpulseResponse(Augmentation):
     """Convolves with an impulse response from a manifest: a room's or a microphone's.
 
-    manifest: CSV of prepared impulse responses at the rate of the signal; its column `offset` is the sample of the
-    direct path, which ends up where the signal was. What a microphone's filter still delays the bulk of the speech by
-    is measured on the signal and undone (`realign`). The power of the signal is kept. Of several channels the first is
-    taken. A response of zeros is an error: preparation leaves such files out.
+    Args:
+        manifest: CSV of prepared impulse responses at the rate of the signal; its column `offset` is the sample of the
+            direct path, which ends up where the signal was.
+
+    What a microphone's filter still delays the bulk of the speech by is measured on the signal and undone (`realign`).
+    The power of the signal is kept. Of several channels the first is taken. A response of zeros is an error:
+    preparation leaves such files out.
     """
 
     name = "impulse_response"

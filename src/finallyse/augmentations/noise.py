@@ -19,7 +19,9 @@ CROSSFADE = 0.02  # seconds over which the end of a looped noise goes over into 
 class Noise(Augmentation):
     """Adds a noise from a manifest, at a signal-to-noise ratio.
 
-    manifest: CSV of prepared noises at the rate of the signal.    snr_db: [least, greatest].
+    Args:
+        manifest: CSV of prepared noises at the rate of the signal.
+        snr_db: [least, greatest] signal-to-noise ratio, dB.
 
     The ratio is that of the mean power of active speech (frames of 20 ms within 40 dB of the loudest one) to the mean
     power of the noise excerpt. The excerpt begins anywhere in the file; a noise shorter than the signal is looped from

@@ -18,10 +18,15 @@ from finallyse.errors import UserError
 class BandwidthDataset(ManifestDataset):
     """Speech, and as input the same without anything above `input_freq` (HiFi++, arXiv 2203.13086, section 4.1).
 
-    manifest: CSV of prepared speech.    segment: samples of an item; null: whole recordings.    input_freq: Hz, such
-    that 2 * input_freq divides sample_rate.    lowpass: `polyphase` (resampled to 2 * input_freq and back), `decimate`
-    (down by scipy's decimate instead, a Chebyshev filter run both ways), or `random`, one of the two for each item.
-    sample_rate: Hz.    peak: to which input and target are each normalised.    seed: of segments and choices.
+    Args:
+        manifest: CSV of prepared speech.
+        input_freq: highest frequency of the input, Hz; 2 * input_freq must divide sample_rate.
+        segment: samples of an item; null: whole recordings.
+        lowpass: `polyphase` (resampled to 2 * input_freq and back), `decimate` (down by scipy's decimate instead, a
+            Chebyshev filter run both ways), or `random`, one of the two for each item.
+        sample_rate: of the manifest's recordings, Hz.
+        peak: to which input and target are each normalised.
+        seed: of segments and choices.
 
     Items: input_wav [T], wav [T], name. Recordings shorter than `segment` are followed by zeros.
     """

@@ -67,9 +67,13 @@ class DegradedDataset(ManifestDataset):
 class AugmentedLibriTTS(DegradedDataset):
     """LibriTTS-R, degraded: a short segment to enhance, in a long context that WavLM sees.
 
-    manifest: CSV of prepared speech.    augmentations: list of {name, probability, args}.    segment: samples to
-    enhance; null: whole recordings, which are then their own context.    context: samples that are degraded as a whole
-    and that the segment is cut from.    sample_rate: Hz.    seed: of segments and degradations.
+    Args:
+        manifest: CSV of prepared speech.
+        augmentations: list of {name, probability, args}.
+        segment: samples to enhance; null: whole recordings, which are then their own context.
+        context: samples that are degraded as a whole and that the segment is cut from.
+        sample_rate: of the manifest's recordings, Hz.
+        seed: of segments and degradations.
 
     Items: input_wav [segment] (degraded), wav [segment] (clean), context_wav [context] (degraded; input_wav is its part
     from `start` on), start (samples, a multiple of 320: WavLM's frame start / 320 begins there), name. Levels are as
@@ -107,16 +111,20 @@ class AugmentedLibriTTS(DegradedDataset):
 class AugmentedDaps(DegradedDataset):
     """DAPS, degraded at 48 kHz; the input is then brought to 16 kHz.
 
-    manifest: CSV of prepared speech at `output_rate`.    augmentations: list of {name, probability, args}, with noises
-    and impulse responses at `output_rate`.    segment: samples of the target; null: whole recordings, of which there
-    are as many as the manifest has, and which are their own context.    context: samples that are degraded as a whole
-    and that the segment is cut from, so that noise follows the level of seconds of speech, reverberation comes from
-    before the segment, and WavLM sees more than the segment; null: the segment is degraded alone, and items have
-    neither `context_wav` nor `start`.    virtual_len: items of an epoch; each is a segment from anywhere in the corpus,
-    every place being as likely.    silence_ratio: up to this share of a segment is silence around its speech, the
-    amount and its place being random; the context's speech goes on before and after, as around two pauses.
-    input_rate, output_rate: Hz; segment and context are multiples of output_rate / input_rate.    seed: of segments,
-    silences and degradations.
+    Args:
+        manifest: CSV of prepared speech at `output_rate`.
+        augmentations: list of {name, probability, args}, with noises and impulse responses at `output_rate`.
+        segment: samples of the target; null: whole recordings, of which there are as many as the manifest has, and
+            which are their own context.
+        context: samples that are degraded as a whole and that the segment is cut from, so that noise follows the level
+            of seconds of speech, reverberation comes from before the segment, and WavLM sees more than the segment;
+            null: the segment is degraded alone, and items have neither `context_wav` nor `start`.
+        virtual_len: items of an epoch; each is a segment from anywhere in the corpus, every place being as likely.
+        silence_ratio: up to this share of a segment is silence around its speech, the amount and its place being
+            random; the context's speech goes on before and after, as around two pauses.
+        input_rate, output_rate: of the input and the target, Hz; segment and context are multiples of output_rate /
+            input_rate.
+        seed: of segments, silences and degradations.
 
     Items: input_wav [segment * input_rate / output_rate] (degraded), wav [segment] (clean), context_wav [context *
     input_rate / output_rate] (degraded; input_wav is its part from `start` on), start (samples at input_rate, a

@@ -19,7 +19,9 @@ from finallyse.errors import UserError
 class FolderDataset(ItemDataset):
     """Whole recordings of any format, rate and number of channels, mixed to mono and resampled: input for FINALLY.
 
-    folder: searched with all folders in it.    sample_rate: of the items, Hz.
+    Args:
+        folder: searched with all folders in it.
+        sample_rate: of the items, Hz.
 
     Items: input_wav [T], name (path in the folder, with `_` for `/`, without the suffix unless two differ in that
     alone). Nothing is random; levels are as they are.

@@ -15,8 +15,12 @@ from finallyse.errors import UserError
 class VoiceBank(ManifestDataset):
     """Noisy speech as input, its clean counterpart as target.
 
-    manifest: CSV of prepared pairs (with `noisy_path`).    segment: samples of an item; null: whole recordings.
-    sample_rate: Hz.    peak: to which input and target are each normalised.    seed: of the segments.
+    Args:
+        manifest: CSV of prepared pairs (with `noisy_path`).
+        segment: samples of an item; null: whole recordings.
+        sample_rate: of the manifest's recordings, Hz.
+        peak: to which input and target are each normalised.
+        seed: of the segments.
 
     Items: input_wav [T], wav [T], name. Recordings shorter than `segment` are followed by zeros.
     """
@@ -55,9 +59,12 @@ class VoiceBank(ManifestDataset):
 class VctkDemand(ManifestDataset):
     """VoiceBank-DEMAND's test set as FINALLY is validated on it: whole utterances, levels as they are.
 
-    manifest: CSV of prepared pairs at the input rate, 16 kHz.    target_manifest: CSV of the same pairs at the output
-    rate (48 kHz) for the clean target; null: the target is at the input rate.    limit: that many utterances, evenly
-    spread over the list; null: all.    sample_rate: of the input, Hz.
+    Args:
+        manifest: CSV of prepared pairs at the input rate, 16 kHz.
+        target_manifest: CSV of the same pairs at the output rate (48 kHz) for the clean target; null: the target is at
+            the input rate.
+        limit: that many utterances, evenly spread over the list; null: all.
+        sample_rate: of the input, Hz.
 
     Items: input_wav [T], wav [T * output_rate / input_rate], name. At another rate a recording can be a sample longer
     or shorter than that: it is cut or followed by zeros.

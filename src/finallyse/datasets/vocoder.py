@@ -17,12 +17,18 @@ from finallyse.errors import UserError
 class MelDataset(ManifestDataset):
     """Speech with the log-mel spectrograms that HiFi-GAN starts from and is judged by (arXiv 2010.05646).
 
-    manifest: CSV of prepared speech.    segment: samples of an item, a multiple of `hop`; null: whole recordings, cut
-    to a multiple of `hop`.    sample_rate: Hz.    peak: to which each recording is normalised, of which the item is a
-    part; silence stays as it is.    seed: of the segments.
-    mels_folder: ready-made log-mels `<name>.npy` [n_mels, F] of the whole recordings (of an acoustic model that the
-    vocoder is tuned to), used as `mel`; the item is then not normalised. Segments begin at a frame.
-    n_fft, hop, win, n_mels, fmin, fmax: of `mel`.    fmax_loss: of `mel_for_loss`; null: half the sample rate.
+    Args:
+        manifest: CSV of prepared speech.
+        segment: samples of an item, a multiple of `hop`; null: whole recordings, cut to a multiple of `hop`.
+        sample_rate: of the manifest's recordings, Hz.
+        peak: to which each recording is normalised, of which the item is a part; silence stays as it is.
+        seed: of the segments.
+        mels_folder: ready-made log-mels `<name>.npy` [n_mels, F] of the whole recordings (of an acoustic model that the
+            vocoder is tuned to), used as `mel`; the item is then not normalised. Segments begin at a frame.
+        n_fft, hop, win: length, step and window of the STFT of `mel`, samples.
+        n_mels: bands of `mel`.
+        fmin, fmax: lowest and highest frequency of `mel`, Hz.
+        fmax_loss: highest frequency of `mel_for_loss`, Hz; null: half the sample rate.
 
     Items: wav [T] and input_wav (the same), mel [n_mels, T/hop], mel_for_loss [n_mels, T/hop], name. Recordings shorter
     than `segment` are followed by zeros.

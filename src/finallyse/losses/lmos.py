@@ -28,7 +28,7 @@ class LMOSLoss(nn.Module):
             first. WavLM was trained on audio of unit variance. Each clip normalised by itself would hide an output that
             is too quiet; WavLM's layer norms nearly hide it all the same, the STFT of the same clips does not. "none":
             they stay as they are, as in the original code, and as for a WavLM that takes them so (`normalize` false).
-        n_fft, hop: of the STFT, samples.
+        n_fft, hop: length and step of the STFT, samples.
 
     wav, wav_hat: [B, 1, T] at sample_rate; wavlm: a `finallyse.models.wavlm.WavLM`.
     """

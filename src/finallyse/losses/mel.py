@@ -19,7 +19,9 @@ class L1MelLoss(nn.Module):
     Args:
         target: "wav" takes the target's spectrogram from its waveform, "mel_for_loss" from the dataset, which must have
             made it with the same settings.
-        n_fft, hop, win, n_mels, fmin, fmax: of the spectrogram, samples and Hz; fmax None reaches up to Nyquist.
+        n_fft, hop, win: length, step and window of the spectrogram's STFT, samples.
+        n_mels: bands of the spectrogram.
+        fmin, fmax: lowest and highest frequency of the spectrogram, Hz; fmax null: half the sample rate.
 
     wav, wav_hat: [B, 1, T] at sample_rate; mel_for_loss: [B, n_mels, T // hop]. Raises UserError where lengths differ.
     """

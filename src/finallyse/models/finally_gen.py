@@ -56,9 +56,14 @@ class FinallyGenerator(A2AHiFiPlusPlusGenerator):
     Args:
         ssl_dim: channels of the features (WavLM-large: 1024).
         identity_start: as in `a2a_hifi++_gen`; the untrained head repeats each sample.
-        use_upsamplewaveunet: the head that multiplies the rate by `upsamplewaveunet_upsample_factor`; conv_post is then
-            carried along for checkpoints' sake, unused and frozen.
-        the others: see `a2a_hifi++_gen`.
+        use_upsamplewaveunet: have the head for the higher rate; conv_post is then carried along for checkpoints' sake,
+            unused and frozen.
+        upsamplewaveunet_block_widths: channels of the levels of the head's U-Net, outermost first.
+        upsamplewaveunet_block_depth: residual units before and after each inner level of the head's U-Net.
+        upsamplewaveunet_upsample_factor: factor by which the head raises the rate.
+        upsamplewaveunet_upsampler_features: channels that the head's U-Net hands to its transposed convolution.
+
+    All others as in `a2a_hifi++_gen`.
 
     Shapes: wav [B, 1, T] at 16 kHz, ssl [B, ssl_dim, N] of the same clip -> wav [B, 1, T] or [B, 1, 3 T], any T >= 1,
     N >= 1. The features are spread over the clip's ceil(T / 256) frames by nearest neighbour, whatever N is.

@@ -107,6 +107,14 @@ class Upsampler(nn.Module):
 class HiFiGANGenerator(Upsampler, Generator):
     """HiFi-GAN: log-mel -> waveform at 16 kHz. The defaults are V1; V2 has upsample_initial_channel 128.
 
+    Args:
+        resblock: "1": residual blocks of two convolutions for each dilation; "2": of one, as in V3.
+        upsample_rates: factor of each transposed convolution; their product is the hop of the mel.
+        upsample_kernel_sizes: kernel of each transposed convolution, samples.
+        upsample_initial_channel: channels before the first; each transposed convolution halves them.
+        resblock_kernel_sizes: kernel of each residual block, of which the mean is taken.
+        resblock_dilation_sizes: dilations of each residual block.
+
     Shapes: mel [B, 80, F] -> wav [B, 1, F * prod(upsample_rates)], any F >= 1.
     Raises UserError for an input of another shape.
     """

@@ -45,6 +45,10 @@ class PeriodDiscriminator(nn.Module):
 class MultiPeriodDiscriminator(nn.Module):
     """One sub-discriminator per period. Shapes: wav [B, 1, T] -> logits, feature_maps: a list entry per period.
 
+    Args:
+        periods: samples between those that a sub-discriminator sees side by side; coprime in the paper.
+        widths: channels of its strided convolutions.
+
     Any T >= 1; the end is reflected to a multiple of the period. Raises UserError for another shape.
     """
 
@@ -91,8 +95,11 @@ class ScaleDiscriminator(nn.Module):
 class MultiScaleDiscriminator(nn.Module):
     """Three scale discriminators, the first spectral-normed; each but the first sees the waveform at half the rate.
 
-    same_scale: all three see the full rate (HiFi++, arXiv 2203.13086, section 3.5).
-    widths: of the seven convolutions; multiples of 16.
+    Args:
+        same_scale: all see the full rate (HiFi++, arXiv 2203.13086, section 3.5).
+        widths: channels of the seven convolutions; multiples of 16.
+        scales: number of discriminators.
+
     Shapes: wav [B, 1, T] -> logits, feature_maps: a list entry per scale. Any T >= 1. Raises UserError for another
     shape.
     """

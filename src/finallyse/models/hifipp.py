@@ -263,8 +263,18 @@ class HiFiPlusPlusGenerator(Generator):
     """HiFi++ from log-mel: mel -> SpectralUNet -> upsampler -> WaveUNet -> SpectralMaskNet -> conv_post -> tanh.
 
     Args:
-        hifi_*: the upsampler, as in hifigan_gen; `hifi_input_channels` is what the SpectralUNet hands on.
-        use_*, *_block_widths, *_block_depth: the U-Nets and their sizes.
+        hifi_resblock, hifi_upsample_rates, hifi_upsample_kernel_sizes, hifi_upsample_initial_channel,
+            hifi_resblock_kernel_sizes, hifi_resblock_dilation_sizes: of the upsampler, as in `hifigan_gen`.
+        hifi_input_channels: channels that the upsampler takes, with a SpectralUNet its `spectralunet_out_channels`.
+        hifi_conv_pre_kernel_size: kernel of the upsampler's first convolution, frames.
+        use_spectralunet, use_waveunet, use_spectralmasknet: have that U-Net.
+        spectralunet_block_widths, waveunet_block_widths, spectralmasknet_block_widths: channels of the levels of that
+            U-Net, outermost first.
+        spectralunet_block_depth, waveunet_block_depth, spectralmasknet_block_depth: residual units before and after
+            each inner level of that U-Net.
+        spectralunet_positional_encoding: show the SpectralUNet the place of each bin, 0 to 1, as one more channel.
+        spectralunet_out_channels: channels that the SpectralUNet hands on.
+        norm_type: of the weights of all convolutions: "weight" or "spectral".
         use_skip_connect: adds each of the last two U-Nets' input to its output through a 1x1 convolution (identity at
             first; carried along, unused and frozen, where that U-Net is missing).
         waveunet_before_spectralmasknet: the order of the two.
@@ -399,7 +409,8 @@ class A2AHiFiPlusPlusGenerator(HiFiPlusPlusGenerator):
         waveunet_input: what the WaveUNet sees: "waveform", "hifi" (the upsampler's output) or "both".
         identity_start: the untrained network gives tanh(wav): channel 0 carries the waveform through, the nets begin by
             adding nothing to it and by masking nothing of it. Published networks start from noise.
-        the others: see `hifi++_gen`.
+
+    All others as in `hifi++_gen`.
 
     Shapes: wav [B, 1, T] -> wav [B, 1, T], 16 kHz, any T >= 1: padded with zeros to a multiple of 1024 samples (the
     published network drops the samples beyond one) and cropped again. Raises UserError for another shape.

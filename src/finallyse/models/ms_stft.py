@@ -60,6 +60,10 @@ class STFTDiscriminator(nn.Module):
 class MultiScaleSTFTDiscriminator(nn.Module):
     """One STFT discriminator per window size; the default windows are those for 48 kHz (16 kHz: 2048 down to 128).
 
+    Args:
+        filters: channels of the convolutions.
+        n_ffts, hop_lengths, win_lengths: length, step and window of each STFT, samples.
+
     Shapes: wav [B, 1, T] -> logits, feature_maps: a list entry per window size. Any T >= 1. Raises UserError for
     another shape.
     """
