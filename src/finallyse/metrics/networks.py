@@ -69,7 +69,7 @@ class _InertPickle:
 def read_wav2vec2_mos(path: Path) -> dict:
     """State of a `Wav2Vec2Mos` from the published Lightning checkpoint, under today's names of transformers.
 
-    Raises UserError where the file is another one.
+    Raises UserError if the file is another one.
     """
     import torch
 

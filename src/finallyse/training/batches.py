@@ -90,7 +90,7 @@ def collate_told(items: list) -> Batch | UserError:
 def collate(items: Iterable[Mapping]) -> Batch:
     """Stack items of equal lengths.
 
-    Raises UserError where lengths differ: a training dataset needs a `segment`.
+    Raises UserError if lengths differ: a training dataset needs a `segment`.
     """
     items = list(items)
     names = [str(item["name"]) for item in items]

@@ -49,7 +49,7 @@ class Criteria(nn.Module):
                     )
 
     def check_level(self) -> None:
-        """Raise a UserError where no loss that counts tells one level of the output from another."""
+        """Raise a UserError if no loss that counts tells one level of the output from another."""
         if not any(loss.sees_level and self.weights[name] > 0 for name, loss in self.losses.items()):
             raise UserError(
                 f"losses.{self.kind}: no loss with a weight above 0 sees the level of the output, which could become "

@@ -204,7 +204,7 @@ class Run:
     def read(self) -> None:
         """Bring the losses of the steps since the last reading to the host: the one place that waits for the device.
 
-        Writes them to history.csv. Raises UserError where one of those steps was not finite.
+        Writes them to history.csv. Raises UserError if one of those steps was not finite.
         """
         if not self.pending:
             return

@@ -113,7 +113,7 @@ class Writers:
 
     `step` is the one that the run continues after.
 
-    Raises UserError where Weights & Biases cannot be reached or has no key; `offline` and `disabled` need none.
+    Raises UserError if Weights & Biases cannot be reached or has no key; `offline` and `disabled` need none.
     """
 
     def __init__(self, experiment: Mapping, folder: Path, wandb_id: str | None, step: int):

@@ -122,7 +122,7 @@ class StateFolder:
     def lock(self) -> None:
         """Hold the folder for this process until it ends, however it ends.
 
-        Raises UserError where another process trains into it.
+        Raises UserError if another process trains into it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = (self.folder / "lock").open("a")
@@ -175,7 +175,7 @@ class StateFolder:
     def save(self, step: int, state: Mapping[str, Any]) -> Path:
         """Write the state after `step` steps; then remove all but the last `keep`.
 
-        Raises UserError where the disk is full; what was there before stays.
+        Raises UserError if the disk is full; what was there before stays.
         """
         path = self.folder / f"step-{step:08d}.pt"
         path.with_suffix(".json").unlink(missing_ok=True)  # of a damaged state of the same step
@@ -246,7 +246,7 @@ class StateFolder:
 def write_whole(path: Path, write: Callable[[Any], Any]) -> tuple[int, int]:
     """Let `write(file)` write a file that appears whole or not at all; returns its size and CRC-32.
 
-    Raises UserError where it cannot be written; what was at `path` stays.
+    Raises UserError if it cannot be written; what was at `path` stays.
     """
     try:
         with atomic.replacing(path, durable=True) as part, part.open("wb") as raw:

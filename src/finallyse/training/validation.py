@@ -46,7 +46,7 @@ class Validation:
             log.warning("metric %s: %s", name, reason)
 
     def check(self, column: str) -> None:
-        """Raise a UserError where no validation will measure this column, which `train.best` names."""
+        """Raise a UserError if no validation will measure this column, which `train.best` names."""
         of = next((name for name, metric in self.metrics.metrics.items() if column in metric.columns), None)
         if of is None:
             known = ", ".join(self.metrics.columns()) or "none"
