@@ -1,11 +1,11 @@
 # make demo      set up .venv, run the whole workflow on the embedded corpus (CPU, minutes)
-# make learn     the same with trainings that are long enough to learn; fails if a network does not beat its input
-#                SPEECH=DIR: on your own recordings; RESULTS=DIR: results elsewhere (both for make demo, too)
+# make learn     the same with trainings long enough to learn; fails if a network does not beat its input
+#                SPEECH=DIR: on your own recordings; RESULTS=DIR: results elsewhere (both also for make demo)
 # make test      set up .venv, run the tests
 # make install   set up .venv only
 # make bench     run the benchmarks
-# make schema    write config/schema.json and config/README.md's tables anew after changing options or parts
-# make rulegraph draw docs/rulegraph.svg anew (needs graphviz)
+# make schema    regenerate config/schema.json and config/README.md's tables after changing options or parts
+# make rulegraph redraw docs/rulegraph.svg (needs graphviz)
 # make format    format and lint
 
 SHELL := /bin/bash
@@ -15,7 +15,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= $(shell nproc 2>/dev/null || echo 2)
-# The first of these that is there and is Python 3.11 or 3.12; or say make PYTHON=/path/to/python3.11
+# The first of these on the PATH that is Python 3.11 or 3.12; to override: make PYTHON=/path/to/python3.11
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3 python,$(shell command -v $(p) >/dev/null 2>&1 && \
 	$(p) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1 && echo $(p))))
 
@@ -30,7 +30,7 @@ $(BIN)/.python:
 	$(PYTHON) -m venv $(VENV) || { echo "error: $(PYTHON) -m venv failed; on Debian or Ubuntu install the package python3-venv" >&2; exit 1; }
 	@touch $@
 
-# torch goes first: asked for on its own, pip may take a CPU build that lies in a local folder.
+# torch is installed first: requested on its own, pip may pick a CPU build from a local folder.
 $(BIN)/.installed: requirements.txt pyproject.toml $(BIN)/.python
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$$(grep -E '^torch==' requirements.txt)"
@@ -44,7 +44,7 @@ $(BIN)/.installed-dev: requirements-dev.txt $(BIN)/.installed
 
 OVERRIDES = $(if $(SPEECH)$(RESULTS),--config $(if $(SPEECH),"demo_speech=$(SPEECH)") $(if $(RESULTS),"results=$(RESULTS)"))
 
-# Snakemake's own cache of sources would lie in the home folder.
+# Snakemake's source cache is in the home folder by default.
 demo learn: export XDG_CACHE_HOME := $(CURDIR)/.snakemake/cache
 demo: $(BIN)/.installed
 	$(BIN)/snakemake --cores $(CORES) --configfile config/demo.yaml $(OVERRIDES)

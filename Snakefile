@@ -4,7 +4,7 @@ snakemake --cores 8 results/finally_stage3.ckpt        # the paper
 snakemake --cores 8 finally_stage3                     # the same, by the network's name
 snakemake --cores 2 --configfile config/demo.yaml      # everything on the embedded corpus, small networks
 snakemake --cores 8 data                               # only fetch and prepare the corpora
-snakemake --cores 8 learn                              # everything, and whether each network beats its input
+snakemake --cores 8 learn                              # everything, and check that each network beats its input
 """
 
 from snakemake.utils import min_version

@@ -1,9 +1,9 @@
-"""Download one file of the registry, or a whole collection of small ones.
+"""Download one file of the registry, or a whole collection of small files.
 
     python scripts/download.py vctk VCTK-Corpus-0.92.zip --output resources/downloads/vctk/VCTK-Corpus-0.92.zip
     python scripts/download.py micirp --output resources/downloads/micirp/collection.csv
 
-A transfer that was broken off goes on where it stopped. See resources/datasets.yaml for names, sizes and checksums.
+An interrupted download resumes where it stopped. See resources/datasets.yaml for names, sizes and checksums.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from finallyse.errors import one_line_errors
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="corpus or weight, as the registry calls it")
-    parser.add_argument("file", nargs="?", help="file of it; without: all its files, for a collection")
-    parser.add_argument("--output", type=Path, required=True, help="the file, or the table of a collection")
-    parser.add_argument("--base-url", help="instead of the registry's: http(s)://, file://")
+    parser.add_argument("source", help="name of the corpus or weight in the registry")
+    parser.add_argument("file", nargs="?", help="one of its files; omit to download all files of a collection")
+    parser.add_argument("--output", type=Path, required=True, help="file to write, or table of the collection")
+    parser.add_argument("--base-url", help="replaces the registry's base URL: http(s)://, file://")
     parser.add_argument(
         "--verify",
         choices=["published", "lock"],
         default="published",
-        help="`lock`: the contents are not the published ones (default: %(default)s)",
+        help="`lock`: the contents differ from the published ones (default: %(default)s)",
     )
-    parser.add_argument("--lock", type=Path, help="lock file for checksums that no publisher states")
+    parser.add_argument("--lock", type=Path, help="lock file for checksums that the publisher does not state")
     parser.add_argument("--registry", type=Path, default=REGISTRY)
     arguments = parser.parse_args()
     with one_line_errors():

@@ -3,11 +3,11 @@
     python scripts/evaluate.py --enhanced DIR [--reference DIR] [--noisy DIR] --metrics wb_pesq stoi --output OUT.csv
 
 writes OUT.csv (one row per utterance) and OUT.summary.csv (one row per number: mean, half width of its 95 % confidence
-interval over utterances, how many were scored, how many not and why, what is missing). A run that was killed goes on.
+interval over utterances, how many were scored, how many were not and why, what is missing). A killed run resumes.
 
-Files belong together by name, whatever their suffix; rates may differ; several channels are measured by their mean.
-Lengths may differ by 0.1 s, both are then cut to the shorter; beyond that, and for silence, no metric that compares the
-two gives a number: the reason is counted. Exit status 1 where a file could not be read; the tables hold all the others.
+Files are matched by name, ignoring the suffix; rates may differ; channels are averaged. Lengths may differ by up to
+0.1 s: both files are then cut to the shorter one. Beyond that, and for silence, metrics that compare two files give no
+number and the reason is counted. The exit status is 1 if a file could not be read; the tables contain all the others.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--enhanced", type=Path, required=True, metavar="DIR", help="files to measure")
     parser.add_argument("--reference", type=Path, metavar="DIR", help="clean files of the same names")
-    parser.add_argument("--noisy", type=Path, metavar="DIR", help="unprocessed files of the same names, to compare")
+    parser.add_argument("--noisy", type=Path, metavar="DIR", help="unprocessed files of the same names, for comparison")
     parser.add_argument(
-        "--score-reference", action="store_true", help="measure the references too, where none is needed"
+        "--score-reference", action="store_true", help="also score the references, with metrics that need no reference"
     )
     parser.add_argument(
         "--metrics", nargs="+", required=True, metavar="NAME", help=f"all, or some of: {', '.join(metrics_registry)}"
     )
     parser.add_argument("--output", type=Path, required=True, metavar="OUT.csv", help="table of utterances")
-    parser.add_argument("--resources", default="resources", metavar="DIR", help="folder that holds weights/")
+    parser.add_argument("--resources", default="resources", metavar="DIR", help="folder that contains weights/")
     parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="for metrics that are networks"
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="device of neural-network metrics"
     )
     parser.add_argument("--jobs", type=int, metavar="N", help="processes; default: one per core")
     options = parser.parse_args(arguments)

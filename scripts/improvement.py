@@ -1,16 +1,15 @@
-"""Show whether each network beats its input, and check what is asked of it.
+"""Show whether each network beats its input, and check its goals.
 
     python scripts/improvement.py --results results/demo --networks hifigan hifipp_denoise \\
         --improves hifipp_denoise.wb_pesq hifipp_denoise.si_sdr --reaches hifigan.wb_pesq=2.0
 
-Reads, for each network, <results>/metrics/NETWORK.csv and NETWORK.summary.csv (of scripts/evaluate.py with --noisy)
-and <results>/state/NETWORK/validation.csv, and writes <results>/improvement.md: a table of inputs, outputs and the mean
-of each utterance's output minus its own input with its 95 % interval, then the validations of each training. The
-workflow does this by itself: `snakemake learn` checks what the configuration asks for in networks.<name>.improves and
-.reaches.
+For each network, reads <results>/metrics/NETWORK.csv and NETWORK.summary.csv (of scripts/evaluate.py with --noisy) and
+<results>/state/NETWORK/validation.csv, and writes <results>/improvement.md: a table of inputs, outputs and the mean
+difference of output and input over utterances with its 95 % interval, then the validations of each training. In the
+workflow, `snakemake learn` checks the goals that the configuration sets in networks.<name>.improves and .reaches.
 
-Exit status 0: everything that is asked for is met. 1: something is not, and a line for each says what; the table is
-written all the same. 2: a table is missing or an option is wrong; nothing is written.
+Exit status 0: all goals are met. 1: at least one is not; each is printed on its own line, and the table is still
+written. 2: a table is missing or an option is invalid; nothing is written.
 """
 
 from __future__ import annotations
@@ -32,17 +31,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs="*",
         default=[],
         metavar="NETWORK.METRIC",
-        help="the network must be better than its input in that metric, by the mean of the change; whether its "
-        "interval excludes 0 is told beside it",
+        help="the network must beat its input in that metric, by the mean of the change; whether its interval excludes "
+        "0 is also reported",
     )
     parser.add_argument(
         "--reaches",
         nargs="*",
         default=[],
         metavar="NETWORK.METRIC=NUMBER",
-        help="the mean over the validation set must be that good or better; for vocoders, which have no input",
+        help="the mean over the validation set must be at least this good; for vocoders, which have no input",
     )
-    parser.add_argument("--only-show", action="store_true", help="exit with status 0 whatever is met")
+    parser.add_argument("--only-show", action="store_true", help="exit with status 0 even if goals are not met")
     parser.add_argument("--output", type=Path, metavar="FILE", help="the table; default: improvement.md in --results")
     return parser.parse_args(arguments)
 

@@ -1,9 +1,9 @@
-"""Enhance the validation set of an experiment with its checkpoint, and measure it.
+"""Enhance the validation set of an experiment with its checkpoint, and score it.
 
     python scripts/inference.py exp.config_path=config/experiments/finally_stage3.yaml exp.run_name=finally_stage3
 
 loads <exp.results>/<exp.run_name>.ckpt, writes <exp.results>/enhanced/<exp.run_name>/{enhanced,reference,noisy}/ and
-prints the experiment's metrics. metrics=[] measures nothing. Another dataset, e.g. a folder of recordings:
+prints the experiment's metrics. metrics=[] disables scoring. For another dataset, e.g. a folder of recordings:
 data.validation.name=finally_dataset ~data.validation.args +data.validation.args.folder=DIR
 """
 

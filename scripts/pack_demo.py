@@ -1,10 +1,10 @@
-"""Pack one of the demo's corpora into archives with the names and the layout of the published ones.
+"""Pack one of the demo's corpora into archives with the names and layout of the published ones.
 
     python scripts/pack_demo.py vctk --speech results/demo/resources/archives/speech/speech.csv \
         --into results/demo/resources/archives/vctk
 
-speech.csv comes from scripts/collect_demo_speech.py; a folder of recordings in its place is collected first, into the
-folder `speech` beside the archives'. dns5-rooms, micirp and wavlm-large need none.
+speech.csv comes from scripts/collect_demo_speech.py; a folder of recordings given instead is collected first, into the
+folder `speech` next to the archive folder. dns5-rooms, micirp and wavlm-large need no --speech.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--into", type=Path, required=True, help="folder of the archives")
     parser.add_argument("--registry", type=Path, default=REGISTRY)
     parser.add_argument(
-        "--lock", type=Path, help="lock file of downloads: lines that other archives of these names left are dropped"
+        "--lock", type=Path, help="lock file of downloads; entries of older archives with these names are removed"
     )
     parser.add_argument("--downloads", type=Path, help="folder that these archives are downloaded to, for --lock")
     arguments = parser.parse_args()

@@ -1,11 +1,11 @@
-"""Make the report of a run: one HTML file that holds everything, and its charts as SVG files.
+"""Write the report of a run: one self-contained HTML file, and its charts as SVG files.
 
     python scripts/report.py --results results --networks hifigan finally_stage1 --output results/report.html
 
-Reads, for each network, <results>/configs/NETWORK.yaml, NETWORK.ckpt, state/NETWORK/{history,validation}.csv,
-enhanced/NETWORK/, metrics/NETWORK.csv and NETWORK.summary.csv, and <results>/benchmarks/. What is not there yet is
-listed in the report as missing (or is an error, with --require-all); what cannot be read is an error, and then nothing
-is written.
+For each network, reads <results>/configs/NETWORK.yaml, NETWORK.ckpt, state/NETWORK/{history,validation}.csv,
+enhanced/NETWORK/, metrics/NETWORK.csv and NETWORK.summary.csv, and <results>/benchmarks/. Files that do not exist yet
+are listed in the report as missing (with --require-all: an error); an unreadable file is an error, and nothing is
+written.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from finallyse.errors import UserError, one_line_errors
 
 
 def positive(text: str) -> int:
-    """An option's value that must be 1 or more."""
+    """Parse an option's value that must be 1 or more."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
@@ -23,9 +23,9 @@ def positive(text: str) -> int:
 
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--results", type=Path, required=True, metavar="DIR", help="folder of results of the workflow")
+parser.add_argument("--results", type=Path, required=True, metavar="DIR", help="results folder of the workflow")
 parser.add_argument("--networks", nargs="+", required=True, metavar="NAME", help="networks, in the order of the report")
-parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the HTML file to write")
+parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="HTML file to write")
 parser.add_argument(
     "--figures", type=Path, metavar="DIR", help="also write each network's charts to DIR/NETWORK.{training,metrics}.svg"
 )
@@ -34,42 +34,42 @@ parser.add_argument(
     type=Path,
     default=Path("resources/paper"),
     metavar="DIR",
-    help="folder of published numbers and of the recipes' sizes: results.csv, recipes.csv (default: %(default)s)",
+    help="folder of published results and the recipes' sizes: results.csv, recipes.csv (default: %(default)s)",
 )
 parser.add_argument(
     "--experiments",
     type=Path,
     default=Path("config/experiments"),
     metavar="DIR",
-    help="folder of the recipes that each configuration is compared with (default: %(default)s)",
+    help="folder of the recipes to compare each configuration with (default: %(default)s)",
 )
 parser.add_argument(
     "--schema",
     type=Path,
     default=Path("config/schema.json"),
     metavar="FILE",
-    help="schema of the recipes, which knows their defaults (default: %(default)s)",
+    help="schema with the recipes' defaults (default: %(default)s)",
 )
-parser.add_argument("--augmentations", type=Path, metavar="FILE", help="page of the augmentations, to be linked to")
-parser.add_argument("--title", default="Run report", help="headline of the report (default: %(default)s)")
+parser.add_argument("--augmentations", type=Path, metavar="FILE", help="page of the augmentations to link to")
+parser.add_argument("--title", default="Run report", help="title of the report (default: %(default)s)")
 parser.add_argument(
     "--utterances",
     type=positive,
     default=3,
     metavar="N",
-    help="utterances to listen to for each network, from the best to the worst (default: %(default)s)",
+    help="utterances with players per network, from the best to the worst (default: %(default)s)",
 )
 parser.add_argument(
     "--seconds",
     type=positive,
     default=8,
     metavar="S",
-    help="cut longer utterances in the players (default: %(default)s)",
+    help="maximum length of an utterance in a player, in s (default: %(default)s)",
 )
 parser.add_argument(
     "--rank-by", metavar="METRIC", help="metric that ranks utterances (default: wb_pesq or the next best)"
 )
-parser.add_argument("--require-all", action="store_true", help="fail if anything of any network is missing")
+parser.add_argument("--require-all", action="store_true", help="fail if any file of any network is missing")
 
 
 def main() -> None:

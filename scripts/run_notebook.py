@@ -1,4 +1,4 @@
-"""Execute a notebook and write it, with what its cells show, as one HTML file.
+"""Execute a notebook and write it, with its outputs, as one HTML file.
 
 python scripts/run_notebook.py notebooks/augmentations.ipynb --output results/augmentations.html --set seed=1
 """
@@ -36,15 +36,15 @@ audio {{ width: 100%; margin: .4rem 0 }}
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("notebook", type=Path, help="the .ipynb file; it is not changed")
+    parser.add_argument("notebook", type=Path, help="the .ipynb file (not modified)")
     parser.add_argument("--output", type=Path, required=True, help="HTML file to write")
     parser.add_argument(
-        "--set", nargs="*", default=[], metavar="NAME=TEXT", help="texts for the cell tagged `parameters`"
+        "--set", nargs="*", default=[], metavar="NAME=TEXT", help="strings for the cell tagged `parameters`"
     )
-    parser.add_argument("--timeout", type=int, default=600, help="seconds that a cell may take (default: 600)")
+    parser.add_argument("--timeout", type=int, default=600, help="time limit of a cell in seconds (default: 600)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        # Jupyter keeps its connections, history and settings in the home folder unless told otherwise.
+        # By default, Jupyter stores its connection files, history and settings in the home folder.
         for variable in ("JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
             os.environ[variable] = str(Path(folder, variable))
         page = execute(arguments.notebook, arguments.set, arguments.timeout, Path(folder, "kernel"))
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def execute(path: Path, values: list[str], timeout: int, sockets: Path) -> str:
-    """The executed notebook as HTML that loads nothing from elsewhere. sockets: path that the kernel's begin with."""
+    """Return the executed notebook as self-contained HTML. sockets: path prefix of the kernel's sockets."""
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError
@@ -72,8 +72,8 @@ def execute(path: Path, values: list[str], timeout: int, sockets: Path) -> str:
             raise UserError(f"--set {wrong[0]}: must be NAME=TEXT")
         lines = [f"{name} = {text!r}" for name, _, text in pairs]
         notebook.cells.insert(position + 1, nbformat.v4.new_code_cell("\n".join(lines)))
-    # The kernel runs where the notebook lies, as it does for someone who opens it there.
-    # Sockets in a folder of ours: others on this machine could reach the ports that it would listen on otherwise.
+    # The kernel runs in the notebook's folder, as when it is opened in Jupyter.
+    # Sockets in a private folder: other users of this machine could connect to TCP ports.
     client = NotebookClient(
         notebook,
         timeout=timeout,

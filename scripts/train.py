@@ -1,4 +1,4 @@
-"""Train one network from an experiment file; run it again to continue where it stopped."""
+"""Train one network from an experiment file; run again to resume."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from finallyse.errors import UserError, one_line_errors
 HELP = """\
 usage: python scripts/train.py exp.config_path=FILE [exp.run_name=NAME] [key=value ...]
 
-Trains the network that FILE (config/experiments/*.yaml) describes and writes <results>/<run_name>.ckpt.
-Stopped or killed, it continues from its last saved state when the same command is given again.
+Trains the network described by FILE (config/experiments/*.yaml) and writes <results>/<run_name>.ckpt.
+If stopped or killed, the same command resumes from the last saved state.
 
   python scripts/train.py exp.config_path=config/experiments/hifigan.yaml exp.run_name=hifigan
   python scripts/train.py exp.config_path=config/experiments/hifigan.yaml data.batch_size=8 train.precision=bf16
@@ -28,16 +28,16 @@ Often changed (every option: config/README.md; Hydra's grammar, e.g. generator.o
   train.stop_after=60          minutes after which to save and exit with status 75
   exp.wandb.mode=offline       exp.tensorboard=true         train.on_nonfinite=stop|skip
 
-Files: <results>/<run_name>.ckpt; beside it <run_name>.best.ckpt, the weights that validated best by train.best=METRIC;
-and in <results>/state/<run_name>/: history.csv (every step), validation.csv, samples/ (to listen to), step-*.pt (what a
-killed run continues from; the last two are kept).
-Exit status: 0 finished; 2 a mistake in the command, the config or the data, told in one line; 75 stopped by SIGTERM,
-SIGINT or train.stop_after and saved: run it again. A second Ctrl-C ends it at once.
+Files: <results>/<run_name>.ckpt; <run_name>.best.ckpt, the weights of the best validation by train.best=METRIC; and in
+<results>/state/<run_name>/: history.csv (every step), validation.csv, samples/ (audio), step-*.pt (saved states to
+resume from; the last two are kept).
+Exit status: 0 finished; 2 an error in the command, the config or the data, reported in one line; 75 stopped by SIGTERM,
+SIGINT or train.stop_after and saved: run again. A second Ctrl-C quits immediately.
 """
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     if not arguments or {"-h", "--help"} & set(arguments):
         print(HELP, end="")
         return 0 if arguments else 2

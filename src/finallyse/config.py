@@ -1,6 +1,6 @@
-"""The configuration, put together: files over the files that they extend, overrides over files, defaults filled in.
+"""Loading of the configuration: files over the files that they extend, overrides over files, defaults filled in.
 
-:mod:`finallyse.options` declares what can be said, :mod:`finallyse.schema` checks it.
+:mod:`finallyse.options` declares the options, :mod:`finallyse.schema` validates them.
 """
 
 from __future__ import annotations
@@ -281,7 +281,7 @@ def load_pipeline(files: Sequence[str | Path], overrides: dict, schema: dict) ->
 
 
 def network_experiment(config: dict, name: str, schema: dict) -> tuple[dict, str]:
-    """A network's experiment in the pipeline's `config`, not yet complete, and what to call it in messages."""
+    """A network's experiment in the pipeline's `config`, not yet complete, and its name in messages."""
     network = config["networks"][name]
     if not network["experiment"]:
         raise UserError(f"config: networks.{name}.experiment is required: the experiment file of this network")
@@ -294,7 +294,7 @@ def network_experiment(config: dict, name: str, schema: dict) -> tuple[dict, str
 
 
 def paths_below(config: Any, prefix: str) -> list[str]:
-    """Every text in an experiment that begins with `prefix`, once, in order of appearance."""
+    """Every string in an experiment that starts with `prefix`, once, in order of appearance."""
     if isinstance(config, (dict, list)):
         inner = config.values() if isinstance(config, dict) else config
         return list(dict.fromkeys(path for item in inner for path in paths_below(item, prefix)))

@@ -1,8 +1,8 @@
-"""Errors that a user can cause, told in one line.
+"""User errors, reported in one line.
 
 Everything below the command line raises :class:`UserError` (or a subclass) with a message that names the file,
 option or value and the remedy. Entry points wrap their work in :func:`one_line_errors`, which prints that message
-without a traceback and exits with status 2. Any other exception is a defect of ours and keeps its traceback.
+without a traceback and exits with status 2. Any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
-    """A mistake that the user can mend; the message is one line that says where it is and what to do."""
+    """An error that the user can fix; the message is one line that says where it is and what to do."""
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""What this machine has, and how a process makes the best of it, without importing PyTorch."""
+"""Detection of the machine's hardware, and process settings for it, without importing PyTorch."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def keep_freed_memory() -> None:
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
-        return  # another C library, with ways of its own
+        return  # another C library
     trim_threshold, mmap_threshold, mmap_max = -1, -3, -4
     if not mallopt(mmap_threshold, 1 << 30):
-        mallopt(mmap_max, 0)  # glibc that takes no threshold so high
+        mallopt(mmap_max, 0)  # this glibc does not accept so high a threshold
     mallopt(trim_threshold, (1 << 31) - 1)

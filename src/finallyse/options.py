@@ -1,13 +1,13 @@
-"""The options: what a configuration can say, with types, defaults and help.
+"""The configuration options, with types, defaults and help.
 
-Two kinds of YAML file hold them:
+They are set in two kinds of YAML file:
 
-- an *experiment* (config/experiments/*.yaml) says how one network is trained: :class:`Experiment`;
-- the *pipeline* (config/config.yaml, overlaid by e.g. config/demo.yaml) says which experiments make up a run and
+- an *experiment* (config/experiments/*.yaml) defines how one network is trained: :class:`Experiment`;
+- the *pipeline* (config/config.yaml, overlaid by e.g. config/demo.yaml) defines which experiments make up a run and
   where files go: :class:`Pipeline`.
 
-The dataclasses below are the one place where options are declared. config/schema.json and the tables of
-config/README.md are generated from them and from the registries (`make schema`).
+Options are declared only in the dataclasses below. config/schema.json and the tables of config/README.md are generated
+from them and from the registries (`make schema`).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ def option(default: Any, help: str, *, defines: bool = True, **constraints: Any)
     """A documented option.
 
     Args:
-        default: its default value, or a dataclass of more options.
-        help: what it means, with its unit.
-        defines: whether its value defines the result of a training. One that does not says where and how fast a run
-            happens, how it is watched, when it ends or saves: changing it continues the training.
+        default: the default value, or a dataclass of nested options.
+        help: description, with the unit.
+        defines: whether the value defines the result of a training. One that does not controls where and how fast a
+            run happens, how it is monitored, or when it ends or saves: after a change, the training continues.
         constraints: JSON-schema keywords, e.g. `minimum=1`.
     """
     metadata = {"help": help, "constraints": constraints, "defines": defines}
@@ -40,7 +40,7 @@ def option(default: Any, help: str, *, defines: bool = True, **constraints: Any)
 
 @dataclasses.dataclass
 class Part:
-    """A part chosen by name from a registry."""
+    """A part selected by name from a registry."""
 
     name: str | None = option(None, "the part's name in its registry")
     args: dict = option({}, "arguments of its constructor")
@@ -59,20 +59,20 @@ class Wandb:
 
 @dataclasses.dataclass
 class Exp:
-    """Where a run reads and writes, and on what it runs."""
+    """Where a run reads and writes, and the device it runs on."""
 
     config_path: str | None = option(None, "the experiment file (command line only)", defines=False)
     run_name: str = option(
-        "train", "names the checkpoint `<results>/<run_name>.ckpt` and the state folder", defines=False
+        "train", "name of the checkpoint `<results>/<run_name>.ckpt` and of the state folder", defines=False
     )
     results: str = option("results", "folder of results", defines=False)
     resources: str = option("resources", "folder of downloads and prepared data", defines=False)
     seed: int = option(1234, "seed of weights, data order, segments and degradations", minimum=0)
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "`auto` takes a GPU where there is one", defines=False)
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "`auto` uses a GPU if available", defines=False)
     deterministic: bool = option(
-        False, "deterministic algorithms on a GPU (slower); a CPU run always is", defines=False
+        False, "deterministic algorithms on a GPU (slower); a CPU run is always deterministic", defines=False
     )
-    threads: int | None = option(None, "CPU threads of PyTorch; null: its own default", minimum=1, defines=False)
+    threads: int | None = option(None, "CPU threads of PyTorch; null: PyTorch's default", minimum=1, defines=False)
     wandb: Wandb = option(Wandb, "logging to Weights & Biases", defines=False)
     tensorboard: bool = option(False, "also write TensorBoard events under the state folder", defines=False)
 
@@ -91,7 +91,7 @@ class Scheduler:
     """Exponential decay of the learning rate, after a linear warm-up."""
 
     gamma: float = option(0.999, "factor of each decay", exclusiveMinimum=0, maximum=1)
-    every: int | Literal["epoch"] = option("epoch", "decay once an epoch, or every so many steps")
+    every: int | Literal["epoch"] = option("epoch", "decay once per epoch, or every this many steps")
     warmup_steps: int = option(0, "steps over which the learning rate rises from lr/warmup_steps to lr", minimum=0)
 
 
@@ -99,14 +99,14 @@ class Scheduler:
 class Generator(Part):
     """The network that is trained."""
 
-    init_from: str | None = option(None, "checkpoint whose generator this one starts from")
-    train_only: list[str] = option([], "train only parameters whose name begins so; empty: all")
-    optimizer: Optimizer = option(Optimizer, "of the generator")
-    scheduler: Scheduler = option(Scheduler, "of the generator's learning rate")
+    init_from: str | None = option(None, "checkpoint to initialise the generator from")
+    train_only: list[str] = option([], "train only parameters whose names start with one of these prefixes; empty: all")
+    optimizer: Optimizer = option(Optimizer, "optimizer of the generator")
+    scheduler: Scheduler = option(Scheduler, "schedule of the generator's learning rate")
     ema_decay: float | None = option(
         None,
         "exponential moving average of the weights over 1 / (1 - ema_decay) steps, over fewer at first; the checkpoint "
-        "then holds the average",
+        "then contains the average",
         minimum=0,
         exclusiveMaximum=1,
     )
@@ -117,15 +117,15 @@ class Discriminators:
     """The discriminators, trained against the generator by one optimizer."""
 
     parts: dict = option({}, "registry name -> {args}; empty: no adversarial training")
-    init_from: str | None = option(None, "checkpoint to take discriminators from; null: start fresh")
-    updates_per_step: int = option(1, "discriminator updates for each generator update", minimum=1)
-    optimizer: Optimizer = option(Optimizer, "of all discriminators together")
-    scheduler: Scheduler = option(Scheduler, "of the discriminators' learning rate")
+    init_from: str | None = option(None, "checkpoint to initialise the discriminators from; null: random weights")
+    updates_per_step: int = option(1, "discriminator updates per generator update", minimum=1)
+    optimizer: Optimizer = option(Optimizer, "optimizer of all discriminators together")
+    scheduler: Scheduler = option(Scheduler, "schedule of the discriminators' learning rate")
 
 
 @dataclasses.dataclass
 class Losses:
-    """What is minimised: registry name -> {weight, args}; null removes a loss that an overlaid file has."""
+    """The losses to minimise: registry name -> {weight, args}; null removes a loss of an overlaid file."""
 
     generator: dict = option({}, "losses of the generator")
     discriminator: dict = option({}, "losses of the discriminators")
@@ -133,13 +133,13 @@ class Losses:
 
 @dataclasses.dataclass
 class Data:
-    """What is trained on."""
+    """Training and validation data."""
 
     train: Part = option(Part, "dataset of training items")
     validation: Part = option(Part, "dataset of validation items", defines=False)
-    batch_size: int = option(32, "items of one step, over all GPUs together", minimum=1)
+    batch_size: int = option(32, "items per step, over all GPUs together", minimum=1)
     sub_batch_size: int | None = option(
-        None, "split each batch into pieces of so many items to save memory; same result", minimum=1, defines=False
+        None, "split each batch into pieces of this many items to save memory; same result", minimum=1, defines=False
     )
     num_workers: int = option(4, "loader processes per GPU; 0: in the training process", minimum=0, defines=False)
 
@@ -156,29 +156,29 @@ class Clip:
 
 @dataclasses.dataclass
 class Train:
-    """The loop."""
+    """The training loop."""
 
     steps: int = option(80_000, "generator updates", minimum=1, defines=False)
     log_step: int = option(
-        100, "steps between progress lines (the only ones that wait for the GPU)", minimum=1, defines=False
+        100, "steps between progress lines (only these steps wait for the GPU)", minimum=1, defines=False
     )
     balance_step: int | None = option(
         1_000,
-        "steps between logs of each loss's gradient at the waveform (docs/training.md), which cost a fifth to a third "
-        "of a step: 0.03 % at 1000; null: never",
+        "steps between logs of each loss's gradient at the waveform (docs/training.md), each costing a fifth to a "
+        "third of a step: 0.03 % at 1000; null: never",
         minimum=1,
         defines=False,
     )
     val_step: int | None = option(5_000, "steps between validations; null: only at the end", minimum=1, defines=False)
-    val_items: int | None = option(64, "validation items measured while training; null: all", minimum=1, defines=False)
+    val_items: int | None = option(64, "validation items measured during training; null: all", minimum=1, defines=False)
     best: str | None = option(
         None,
-        "one of the numbers of `metrics`: keep the weights of its best validation in `<run_name>.best.ckpt` too",
+        "a number reported by `metrics`: also keep the weights of its best validation, in `<run_name>.best.ckpt`",
         defines=False,
     )
     checkpoint_step: int = option(1_000, "steps between saves of the resume state", minimum=1, defines=False)
     checkpoint_minutes: float = option(
-        15.0, "minutes after which the state is saved at the latest", exclusiveMinimum=0, defines=False
+        15.0, "maximum minutes between saves of the resume state", exclusiveMinimum=0, defines=False
     )
     keep: int = option(2, "resume states kept", minimum=2, defines=False)
     stop_after: float | None = option(
@@ -194,28 +194,28 @@ class Train:
     )
     clip: Clip = option(Clip, "gradient clipping")
     on_nonfinite: Literal["stop", "skip"] = option(
-        "stop", "what to do at a NaN or infinite loss or gradient", defines=False
+        "stop", "what to do on a NaN or infinite loss or gradient", defines=False
     )
-    max_skips: int = option(10, "skipped steps after which the run stops all the same", minimum=0, defines=False)
+    max_skips: int = option(10, "number of skipped steps after which the run stops anyway", minimum=0, defines=False)
 
 
 @dataclasses.dataclass
 class Experiment:
     """How one network is trained (config/experiments/*.yaml)."""
 
-    exp: Exp = option(Exp, "where and on what")
+    exp: Exp = option(Exp, "folders, device, seed and logging")
     trainer: str | None = option(None, "name of the trainer")
     generator: Generator = option(Generator, "the network")
     discriminators: Discriminators = option(Discriminators, "the discriminators")
     wavlm: str | None = option(None, "folder of WavLM, for networks and losses that use it")
     losses: Losses = option(Losses, "the losses")
     data: Data = option(Data, "the data")
-    train: Train = option(Train, "the loop")
+    train: Train = option(Train, "the training loop")
     metrics: list[str] = option([], "metrics of the validations during training", defines=False)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The pipeline: experiments, corpora, places
+# The pipeline: experiments, corpora, folders
 
 
 @dataclasses.dataclass
@@ -223,32 +223,34 @@ class Network:
     """One trained network of the workflow, `results/<network>.ckpt`."""
 
     experiment: str | None = option(None, "its experiment file")
-    override: dict = option({}, "options of the experiment to change, as in the file")
+    override: dict = option({}, "experiment options to override, as in the file")
     gpus: int = option(1, "GPUs of the training job; the result does not depend on it", minimum=1)
     threads: int = option(8, "CPU cores of the training job", minimum=1)
     mem_gb: float = option(32, "memory of the training job in GB", exclusiveMinimum=0)
-    hours: float = option(48, "time limit of one training job, which saves before and is continued", exclusiveMinimum=0)
+    hours: float = option(
+        48, "time limit of one training job in hours; it saves before the limit and is continued", exclusiveMinimum=0
+    )
     improves: list[str] = option(
         [],
         "metrics in which the network must beat its input, by the mean of the paired differences (whether their 95 % "
-        "interval excludes 0 is told beside it); checked by target `learn`",
+        "interval excludes 0 is also reported); checked by target `learn`",
     )
     reaches: dict = option(
         {},
-        "metric -> number that the mean over the validation set must reach, for vocoders, which have no input; checked "
-        "by target `learn`; null removes one that an overlaid file has",
+        "metric -> value that the mean over the validation set must reach, for vocoders, which have no input; checked "
+        "by target `learn`; null removes one of an overlaid file",
     )
 
 
 @dataclasses.dataclass
 class Corpus:
-    """Where a corpus or a weight file comes from, where that is not what resources/datasets.yaml says."""
+    """Source of a corpus or a weight file, if different from resources/datasets.yaml."""
 
     base_url: str | None = option(None, "replaces the published base URL (`https://`, `file://`)")
     verify: Literal["published", "lock"] = option(
-        "published", "`lock`: the contents differ from the published ones; record checksums of their own"
+        "published", "`lock`: the contents differ from the published ones; record their own checksums"
     )
-    folder: str | None = option(None, "a local folder of audio files to use instead of any download")
+    folder: str | None = option(None, "a local folder of audio files to use instead of a download")
 
 
 @dataclasses.dataclass
@@ -258,14 +260,14 @@ class Pipeline:
     results: str = option("results", "folder of results")
     resources: str = option("resources", "folder of downloads and prepared data")
     demo_speech: str | None = option(None, "recordings to build the demo's corpora from; null: the embedded ones")
-    allow_cpu: bool = option(False, "train although no GPU is visible")
+    allow_cpu: bool = option(False, "train even if no GPU is visible")
     container: str | None = option(
         None, "image of every rule for `--sdm apptainer`, built from Containerfile: a .sif file or docker://..."
     )
     seed: int = option(1234, "seed of splits and experiments", minimum=0)
-    networks: dict = option({}, "network name -> experiment; null removes one that an overlaid file has")
-    common: dict = option({}, "options of every experiment to change, as in the experiment files")
-    corpora: dict = option({}, "corpus or weight -> where to get it from")
+    networks: dict = option({}, "network name -> experiment; null removes one of an overlaid file")
+    common: dict = option({}, "options to override in every experiment, as in the experiment files")
+    corpora: dict = option({}, "corpus or weight -> its source")
     prepare_jobs: int = option(8, "processes that prepare one corpus", minimum=1)
     evaluate_jobs: int = option(4, "processes that measure one network's files", minimum=1)
     metrics: list[str] = option([], "metrics of the report")
@@ -274,7 +276,7 @@ class Pipeline:
 def defines_run(key: str) -> bool:
     """Whether the value at the dotted `key` of an experiment defines the result of its training.
 
-    What no option is declared for does, such as an argument of a part or an option of an older version.
+    Keys without a declared option do, such as an argument of a part or an option of an older version.
     """
     cls: Any = Experiment
     for name in key.split("."):

@@ -1,4 +1,4 @@
-"""Where autocast must not reach: spectral operations, losses, output heads."""
+"""Full precision under autocast, for spectral operations, losses and output heads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def full_precision(tensor: Tensor) -> contextlib.AbstractContextManager:
-    """A context without autocast on the tensor's device; inputs are still to be brought to float32 by `.float()`."""
+    """A context without autocast on the tensor's device; inputs must still be cast to float32 with `.float()`."""
     if tensor.device.type == "meta":  # shapes only; it knows no autocast
         return contextlib.nullcontext()
     return torch.autocast(tensor.device.type, enabled=False)

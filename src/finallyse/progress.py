@@ -8,14 +8,14 @@ from typing import TextIO
 
 
 class Progress:
-    """Says how much is done, how fast, and how long the rest takes.
+    """Reports how much is done, how fast, and the time left.
 
     Args:
-        label: what is being done; may be changed on the way.
-        total: amount of work; None where it is unknown.
-        unit: what is counted.
-        stream: where to write.
-        every_s: seconds between lines where `stream` is no terminal.
+        label: description of the work; may be changed while it runs.
+        total: amount of work; None if unknown.
+        unit: unit of the work.
+        stream: output stream.
+        every_s: seconds between lines if `stream` is not a terminal.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Progress:
         self.begin(total)
 
     def begin(self, total: float | None) -> None:
-        """Start counting anew."""
+        """Restart counting."""
         self.total, self.done, self.started = total, 0.0, time.monotonic()
 
     def add(self, amount: float) -> None:
@@ -42,17 +42,17 @@ class Progress:
             self.stream.flush()
 
     def describe(self, elapsed: float) -> str:
-        """What is said of the work done in `elapsed` seconds."""
+        """Description of the work done in `elapsed` seconds."""
         speed = self.done / elapsed if elapsed else 0.0
         amount = f"{self.done:,.0f}" if self.total is None else f"{self.done:,.0f} of {self.total:,.0f}"
         return f"{amount} {self.unit}, {speed:.3g} per s{self.left(speed)}"
 
     def left(self, speed: float) -> str:
-        """How long the rest takes at `speed`, where that can be known."""
+        """The time left at `speed`, if it can be known."""
         return f", {duration((self.total - self.done) / speed)} left" if self.total and speed else ""
 
     def say(self, line: str) -> None:
-        """Write a line of its own, above the progress line."""
+        """Write a separate line above the progress line."""
         self.close()
         print(line, file=self.stream, flush=True)
 

@@ -1,4 +1,4 @@
-"""An experiment as it resolves, with where each value comes from: `finallyse config`."""
+"""A resolved experiment with the source of each value: `finallyse config`."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _of_pipeline(name: str, overrides: Sequence[str], files: Sequence[str], sche
 
 
 def _typed(overrides: Sequence[str]) -> list[Layer]:
-    """A layer for each override, which holds nothing but its key."""
+    """A layer for each override, which contains only its key."""
     layers = []
     for override in parse_overrides(overrides):
         values: Any = {}
@@ -77,7 +77,7 @@ def resolved(experiment: dict, layers: Sequence[Layer]) -> str:
 
 
 def _rows(value: dict, path: tuple[str, ...], layers: Sequence[Layer]) -> Iterator[tuple[str, str]]:
-    """Lines of YAML, each with its source or, where there is none to tell, an empty one."""
+    """Lines of YAML, each with its source, empty if it has none."""
     for key, inner in value.items():
         at, indent = (*path, str(key)), "  " * len(path)
         if isinstance(inner, dict) and inner:

@@ -1,4 +1,4 @@
-"""Registries: the published name of a part -> the class that is it.
+"""Registries: published name of a part -> its class.
 
     models_registry = Registry("network")
 
@@ -24,14 +24,14 @@ T = TypeVar("T", bound=type)
 
 
 class Registry(Mapping[str, type]):
-    """Maps published names to classes; unknown names and wrong arguments fail with what would have been right."""
+    """Maps published names to classes; errors for unknown names and wrong arguments list the accepted ones."""
 
     def __init__(self, kind: str):
         self.kind = kind
         self._classes: dict[str, type] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Class decorator that files the class under `name`."""
+        """Class decorator that registers the class as `name`."""
 
         def decorate(cls: T) -> T:
             if name in self._classes:

@@ -1,4 +1,4 @@
-"""The configuration's JSON schema: generated from the code, and used to check what people write.
+"""The configuration's JSON schema: generated from the code, and used to validate config files.
 
     python -m finallyse.schema          writes config/schema.json and the tables of config/README.md
 
@@ -189,7 +189,7 @@ def _argument_schema(cls: type) -> dict:
 
 
 def descriptions(cls: type) -> dict[str, str]:
-    """Argument -> what the `Args:` of the class's docstring, or of those of its bases, say of it."""
+    """Argument -> its description in the `Args:` of the class's docstring, or of its bases' docstrings."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         _, _, after = inspect.cleandoc(base.__dict__.get("__doc__") or "").partition("\nArgs:\n")
@@ -390,7 +390,7 @@ def part_tables() -> str:
 
 
 def _values(schema: dict) -> str:
-    """What an option may be, in words."""
+    """The values of an option, in words."""
     if "$ref" in schema:
         return "array"
     if "enum" in schema:

@@ -1,6 +1,6 @@
-"""What of the workflow exists, what runs, and how far each training is: read from files, without PyTorch or Snakemake.
+"""Status of outputs, running jobs and trainings: read from files, without PyTorch or Snakemake.
 
-Nothing is asked of the running jobs, so this works on a login node, while they run elsewhere and after they ended:
+The running jobs are not contacted, so this works on a login node, while they run elsewhere and after they ended:
 
     <results>/state/<network>/history.csv      a row for each step made
     <results>/state/<network>/step-*.json      states that a stopped training continues from
@@ -32,14 +32,14 @@ from finallyse.config import paths_below, read_config
 from finallyse.corpora.space import megabytes
 from finallyse.progress import duration
 
-PACE_STEPS = 200  # steps whose mean duration gives the time left: the pace of late, without start-up
+PACE_STEPS = 200  # recent steps whose mean duration gives the time left, without start-up
 FRESH_S = 180  # a history written to within so many seconds counts as alive where files cannot be locked
 SQUEUE_S = 1.0  # a busy SLURM controller must not make this wait longer
 
 
 @dataclasses.dataclass
 class Job:
-    """A job that Snakemake has started or submitted and not yet seen the end of."""
+    """A job that Snakemake has started or submitted and that has not ended."""
 
     output: str
     cluster_id: str | None = None  # None: a process on this machine
@@ -71,7 +71,7 @@ class Network:
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds of training that are left at the pace of late, validations not counted."""
+        """Seconds of training left at the recent pace, validations not counted."""
         if self.seconds_per_step is None or self.step >= self.steps:
             return None
         return (self.steps - self.step) * self.seconds_per_step
@@ -79,7 +79,7 @@ class Network:
 
 @dataclasses.dataclass
 class Status:
-    """All of it."""
+    """The status of the whole workflow."""
 
     results: str
     data: list[Data]
@@ -174,7 +174,7 @@ def _network(config: dict, name: str, jobs: list[Job], locked: bool) -> Network:
 
 
 def _inputs(config: dict, experiment: dict) -> list[str]:
-    """What a training reads: manifests, weights, the checkpoint that it starts from."""
+    """The inputs of a training: manifests, weights, the checkpoint that it starts from."""
     inputs = [p for p in paths_below(experiment, f"{config['resources']}/") if _below(p, config["resources"])]
     inputs += [p for p in paths_below(experiment, f"{config['results']}/") if p.endswith(".ckpt")]
     return list(dict.fromkeys(inputs))
@@ -194,7 +194,7 @@ def _rows(manifest: Path) -> int:
 
 
 def read_history(path: Path) -> tuple[int, float | None]:
-    """The last step in a history.csv and the mean seconds per step of late; (0, None) where there is none yet.
+    """The last step in a history.csv and the recent mean of seconds per step; (0, None) if there is none yet.
 
     Reads the end of the file only: that of a finished training has tens of megabytes.
     """
@@ -249,7 +249,7 @@ def snakemake_jobs(folder: Path) -> list[Job]:
 
 
 def with_slurm_states(jobs: list[Job], checkpoints: set[str]) -> list[Job]:
-    """The jobs with what squeue says of them, where there is a squeue that answers.
+    """The jobs with their states according to squeue, if it is available and answers.
 
     Trainings (of `checkpoints`) are found by the comment that Snakemake gives its jobs: once one has begun, Snakemake's
     process on its node replaces the record of it by one without the job's id.

@@ -1,4 +1,4 @@
-"""The checked configuration, and the functions that the rules' inputs come from."""
+"""The validated configuration, and the input functions of the rules."""
 
 import json
 import os
@@ -11,8 +11,8 @@ from finallyse.errors import UserError
 from finallyse.hardware import visible_gpus
 from finallyse.schema import read_schema
 
-# Jobs run `python scripts/...`: that must be the Python that runs Snakemake, also where its environment is not
-# activated. Conda environments and containers put their own in front of it, and find the package by PYTHONPATH.
+# Jobs run `python scripts/...`, which must be the Python that runs Snakemake, even if its environment is not activated.
+# Conda environments and containers prepend their own to PATH, and find the package through PYTHONPATH.
 for variable, folder in (
     ("PATH", Path(sys.executable).parent),
     ("PYTHONPATH", Path(workflow.basedir) / "src"),
@@ -21,7 +21,7 @@ for variable, folder in (
         filter(None, [str(folder), os.environ.get(variable)])
     )
 
-# Caches of the libraries stay in the project's folder.
+# Keep library caches in the project's folder.
 for variable, folder in (
     ("MPLCONFIGDIR", "matplotlib"),
     ("XDG_CACHE_HOME", "cache"),
@@ -52,10 +52,10 @@ EXPERIMENTS = config["experiments"]
 NETWORKS = list(EXPERIMENTS)
 
 
-# One GPU job at a time on a workstation: `gpu` itself is left unlimited there, since a limit would also scale down a
-# training job that asks for several GPUs. A resource of local scope does not count for jobs that are submitted: on a
-# cluster the scheduler hands out the GPUs. (Which executor runs the jobs is not known yet where this file is read.)
-# Without a GPU, cores are what limits the trainings.
+# One GPU job at a time on a workstation: `gpu` itself is not limited there, since a limit would also scale down a
+# training job that requests several GPUs. A resource of local scope does not apply to submitted jobs: on a cluster the
+# scheduler allocates the GPUs. (The executor is not known yet when this file is parsed.)
+# Without a GPU, trainings are limited by cores.
 resource_scopes:
     gpu_jobs="local",
 
@@ -85,10 +85,10 @@ def training_weights(wildcards):
 
 
 def initial_checkpoint(wildcards):
-    """The checkpoints that a network starts from, if it does: of another network or of a file of one's own.
+    """The checkpoints that a network starts from, if any: of other networks, or user files.
 
-    The best weights of a network are no output of a rule, which would be deleted before the training is continued; they
-    are there when its checkpoint is.
+    The best weights of a network are not declared as output, since Snakemake would delete them before a training is
+    continued; they exist whenever its checkpoint does.
     """
     experiment = EXPERIMENTS[wildcards.network]
     starts = [experiment[part]["init_from"] for part in ("generator", "discriminators")]
@@ -97,7 +97,7 @@ def initial_checkpoint(wildcards):
 
 
 def weight_files(paths):
-    """The files of the registry's weights that lie at or above `paths`."""
+    """The files of the registry's weights that contain `paths`."""
     names = {Path(path).relative_to(f"{RESOURCES}/weights").parts[0] for path in paths}
     return [file for name in sorted(names) for file in downloaded_files(name)]
 
@@ -114,7 +114,7 @@ def all_training_data():
 
 
 def require_gpu():
-    """Stop before anything is downloaded if networks are to be trained here, no GPU is visible and none may do without."""
+    """Stop before any download if networks would be trained here, no GPU is visible and `allow_cpu` is not set."""
     if (
         not (workflow.is_main_process and workflow.local_exec)
         or config["allow_cpu"]
@@ -135,7 +135,7 @@ def require_gpu():
 
 
 def goal_options():
-    """What the configuration asks of the networks, as options of scripts/improvement.py."""
+    """The networks' goals in the configuration, as options of scripts/improvement.py."""
     improves = [
         f"{name}.{metric}"
         for name in NETWORKS
@@ -153,7 +153,7 @@ def goal_options():
 
 
 def require_goals():
-    """Stop before anything is trained if target `learn` is asked for and nothing is asked of any network."""
+    """Stop before any training if target `learn` is requested and no network has a goal."""
     if workflow.is_main_process and not goal_options():
         if any(job.rule.name == "learn" for job in workflow.dag.needrun_jobs()):
             sys.exit(
@@ -163,7 +163,7 @@ def require_goals():
 
 
 def retry_trainings():
-    """`--retries`, typed or in a profile, raises the number of times that a stopped training is continued."""
+    """Let `--retries`, on the command line or in a profile, raise the number of retries of a training."""
     training = workflow.get_rule("train_network")
     training.restart_times = max(
         training.restart_times, workflow.execution_settings.retries
@@ -171,7 +171,7 @@ def retry_trainings():
 
 
 def tell_errors(logs):
-    """Repeat, as the last thing on the screen, what the logs of the failed jobs say went wrong."""
+    """Print the errors in the logs of the failed jobs at the end of the output."""
     failed = [
         path
         for log in logs
@@ -182,5 +182,5 @@ def tell_errors(logs):
     for path in dict.fromkeys(failed):
         lines = Path(path).read_text().splitlines() if Path(path).is_file() else []
         told = [line for line in lines if line.startswith("error: ")] or lines[-3:]
-        # a line for each network and metric of `learn`; not for each of a thousand files
+        # enough for a line per network and metric of `learn`, but not for each of a thousand files
         print(f"\n{path}:", *told[-50:], sep="\n", file=sys.stderr)

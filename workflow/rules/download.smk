@@ -1,4 +1,4 @@
-"""Downloads of corpora and weights, unpacking, and the archives that stand in for them in the demo."""
+"""Downloads of corpora and weights, unpacking, and the archives that replace them in the demo."""
 
 from finallyse.corpora.locations import COLLECTION, Locations, folder_fingerprint
 from finallyse.demo.pack import OF_SPEECH, PACKERS
@@ -27,7 +27,7 @@ COLLECTIONS = [
 WEIGHTS = [name for name, source in LOCATIONS.sources.items() if not source.is_corpus]
 
 
-# Compute nodes often have no way out: downloads run where Snakemake does.
+# Compute nodes often have no internet access: downloads run where Snakemake runs.
 localrules:
     download,
     download_collection,
@@ -58,7 +58,7 @@ rule download:
         mem_mb=1000,
         runtime=2880,
     params:
-        # What is fetched is the same from any mirror: functions of the output do not trigger anything.
+        # Mirrors provide the same files: params that are functions of the output do not trigger reruns.
         base_url=lambda wildcards, output: LOCATIONS.base_url(wildcards.source),
         verify=lambda wildcards, output: LOCATIONS.verify(wildcards.source),
         lock=f"{RESOURCES}/checksums.lock",
@@ -98,7 +98,7 @@ rule download_collection:
         "--base-url {params.base_url:q} --verify {params.verify} --lock {params.lock:q} > {log:q} 2>&1"
 
 
-# What is unpacked is no declared output: an interrupted job goes on where it stopped.
+# Unpacked files are not declared as output, so that an interrupted job can resume.
 rule unpack:
     input:
         archive=f"{RESOURCES}/downloads/{{corpus}}/{{archive}}",
@@ -124,8 +124,8 @@ rule unpack:
         "python scripts/unpack.py {input.archive:q} --into {params.folder:q} --marker {output.done:q} > {log:q} 2>&1"
 
 
-# The demo's archives: reached only where a base URL of the config is the folder that they are written to.
-# Seconds of work: not worth a cluster's job.
+# The demo's archives: used only if a base URL in the config is the folder that they are written to.
+# They take seconds: not worth a cluster job.
 rule collect_demo_speech:
     output:
         table=f"{RESOURCES}/archives/speech/speech.csv",

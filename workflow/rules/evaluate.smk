@@ -1,4 +1,4 @@
-"""Enhancing each network's validation set and measuring it."""
+"""Evaluation: enhances each network's validation set and scores it."""
 
 from finallyse.config import has_input
 from finallyse.metrics import metrics_registry
@@ -30,7 +30,7 @@ rule enhance_validation:
         "python scripts/inference.py exp.config_path={input.config:q} exp.threads={threads} metrics=[] > {log:q} 2>&1"
 
 
-# On the CPU, so that the GPU is left to a training.
+# On the CPU, so that the GPU is free for a training.
 rule compute_metrics:
     input:
         folder=f"{RESULTS}/enhanced/{{network}}",

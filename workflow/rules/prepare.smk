@@ -1,4 +1,4 @@
-"""Preparation: each corpus at each rate that is asked for becomes mono WAVs, with manifests of its splits."""
+"""Preparation: converts each corpus to mono WAVs at each requested rate, with manifests of its splits."""
 
 from finallyse.corpora.layouts import CORPORA
 
@@ -7,7 +7,7 @@ wildcard_constraints:
     rate=r"\d+",
 
 
-# The WAVs are no declared output: after an interruption those that are finished are kept.
+# The WAVs are not declared as output, so that finished ones are kept after an interruption.
 rule prepare_corpus:
     input:
         unpacked=lambda wildcards: LOCATIONS.unpacked(wildcards.corpus),
@@ -41,7 +41,7 @@ rule prepare_corpus:
         "--rate {wildcards.rate} --jobs {threads} --seed {params.seed} > {log:q} 2>&1"
 
 
-# Pairs of clean and noisy recordings come with test speakers of their own.
+# Corpora of clean and noisy pairs define their own test speakers.
 use rule prepare_corpus as prepare_pairs with:
     output:
         train=f"{RESOURCES}/prepared/{{corpus}}/{{rate}}/train.csv",
@@ -58,7 +58,7 @@ use rule prepare_corpus as prepare_pairs with:
         ),
 
 
-# What the degradations sound and look like, where a network of this config is trained with them.
+# Audio examples and plots of the degradations, if a network of this config is trained with them.
 AUGMENTATIONS_PAGE = (
     [f"{RESULTS}/augmentations.html"]
     if f"{RESOURCES}/prepared/dns5-noise/16000/train.csv" in all_training_data()

@@ -1,4 +1,4 @@
-"""The report: one page that holds everything, and each network's charts for `snakemake --report`."""
+"""The report: one self-contained page, and each network's charts for `snakemake --report`."""
 
 
 report: "../report/workflow.rst"
@@ -65,7 +65,7 @@ rule report:
         " {params.augmentations:q} --output {output.page:q} --figures {output.figures:q} > {log:q} 2>&1"
 
 
-# The table is made whatever it shows: a check that failed would take it away with it.
+# The table is written regardless of the result: if the check failed in the same rule, Snakemake would delete it.
 rule show_improvement:
     input:
         metrics=rules.report.input.metrics,

@@ -1,4 +1,4 @@
-"""Training: each network's complete experiment as a file, then its checkpoint."""
+"""Training: writes each network's complete experiment, then its checkpoint."""
 
 
 localrules:
@@ -38,7 +38,7 @@ rule train_network:
         f"{RESULTS}/logs/train_network/{{network}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/train_network/{{network}}.tsv"
-    # The job itself must not try again inside its allocation, whose time is up: Snakemake's main process submits it anew.
+    # The job must not retry inside its expired allocation: Snakemake's main process submits it again.
     retries: 3 if workflow.is_main_process else 0
     conda:
         "../../envs/finallyse.yaml"
@@ -53,11 +53,11 @@ rule train_network:
         runtime=lambda wildcards: int(
             60 * config["networks"][wildcards.network]["hours"]
         ),
-        # minutes after which it saves, stops and is started again; a profile sets it to less than the walltime
+        # minutes after which it saves, stops and is restarted; a profile sets it below the walltime
         stop_after="null",
     message:
         "Training {wildcards.network}; progress: {log}"
-    # `exec`: no shell between Snakemake and the training, which SLURM's SIGTERM would end before the training has saved.
+    # `exec`: no shell between Snakemake and the training, since SLURM's SIGTERM would end it before the training saves.
     shell:
         "launch=python; [ {resources.gpu} -le 1 ] || launch='torchrun --standalone --nproc-per-node={resources.gpu}'; "
         "exec $launch scripts/train.py exp.config_path={input.config:q} train.stop_after={resources.stop_after} "

@@ -72,7 +72,7 @@ class BlockReader:
         return file.samplerate, file.channels, file.frames, self._soundfile_blocks(file)
 
     def _soundfile_blocks(self, file: sf.SoundFile) -> Iterator[np.ndarray]:
-        # libsndfile mends the length in the header of a WAV that was cut short; its log keeps the original.
+        # libsndfile fixes the length in the header of a truncated WAV; its log keeps the original.
         mended = file.format in ("WAV", "WAVEX", "AIFF") and _data_is_cut_short(file.extra_info)
         done = 0
         try:

@@ -105,7 +105,7 @@ def _decode_with_soundfile(path: PathLike) -> tuple[np.ndarray, int] | None:
             promised = file.frames
             wav = file.read(dtype="float32", always_2d=True)
             rate = file.samplerate
-            # libsndfile mends the length in the header of a WAV that was cut short; its log keeps the original.
+            # libsndfile fixes the length in the header of a truncated WAV; its log keeps the original.
             mended = file.format in ("WAV", "WAVEX", "AIFF") and _data_is_cut_short(file.extra_info)
         if len(wav) < promised or mended:
             raise UserError(f"{path}: cut short: it holds less than its header promises ({len(wav)} samples left)")
@@ -164,7 +164,7 @@ def _planes(frame) -> np.ndarray:
 
 @contextlib.contextmanager
 def _as_user_error(path: PathLike) -> Iterator[None]:
-    """Errors of libsndfile and of the file system as one line with the path."""
+    """Convert errors of libsndfile and of the file system to one line with the path."""
     try:
         yield
     except sf.LibsndfileError as error:
@@ -187,7 +187,7 @@ def write_wav(
     subtype: Literal["PCM_16", "FLOAT"] = "PCM_16",
     overload: Literal["error", "scale"] = "error",
 ) -> float:
-    """Write a WAV, whole or not at all.
+    """Write a WAV atomically.
 
     wav: float [T] or [C, T].    sample_rate: Hz.    subtype: 16-bit integers or 32-bit floats.
     overload: what to do with samples beyond [-1, 1], which 16 bits cannot hold: raise, or scale the whole file down to

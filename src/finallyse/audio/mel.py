@@ -41,7 +41,7 @@ def _filterbank(
     """`mel_filterbank` as a tensor, built once per (parameters, device, dtype)."""
     key = (sample_rate, n_fft, n_mels, fmin, fmax, device, dtype)
     if key not in _filterbanks:
-        with torch.inference_mode(False):  # an inference tensor could not serve a training step later
+        with torch.inference_mode(False):  # an inference tensor could not be used in a later training step
             _filterbanks[key] = torch.from_numpy(mel_filterbank(*key[:5])).to(device, dtype)
     return _filterbanks[key]
 

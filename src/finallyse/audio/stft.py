@@ -1,4 +1,4 @@
-"""Short-time Fourier transforms of waveforms, in float32 whatever autocast says, with windows built once.
+"""Short-time Fourier transforms of waveforms, in float32 even under autocast, with windows built once.
 
 All functions are differentiable. Lengths are in samples, spectra are [B, bins, frames] complex64.
 """
@@ -20,7 +20,7 @@ def hann_window(length: int, device: torch.device, dtype: torch.dtype) -> Tensor
     """Periodic Hann window [length], built once per (length, device, dtype)."""
     key = (length, device, dtype)
     if key not in _windows:
-        with torch.inference_mode(False):  # an inference tensor could not serve a training step later
+        with torch.inference_mode(False):  # an inference tensor could not be used in a later training step
             _windows[key] = torch.hann_window(length, dtype=torch.float64).to(device, dtype)
     return _windows[key]
 

@@ -1,6 +1,6 @@
-"""Augmentations by their published names: what clean recordings are degraded with.
+"""Augmentations by their published names: degradations of clean recordings.
 
-Each first draws its parameters, plain values, from a generator, then applies them:
+Each first draws its parameters, plain values, from a random number generator, then applies them:
 
     noise = augmentations_registry["noise"](manifest="resources/prepared/dns5-noise/16000/train.csv")
     params = noise.draw(np.random.default_rng(0))      # {"file": ..., "start": 0.37, "snr_db": 12.3}
@@ -13,7 +13,7 @@ from finallyse.registry import Registry
 
 augmentations_registry = Registry("augmentation")
 
-# Each module files its augmentations under `augmentations_registry`, which therefore stands above.
+# Each module registers its augmentations in `augmentations_registry`, which must be defined first.
 from finallyse.augmentations import codec, effects, impulse_response, noise  # noqa: E402, F401
 from finallyse.augmentations.base import Augmentation, AugmentationError  # noqa: E402
 from finallyse.augmentations.chain import Chain, Link  # noqa: E402

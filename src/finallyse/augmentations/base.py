@@ -1,4 +1,4 @@
-"""What all augmentations have in common: parameters from a generator, checks, errors that say where, alignment."""
+"""Base class of the augmentations: random parameters, checks, errors with their source, alignment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class AugmentationError(UserError):
 
 
 class Augmentation:
-    """Draws plain parameters from a generator, and applies them to a signal.
+    """Draws plain parameters from a random number generator, and applies them to a signal.
 
     `apply` keeps the length, and the alignment to within one sample at 16 kHz (1/16 ms). A subclass implements `draw`
     and `_apply`.
@@ -72,16 +72,16 @@ def shift(wav: np.ndarray, lag: int) -> np.ndarray:
 
 
 def inner(a: np.ndarray, b: np.ndarray) -> float:
-    """The inner product of two signals. Unlike np.dot it keeps to this thread, which loader processes need."""
+    """The inner product of two signals. Unlike np.dot it is single-threaded, as loader processes require."""
     return float(np.einsum("t,t->", a, b))
 
 
 def realign(wav: np.ndarray, reference: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Undo what is left of a delay: shift by the peak of the cross-correlation within half a millisecond.
+    """Undo a remaining delay: shift by the peak of the cross-correlation within half a millisecond.
 
-    For effects whose delay depends on the signal: filters that delay low frequencies otherwise than high ones, echoes
-    that merge with the direct sound. Where the correlation still rises at the end of that range (strong reflections
-    long after the direct sound) nothing is moved. wav, reference: float32 [T].
+    For effects whose delay depends on the signal: filters that delay low and high frequencies differently, echoes that
+    merge with the direct sound. If the correlation still rises at the end of that range (strong reflections long after
+    the direct sound), nothing is shifted. wav, reference: float32 [T].
     """
     reach = min(sample_rate // 2000, len(wav) - 1)
     best, best_lag = -np.inf, 0

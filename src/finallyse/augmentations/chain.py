@@ -28,8 +28,8 @@ class Chain:
 
     augmentations: list of {name, probability (1 by default), args}, as in the YAML of an experiment.
 
-    Each link decides whether it applies, and draws its parameters, from a stream of its own: what one draws says
-    nothing about another, and taking one out leaves the others as they are.
+    Each link uses its own random stream to decide whether it applies and to draw its parameters: the draws are
+    independent, and removing one link does not change the others.
     """
 
     def __init__(self, augmentations: Sequence[Mapping]):

@@ -1,4 +1,4 @@
-"""Lossy codecs: an encoder and its decoder in a row, in memory."""
+"""Lossy codecs: encoding and decoding in memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from finallyse.augmentations import augmentations_registry
 from finallyse.augmentations.base import Augmentation, fit, interval, realign
 from finallyse.errors import UserError, nearest
 
-# Layer III of MPEG-2, which is what 16 kHz is coded with
+# Layer III of MPEG-2, which is used at 16 kHz
 MP3_KBPS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 MP3_RATE = 16_000
 OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
@@ -25,14 +25,14 @@ class Codec(Augmentation):
     """A round trip through a lossy codec, drawn evenly from `formats`.
 
     Args:
-        formats: of mp3 (LAME), vorbis (libvorbis) and opus (libopus).
-        mp3_kbps: [least, greatest] constant bit rate, kbit/s. MP3 is coded at 16 kHz, where such low rates exist: of
-            LAME's 8, 16, 24, 32, ... those within the limits are drawn (4 to 16 means 8 or 16).
-        vorbis_quality: [least, greatest] quality within 0 and 1; 0 is about 30 kbit/s at 16 kHz.
-        opus_kbps: [least, greatest] bit rate, kbit/s.
+        formats: any of mp3 (LAME), vorbis (libvorbis) and opus (libopus).
+        mp3_kbps: [min, max] constant bit rate, kbit/s. MP3 is coded at 16 kHz, where such low rates exist: one of
+            LAME's rates 8, 16, 24, 32, ... within the limits is drawn (4 to 16 means 8 or 16).
+        vorbis_quality: [min, max] quality, between 0 and 1; 0 is about 30 kbit/s at 16 kHz.
+        opus_kbps: [min, max] bit rate, kbit/s.
 
-    The delays of encoder and decoder are removed: MP3's and Opus' by what the encoder says of its padding, with each
-    packet handed to the decoder at once; Vorbis has none.
+    The delays of encoder and decoder are removed: for MP3 and Opus from the encoder's stated padding, with each packet
+    passed to the decoder immediately; Vorbis has none.
     """
 
     name = "codec"
@@ -69,7 +69,7 @@ class Codec(Augmentation):
 
     def _apply(self, wav: np.ndarray, sample_rate: int, params: dict) -> np.ndarray:
         length = len(wav)
-        wav = fit(wav, max(length, sample_rate // 50))  # at least a codec's frame
+        wav = fit(wav, max(length, sample_rate // 50))  # at least one codec frame
         if params["format"] == "vorbis":
             return fit(_vorbis(wav, sample_rate, params["quality"]), length)
         if params["format"] == "mp3":
@@ -80,7 +80,7 @@ class Codec(Augmentation):
             coded = resample(wav, sample_rate, rate)
             decoded, rate = _opus(coded, rate, params["kbps"]), OPUS_RATE
         decoded = fit(resample(decoded, rate, sample_rate), len(wav))
-        # Opus' delay differs by a sample between its two ways of coding, which it chooses by the bit rate.
+        # Opus' delay differs by a sample between its two coding modes, which it selects by the bit rate.
         return (realign(decoded, wav, sample_rate) if params["format"] == "opus" else decoded)[:length]
 
 
@@ -94,7 +94,7 @@ def _vorbis(wav: np.ndarray, sample_rate: int, quality: float) -> np.ndarray:
 def _mp3(wav: np.ndarray, kbps: int) -> np.ndarray:
     import av
 
-    # Of LAME's ten levels of effort; the default, 2, takes twice the time.
+    # One of LAME's ten quality levels; the default, 2, takes twice the time.
     encoder = av.CodecContext.create("libmp3lame", "w")
     encoder.sample_rate, encoder.format, encoder.bit_rate = MP3_RATE, "fltp", round(1000 * kbps)
     encoder.options = {"compression_level": "7"}
@@ -114,13 +114,13 @@ def _opus(wav: np.ndarray, sample_rate: int, kbps: float) -> np.ndarray:
 
 
 def _round_trip(wav: np.ndarray, encoder, decoder) -> np.ndarray:
-    """Code float32 [T] and decode each packet as it comes; returns float32 [T'] without the encoder's delay."""
+    """Encode float32 [T] and decode each packet as it arrives; returns float32 [T'] without the encoder's delay."""
     import av
 
     encoder.layout, encoder.time_base = "mono", Fraction(1, encoder.sample_rate)
     encoder.open()
     if encoder.extradata:
-        decoder.extradata = encoder.extradata  # Opus: says how much to skip
+        decoder.extradata = encoder.extradata  # Opus: the number of samples to skip
     frame = av.AudioFrame.from_ndarray(wav[None], format=encoder.format.name, layout="mono")
     frame.sample_rate, frame.time_base, frame.pts = encoder.sample_rate, encoder.time_base, 0
     queue = av.AudioFifo()

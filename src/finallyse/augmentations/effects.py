@@ -1,4 +1,4 @@
-"""Effects of FFmpeg, run in process on filter graphs: acrusher, crystalizer, vibrato, flanger."""
+"""FFmpeg effects, run in-process as filter graphs: acrusher, crystalizer, vibrato, flanger."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def run_filter(wav: np.ndarray, sample_rate: int, name: str, **options: float) -
     time_base = Fraction(1, sample_rate)
     source = graph.add_abuffer(format="flt", sample_rate=sample_rate, layout="mono", time_base=time_base)
     effect = graph.add(name, ":".join(f"{key}={value!r}" for key, value in options.items()))
-    # Filters that work in double precision hand that on unless asked for what we keep.
+    # Filters that work in double precision output it unless single precision is requested.
     narrow = graph.add("aformat", "sample_fmts=flt")
     sink = graph.add("abuffersink")
     graph.link_nodes(source, effect, narrow, sink).configure()
@@ -38,13 +38,13 @@ def run_filter(wav: np.ndarray, sample_rate: int, name: str, **options: float) -
 
 @augmentations_registry.register("acrusher")
 class Acrusher(Augmentation):
-    """Bit crusher: amplitudes in coarse steps.
+    """Bit crusher: coarse quantisation of amplitudes.
 
     Args:
-        bits: [least, greatest] resolution, within 1 and 64.
-        mix: share of the original that is mixed in, FFmpeg's 0.5.
+        bits: [min, max] resolution, between 1 and 64.
+        mix: share of the original mixed in; FFmpeg's default is 0.5.
 
-    Each sample depends on itself alone: there is no delay.
+    Each output sample depends on one input sample: there is no delay.
     """
 
     name = "acrusher"
@@ -66,9 +66,9 @@ class Crystalizer(Augmentation):
     """Sharpens: adds the difference of neighbouring samples, and clips at full scale.
 
     Args:
-        intensity: [least, greatest] factor of the difference, within -10 and 10.
+        intensity: [min, max] factor of the difference, between -10 and 10.
 
-    Low frequencies come up to `intensity` samples early; the shift of the bulk is undone (`realign`).
+    Low frequencies are up to `intensity` samples early; the overall shift is undone (`realign`).
     """
 
     name = "crystalizer"
@@ -86,15 +86,15 @@ class Crystalizer(Augmentation):
 
 @augmentations_registry.register("vibrato")
 class Vibrato(Augmentation):
-    """A pitch that sways: a delay that follows a sine.
+    """Pitch modulation by a sinusoidally varying delay.
 
     Args:
-        frequency_hz: [least, greatest] of the sine, Hz.
-        depth: FFmpeg's, within 0 and 1; the delay sways by up to `depth` * 2.5 ms to either side, which is 20 samples
-            at 16 kHz with FFmpeg's own 0.5.
+        frequency_hz: [min, max] frequency of the sine, Hz.
+        depth: FFmpeg's depth, between 0 and 1; the delay varies by up to `depth` * 2.5 ms either way, 20 samples at
+            16 kHz with FFmpeg's default of 0.5.
 
     The delay's mean over the clip (about 60 samples at 16 kHz) is removed. The effect runs over silence before the
-    clip: its buffer is not clean at first, and so the sine can be at any phase when the clip begins.
+    clip, since its buffer is not clean at first, and so that the sine can have any phase when the clip begins.
     """
 
     name = "vibrato"
@@ -115,21 +115,21 @@ class Vibrato(Augmentation):
         out = run_filter(padded, sample_rate, "vibrato", f=frequency, d=self.depth)
         # af_vibrato.c: the delay is the buffer less a sine between 0 and depth * (buffer - 1) that begins at its least.
         sway = self.depth * (buffer - 1) / 2
-        heard = before + buffer - sway + np.arange(len(wav))  # when each sample comes out, but for the sway
+        heard = before + buffer - sway + np.arange(len(wav))  # output time of each sample, up to the modulation
         delay = buffer - sway * float(np.mean(1 - np.cos(2 * np.pi * frequency * heard / sample_rate)))
         return fit(out[before + round(delay) :], len(wav))
 
 
 @augmentations_registry.register("flanger")
 class Flanger(Augmentation):
-    """A copy with a slowly swaying delay is added.
+    """Adds a copy with a slowly varying delay.
 
     Args:
-        depth: [least, greatest] of the delay's sway, ms, within 0 and 10.
-        speed_hz: of the sway, FFmpeg's 0.5.
+        depth: [min, max] modulation depth of the delay, ms, between 0 and 10.
+        speed_hz: modulation frequency, Hz; FFmpeg's default is 0.5.
 
-    The direct sound is not delayed, but a copy less than a millisecond behind merges with it: the shift of the bulk is
-    undone (`realign`). The effect runs over silence before the clip, so that the sway can be at any phase.
+    The direct sound is not delayed, but a copy less than a millisecond later merges with it: the overall shift is
+    undone (`realign`). The effect runs over silence before the clip, so that the modulation can have any phase.
     """
 
     name = "flanger"
@@ -139,7 +139,7 @@ class Flanger(Augmentation):
         self.speed_hz = interval([speed_hz, 10], "flanger: speed_hz", 0.1, 10)[0]
 
     def draw(self, rng: np.random.Generator) -> dict:
-        """`depth_ms`; `phase` of the sway at the clip's beginning, in turns."""
+        """`depth_ms`; `phase` of the modulation at the clip's beginning, in turns."""
         return {"depth_ms": float(rng.uniform(*self.depth)), "phase": float(rng.random())}
 
     def _apply(self, wav: np.ndarray, sample_rate: int, params: dict) -> np.ndarray:

@@ -19,11 +19,10 @@ class ImpulseResponse(Augmentation):
 
     Args:
         manifest: CSV of prepared impulse responses at the rate of the signal; its column `offset` is the sample of the
-            direct path, which ends up where the signal was.
+            direct path, which is aligned with the original signal.
 
-    What a microphone's filter still delays the bulk of the speech by is measured on the signal and undone (`realign`).
-    The power of the signal is kept. Of several channels the first is taken. A response of zeros is an error:
-    preparation leaves such files out.
+    The remaining delay of a microphone's filter is measured on the signal and undone (`realign`). The power of the
+    signal is kept. Only the first channel is used. A response of zeros is an error: preparation excludes such files.
     """
 
     name = "impulse_response"

@@ -11,8 +11,8 @@ from finallyse.corpora.manifest import Manifest
 from finallyse.errors import UserError
 
 FRAME = 0.02  # seconds
-ACTIVE = 1e-4  # a frame is active from this share of the loudest frame's power on: -40 dB
-CROSSFADE = 0.02  # seconds over which the end of a looped noise goes over into its beginning
+ACTIVE = 1e-4  # a frame is active from this share of the loudest frame's power: -40 dB
+CROSSFADE = 0.02  # seconds over which the end of a looped noise fades into its beginning
 
 
 @augmentations_registry.register("noise")
@@ -21,12 +21,12 @@ class Noise(Augmentation):
 
     Args:
         manifest: CSV of prepared noises at the rate of the signal.
-        snr_db: [least, greatest] signal-to-noise ratio, dB.
+        snr_db: [min, max] signal-to-noise ratio, dB.
 
     The ratio is that of the mean power of active speech (frames of 20 ms within 40 dB of the loudest one) to the mean
-    power of the noise excerpt. The excerpt begins anywhere in the file; a noise shorter than the signal is looped from
-    a random point on, with crossfades of 20 ms. Several channels are mixed to one. An excerpt of digital silence adds
-    nothing, and to a signal of digital silence nothing is added: neither has a ratio.
+    power of the noise excerpt. The excerpt begins at a random position in the file; a noise shorter than the signal is
+    looped from a random point, with crossfades of 20 ms. Channels are mixed to mono. If the signal or the excerpt is
+    digital silence, nothing is added: the ratio is undefined.
     """
 
     name = "noise"
@@ -36,7 +36,7 @@ class Noise(Augmentation):
         self.snr_db = interval(snr_db, "noise: snr_db", -100, 200)
 
     def draw(self, rng: np.random.Generator) -> dict:
-        """`file` and the `samples` it holds; `start`, as a share of where the excerpt can begin; `snr_db`."""
+        """`file` and its number of `samples`; `start`, as a share of the possible start positions; `snr_db`."""
         index = int(rng.integers(len(self.manifest)))
         return {
             "file": str(self.manifest.path(index)),
@@ -56,7 +56,7 @@ class Noise(Augmentation):
 
 
 def check_rate(manifest: Manifest, sample_rate: int) -> None:
-    """Noises and impulse responses are prepared at the rate at which they are used, never resampled in training."""
+    """Noises and impulse responses must be prepared at the rate of the signal; they are not resampled in training."""
     if manifest.rate != sample_rate:
         raise UserError(
             f"{manifest.file}: holds {manifest.rate} Hz recordings and is used at {sample_rate} Hz; "
@@ -77,7 +77,7 @@ def active_power(wav: np.ndarray, sample_rate: int) -> float:
 def excerpt(path: str, samples: int, start: float, length: int, sample_rate: int) -> np.ndarray:
     """`length` samples of a noise, float32 [length].
 
-    samples: how many the file holds.    start: where to begin, as a share in [0, 1) of the possible places.
+    samples: number of samples in the file.    start: as a share in [0, 1) of the possible start positions.
     """
     if samples >= length:
         return _mono(read(path, int(start * (samples - length + 1)), length)[0])
@@ -91,7 +91,7 @@ def _mono(wav: np.ndarray) -> np.ndarray:
 
 
 def _loop(noise: np.ndarray, crossfade: int) -> np.ndarray:
-    """One period of a noise repeated for ever: its end goes over into its beginning, at constant power."""
+    """One period of an endlessly repeated noise: its end fades into its beginning, at constant power."""
     crossfade = min(crossfade, len(noise) // 4)
     if crossfade == 0:
         return noise

@@ -1,4 +1,4 @@
-"""Independent streams of random numbers, each named by what it is for."""
+"""Independent random streams, each named by its purpose."""
 
 from __future__ import annotations
 

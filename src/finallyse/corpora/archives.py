@@ -1,9 +1,9 @@
-"""Unpacking archives: looked through before anything is written, and repeatable after an interruption at any moment.
+"""Unpacking archives: checked before anything is written, and resumable after an interruption at any time.
 
-An archive is read twice. The first time finds out whether it is whole, whether its members stay inside the target
-folder, and how much space they need; the list is kept beside the archive (`.<name>.members`). The second time writes
-the members, each under a temporary name first. `<folder>/.unpacked/<name>.members` says whose members lie in the
-folder: unpacking the same archive again goes on where it stopped, a newer one replaces what the older one left.
+An archive is read twice. The first pass checks that it is complete and that its members stay inside the target folder,
+and computes the space they need; the list is kept beside the archive (`.<name>.members`). The second pass writes the
+members, each under a temporary name first. `<folder>/.unpacked/<name>.members` records which members are in the folder:
+unpacking the same archive again resumes where it stopped, a newer one replaces the files of the older one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFE
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """A file of an archive. name: normalised, relative.    size: bytes.    link: name of the member that it repeats."""
+    """A file of an archive. name: normalised, relative.    size: bytes.    link: name of the member it copies."""
 
     name: str
     size: int
@@ -48,7 +48,7 @@ class Member:
 
 
 def kind_of(name: str) -> Kind | None:
-    """The kind of archive that a file's name says, None for other files."""
+    """The kind of archive according to a file's name, None for other files."""
     for suffix, kind in ((".zip", "zip"), (".tar.gz", "tar.gz"), (".tgz", "tar.gz"), (".tar.bz2", "tar.bz2")):
         if name.lower().endswith(suffix):
             return kind
@@ -56,7 +56,7 @@ def kind_of(name: str) -> Kind | None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Looking through
+# Checking
 
 
 def inspect_archive(
@@ -67,10 +67,10 @@ def inspect_archive(
     thorough: bool = False,
     remember_for: Path | None = None,
 ) -> list[Member]:
-    """The files of an archive, after checking that it is whole and that all of them stay inside.
+    """The files of an archive, after checking that it is complete and that all of them stay inside.
 
-    archive: the file.    name: what messages call it.    thorough: also check the checksums inside a zip, which says
-    what it holds without being read.    remember_for: the name that the archive will have; its list is kept there.
+    archive: the file.    name: its name in messages.    thorough: also verify the checksums inside a zip, whose
+    contents can be listed without reading them.    remember_for: the final name of the archive, for storing its list.
 
     Raises UserError for an archive that is cut short, corrupt or hostile.
     """
@@ -102,7 +102,7 @@ def _list_file(archive: Path) -> Path:
 
 
 def _read_list(path: Path, identity: list[int] | None) -> list[Member] | None:
-    """A kept list; None if there is none, or one of another archive."""
+    """The stored list; None if there is none, or if it is of another archive."""
     if not path.exists():
         return None
     try:
@@ -157,7 +157,7 @@ def _list_tar(archive: Path, kind: Kind, label: str, progress: Progress) -> list
                     members.append(Member(_inside(info.name, label), 0, target))
                 else:
                     raise UserError(f"{label}: refused: member {info.name!r} is a device")
-        while stream.read(BLOCK):  # to the end, where the compressed stream says whether all of it came through
+        while stream.read(BLOCK):  # to the end, where the compressed stream has its integrity check
             pass
     if not members:
         raise tarfile.ReadError("it holds no files")
@@ -166,13 +166,13 @@ def _list_tar(archive: Path, kind: Kind, label: str, progress: Progress) -> list
 
 @contextlib.contextmanager
 def _decompressed(raw: BinaryIO, kind: Kind) -> Iterator[BinaryIO]:
-    # tarfile's own "r|gz" does not look at the checksum at the end.
+    # tarfile's own "r|gz" does not verify the checksum at the end.
     with gzip.GzipFile(fileobj=raw) if kind == "tar.gz" else bz2.BZ2File(raw) as stream:
         yield stream
 
 
 def _inside(name: str, label: str) -> str:
-    """The normalised name of a member, or a UserError if it leads out of the folder."""
+    """The normalised name of a member, or a UserError if it points outside the folder."""
     plain = name.replace("\\", "/")
     parts = [part for part in plain.split("/") if part not in ("", ".")]
     hostile = plain.startswith("/") or re.match(r"[A-Za-z]:", plain) or ".." in parts or "\0" in plain
@@ -185,7 +185,7 @@ def _inside(name: str, label: str) -> str:
 
 @contextlib.contextmanager
 def _as_user_error(label: str, archive: Path) -> Iterator[None]:
-    """What a damaged archive raises, as one line with its name."""
+    """Convert errors of a damaged archive to a one-line UserError with its name."""
     try:
         yield
     except BROKEN as error:
@@ -216,10 +216,10 @@ def unpack(
     kind: Kind | None = None,
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> tuple[int, int]:
-    """Unpack an archive into a folder, which others may share. Returns the number of files and of bytes.
+    """Unpack an archive into a folder, which several archives may share. Returns the number of files and of bytes.
 
-    Links inside the archive become copies. Raises UserError for an archive that is damaged or hostile, before anything
-    is written, and where there is too little space.
+    Links inside the archive become copies. Raises UserError for an archive that is damaged or malicious, before
+    anything is written, and if there is too little space.
     """
     archive, folder = Path(archive), Path(folder)
     kind = kind or kind_of(archive.name)
@@ -261,7 +261,7 @@ def _is_there(folder: Path, member: Member) -> bool:
 
 
 def _remove_older(state: Path, folder: Path, members: list[Member]) -> None:
-    """Remove what an older archive of this name left in the folder."""
+    """Remove the files of an older archive of this name from the folder."""
     for member in _read_list(state, None) or []:
         (folder / member.name).unlink(missing_ok=True)
 
@@ -312,9 +312,9 @@ def _copy_link(archive: Path, folder: Path, member: Member) -> None:
 
 
 def unpack_collection(folder: str | Path, files: list[Path], name: str) -> int:
-    """Lay single files into `folder` under their own names, in place of those that an earlier collection left there.
+    """Place files in `folder` under their own names, replacing those of an earlier collection.
 
-    Hard links where the disk allows, else copies. Returns their number.
+    Uses hard links if possible, otherwise copies. Returns the number of files.
     """
     folder = Path(folder)
     state = folder / MARKERS / f"{name}.members"

@@ -1,6 +1,6 @@
-"""Checksums of files, and the lock file that holds those which no publisher states.
+"""Checksums of files, and the lock file for those that the publisher does not state.
 
-<resources>/checksums.lock is what `sha256sum` writes, with paths relative to its own folder: `sha256sum -c` checks it.
+<resources>/checksums.lock has the format of `sha256sum`, with paths relative to its folder: `sha256sum -c` verifies it.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ def digests(path: Path, *algorithms: str) -> dict[str, str]:
 
 
 class ChecksumLock:
-    """SHA-256 sums recorded at first download. Several jobs may use one lock file at the same time.
+    """SHA-256 sums recorded at the first download. Several jobs may use one lock file concurrently.
 
     Args:
-        path: the lock file; the keys in it are paths relative to its folder.
+        path: the lock file; its keys are paths relative to its folder.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
 
     def key(self, file: Path) -> str:
-        """How a file is called in the lock."""
+        """A file's key in the lock."""
         return Path(os.path.relpath(file, self.path.parent)).as_posix()
 
     def get(self, file: Path) -> str | None:
@@ -52,12 +52,12 @@ class ChecksumLock:
         return self._read().get(self.key(file))
 
     def record(self, file: Path, sha256: str) -> None:
-        """Record a file's sum, in place of any other."""
+        """Record a file's sum, replacing any other."""
         with self._exclusive():
             self._write({**self._read(), self.key(file): sha256})
 
     def forget_other_than(self, file: Path, contents: Path) -> None:
-        """Drop a file's sum if it is not that of `contents`, which was made anew to take its place."""
+        """Drop a file's sum if it is not that of `contents`, which was rebuilt to replace it."""
         with self._exclusive():
             sums = self._read()
             if sums.get(self.key(file), "") not in ("", digest(contents, "sha256")):

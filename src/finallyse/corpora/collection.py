@@ -1,6 +1,6 @@
-"""Collections: sources of many small files, fetched together; some may be gone at the source.
+"""Collections: sources of many small files, fetched together; some may no longer exist at the source.
 
-The table `collection.csv` beside the files says for each whether it is there: file, status, bytes, sha256.
+The table `collection.csv` in the same folder lists the status of each file: file, status, bytes, sha256.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ FETCHED, MISSING = "fetched", "missing at the source"
 def download_collection(locations: Locations, name: str, table: str | Path, lock: ChecksumLock | None) -> None:
     """Fetch all files of a source into the folder of `table`, then write the table.
 
-    Files that are optional may be missing; if others are, all that can be had are fetched, and one UserError names
-    those that are missing. Files that are there from an earlier run and agree with the lock are not fetched again.
+    Optional files may be missing; if others are, all available files are fetched, and one UserError lists the missing
+    ones. Files from an earlier run that match the lock are not fetched again.
     """
     table = Path(table)
     rows, missing = [], []
@@ -60,7 +60,7 @@ def download_collection(locations: Locations, name: str, table: str | Path, lock
 
 
 def _held(target: Path, lock: ChecksumLock | None) -> str | None:
-    """The sum of a file that is there, if it is the one that the lock knows."""
+    """The sum of an existing file, if it matches the lock."""
     if lock is None or not target.is_file():
         return None
     known = lock.get(target)
@@ -68,7 +68,7 @@ def _held(target: Path, lock: ChecksumLock | None) -> str | None:
 
 
 def files_of_collection(table: str | Path) -> list[Path]:
-    """The files that a table says are there."""
+    """The files that exist according to a table."""
     table = Path(table)
     if not table.is_file():
         raise UserError(f"{table}: no such table of a collection")

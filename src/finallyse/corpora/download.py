@@ -1,7 +1,7 @@
-"""Downloading one file: resumed where it stopped, retried, checked, and only then given its name.
+"""Downloading one file: resumed, retried and verified before it gets its final name.
 
-While a file is fetched it is `<name>.part`; `<name>.part.json` beside it says which version of which URL it is a part
-of, so that a source which changed in between is fetched anew instead of being mixed.
+During the download it is `<name>.part`; `<name>.part.json` beside it records the URL and version, so that a source that
+changed in between is downloaded again instead of being mixed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 BLOCK = 1 << 20
 TIMEOUT_S = (15, 60)  # connecting, waiting for the next bytes
-PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP answers that may be better later
+PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP status codes of temporary errors
 ABSENT = {404, 410}
 
 
@@ -38,9 +38,9 @@ class Missing(UserError):
 
 
 class _Retry(Exception):
-    """An attempt failed in a way that may pass.
+    """An attempt failed, possibly temporarily.
 
-    remedy: what to do if it does not.    again_after_s: what the server asked for.
+    remedy: what to do if the error persists.    again_after_s: delay requested by the server.
     """
 
     def __init__(self, reason: str, remedy: str | None = None, again_after_s: float = 0.0):
@@ -70,24 +70,24 @@ def download(
 
     Args:
         url: http(s):// or file:// (see `local_path`).
-        target: appears only when the file is complete and checked.
-        name: corpus or weight, for messages that name the option of the config.
+        target: created only when the file is complete and verified.
+        name: corpus or weight, for messages that name the config option.
         checksum: published `md5:...`, `sha1:...` or `sha256:...`.
         size: published number of bytes.
-        about_size: number of bytes to reckon with where neither the registry nor the server knows.
-        lock: where the SHA-256 of a file without a published checksum is recorded, or held against.
-        attempts: attempts in a row that brought the file no further, before giving up.
+        about_size: estimated number of bytes, if neither the registry nor the server states it.
+        lock: lock file in which the SHA-256 of a file without a published checksum is recorded or verified.
+        attempts: number of consecutive attempts without progress before giving up.
         wait_s: seconds before the second attempt, doubled for each further one up to a minute.
-        say: takes lines of progress.
+        say: called with progress lines.
 
-    Raises Missing where the source says that it has no such file, UserError for whatever else the user can mend.
+    Raises Missing if the source reports that there is no such file, UserError for anything else that the user can fix.
     """
     return _Download(url, Path(target), name, checksum, size, about_size, lock, attempts, wait_s, say).run()
 
 
 @dataclasses.dataclass
 class _Version:
-    """Which version of a file a part belongs to. total: bytes; validator: strong ETag or date of change."""
+    """The version of a file that a part belongs to. total: bytes; validator: strong ETag or modification date."""
 
     url: str
     total: int | None = None
@@ -96,7 +96,7 @@ class _Version:
 
 @dataclasses.dataclass
 class _Download:
-    """One file on its way; the arguments of `download`."""
+    """One download in progress; the arguments of `download`."""
 
     url: str
     target: Path
@@ -128,7 +128,7 @@ class _Download:
             self._discard()
             if self.source is not None:
                 raise
-            # Pieces that do not fit together, or an answer that ended early without a word: one piece may do better.
+            # Mismatched pieces, or a response silently cut short: downloading in one piece may work.
             self.say(f"{error} -- fetching it once more")
             self._fetch()
             try:
@@ -144,7 +144,7 @@ class _Download:
         return sha256
 
     def _verify(self) -> str:
-        """SHA-256 of the complete part, or a UserError for what is wrong with it."""
+        """SHA-256 of the complete part; raises a UserError that describes any mismatch."""
         found = self.part.stat().st_size
         if self.size is not None and found != self.size:
             raise UserError(f"{self.url}: has {found} bytes, published are {self.size}; {self.other_contents}")
@@ -162,7 +162,7 @@ class _Download:
                 f"source has changed; if that is right, delete the line of {self.lock.key(self.target)} there"
             )
         if not self.checksum and kind_of(self.target.name):
-            # Nobody says what the file should be: at least it must be a whole archive.
+            # No size or checksum is known: at least it must be a complete archive.
             kind = kind_of(self.target.name)
             inspect_archive(self.part, kind, name=self.url, thorough=True, remember_for=self.target)
         return sha256
@@ -178,13 +178,13 @@ class _Download:
     def _version(self) -> _Version | None:
         try:
             return _Version(**json.loads(self.about_part.read_text()))
-        except (OSError, ValueError, TypeError):  # absent, or cut off by a crash: the part is then fetched anew
+        except (OSError, ValueError, TypeError):  # absent, or truncated by a crash: download the part again
             return None
 
     # Fetching
 
     def _fetch(self) -> None:
-        """Bring the part to completion."""
+        """Complete the part."""
         import tenacity
 
         if self.source is not None:
@@ -238,20 +238,20 @@ class _Download:
             progress.close()
 
     def _transfer(self) -> None:
-        """One HTTP request that begins the part, or continues it; raises _Retry or UserError."""
+        """One HTTP request that starts or resumes the part; raises _Retry or UserError."""
         import requests
         import urllib3
 
         version, here = self._version(), self._here()
         headers = {"Accept-Encoding": "identity", "User-Agent": "finallyse"}
-        # A part may be continued if the server can say whether it is still the same file, or if a checksum will.
+        # A part may be resumed if the server can tell that the file is unchanged, or if a checksum can.
         same = version is not None and version.url == self.url and version.validator is not None
         if here and (same or (version is not None and self.checksum)):
             headers["Range"] = f"bytes={here}-"
             if same:
                 headers["If-Range"] = version.validator
         with requests.get(self.url, headers=headers, stream=True, timeout=TIMEOUT_S) as response:
-            if response.status_code == 416:  # nothing after what is here: it is complete, or not a part of this file
+            if response.status_code == 416:  # no bytes beyond the part: it is complete, or not a part of this file
                 if here and here in (self.size, version.total if version else None):
                     return
                 self._discard()
@@ -276,7 +276,7 @@ class _Download:
                 with self.part.open("r+b" if offset else "wb") as file:
                     file.seek(offset)
                     file.truncate()
-                    # read1 hands out what has arrived; iter_content would lose a block where the connection breaks.
+                    # read1 returns what has arrived; iter_content would lose a block if the connection breaks.
                     while block := response.raw.read1(BLOCK):
                         file.write(block)
                         progress.add(len(block) / 1e6)
@@ -300,7 +300,7 @@ class _Download:
 
     @contextlib.contextmanager
     def _http_errors(self) -> Iterator[None]:
-        """Failures of the network as _Retry; of the disk and of the URL as UserError."""
+        """Convert network failures to _Retry, disk and URL errors to UserError."""
         import requests
 
         try:
@@ -316,7 +316,7 @@ class _Download:
 
 
 def _extent(response: requests.Response, here: int) -> tuple[int, int | None]:
-    """Where the body begins in the file, and how long the whole file is (None where the server does not say)."""
+    """Offset of the body in the file, and the total length of the file (None if the server does not state it)."""
     if response.status_code == 206:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
         if not match or int(match[1]) != here:
@@ -327,7 +327,7 @@ def _extent(response: requests.Response, here: int) -> tuple[int, int | None]:
 
 
 def _validator(response: requests.Response) -> str | None:
-    """What If-Range may name: a strong ETag, else the date of change."""
+    """Value for If-Range: a strong ETag, otherwise the modification date."""
     etag = response.headers.get("ETag", "")
     if etag and not etag.startswith("W/"):
         return etag

@@ -1,4 +1,4 @@
-"""Which recordings a corpus consists of: its published folder layout, or any folder of audio files in its place."""
+"""The recordings of a corpus: from its published folder layout, or any folder of audio files in its place."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from finallyse.errors import UserError, nearest
 
 Kind = Literal["speech", "pairs", "noise", "response"]
 
-# What never is a recording. Everything else is tried: FFmpeg knows more formats than any list of names would.
+# Never recordings. Everything else is tried: FFmpeg supports more formats than any list of suffixes would.
 NO_AUDIO = frozenset(
     """
     .txt .csv .tsv .json .jsonl .yaml .yml .xml .html .htm .md .rst .pdf .doc .docx .xls .xlsx .odt .rtf .tex .lab
@@ -32,7 +32,7 @@ class Recording:
     """One recording (or pair) of a corpus, before it is prepared.
 
     source: path relative to the corpus' folder.    output: path of the prepared file below `wav/`.
-    group: recordings that must not be in different splits (a speaker, a room).    split: where the corpus itself says.
+    group: recordings that must be in the same split (a speaker, a room).    split: if the corpus defines it.
     noisy_source, noisy_output: the noisy counterpart of a pair.
     """
 
@@ -49,8 +49,8 @@ class Recording:
 class Corpus:
     """How a corpus is read and split.
 
-    held_out: split -> share of the groups that it gets, where the corpus does not say itself.
-    published: the published layout as a pattern of paths; groups `speaker`, `set` and `side` mean what they say.
+    held_out: split -> its share of the groups, if the corpus does not define splits.
+    published: the published layout as a regular expression of paths, with the groups `speaker`, `set` and `side`.
     sets: name of a published set (a prefix) -> split.
     """
 
@@ -66,13 +66,13 @@ class Corpus:
 
 
 def _freesound_recording(path: str) -> str:
-    """DNS5 cut long Freesound recordings into numbered pieces: `..._Freesound_validated_380494_3.wav`."""
+    """DNS5 splits long Freesound recordings into numbered pieces: `..._Freesound_validated_380494_3.wav`."""
     stem = path.rsplit(".", 1)[0]
     return re.sub(r"((?:^|_)freesound_validated_\d+)_\d+$", r"\1", stem, flags=re.IGNORECASE)
 
 
 def _parent(path: str) -> str:
-    """Responses of one simulated room lie in one folder."""
+    """Responses of one simulated room are in one folder."""
     return path.rpartition("/")[0]
 
 
@@ -118,12 +118,11 @@ def corpus_by_name(name: str) -> Corpus:
 
 
 def find_recordings(name: str, source: Path) -> tuple[list[Recording], list[str]]:
-    """The recordings of corpus `name` in folder `source`, each with its group, and remarks for the reader of the log.
+    """The recordings of corpus `name` in folder `source`, each with its group, and remarks for the log.
 
-    Where the folder has the corpus' published layout, only what belongs to it is taken. Any other folder is taken as
-    recordings of one's own: a first-level folder is a speaker, a file outside of any folder a speaker of its own
-    (folders that hold nothing but one folder are stepped into). VoiceBank's pairs then are equally named files in
-    `clean/` and `noisy/`.
+    If the folder has the corpus' published layout, only files of that layout are used. Any other folder is treated as
+    user recordings: each first-level folder is a speaker, and so is each file outside of any folder (folders that
+    contain only one folder are entered). VoiceBank's pairs are then files of the same name in `clean/` and `noisy/`.
     """
     corpus = corpus_by_name(name)
     if not source.is_dir():
@@ -146,7 +145,7 @@ def find_recordings(name: str, source: Path) -> tuple[list[Recording], list[str]
 
 
 def audio_files(source: Path) -> Iterator[str]:
-    """Relative paths of everything that may be audio, sorted; hidden files (macOS leaves `._x.wav`) are not."""
+    """Relative paths of everything that may be audio, sorted, without hidden files (macOS leaves `._x.wav`)."""
     seen = set()
     for folder, folders, files in os.walk(source, followlinks=True):
         real = os.path.realpath(folder)
@@ -192,7 +191,7 @@ def _own_files(corpus: Corpus, files: Sequence[str]) -> list[Recording]:
     for file in files:
         name = file[len(start) :]
         if corpus.kind == "speech":
-            # A file outside of any folder is a speaker of its own: nothing tells who else speaks in it.
+            # A file outside of any folder is its own speaker: nothing identifies the speaker.
             group = speaker = name.split("/")[0] if "/" in name else _stem(name)
         else:
             group, speaker = corpus.group(name) if corpus.group else name, ""
@@ -221,7 +220,7 @@ def _own_pairs(source: Path, files: Sequence[str]) -> list[Recording]:
 
 
 def _common_folder(files: Sequence[str]) -> str:
-    """The folder (with its slash, or empty) that all files lie in."""
+    """The folder (with its slash, or empty) that contains all files."""
     folders = {file.rpartition("/")[0] for file in files}
     common = os.path.commonpath(folders) if folders and "" not in folders else ""
     return common and common + "/"
@@ -232,7 +231,7 @@ def _wav(name: str) -> str:
 
 
 def _unique_outputs(recordings: Sequence[Recording]) -> list[Recording]:
-    """Keep `a.mp3` and `a.flac`, or `a/b_c` and `a_b/c`, from meaning the same prepared file or utterance name."""
+    """Give `a.mp3` and `a.flac`, or `a/b_c` and `a_b/c`, different prepared files and utterance names."""
     count = Counter(utterance_name(r.output) for r in recordings)
     unique = []
     for recording in recordings:
@@ -248,12 +247,12 @@ def _unique_outputs(recordings: Sequence[Recording]) -> list[Recording]:
 def assign_splits(recordings: Sequence[Recording], name: str, seed: int) -> tuple[list[Recording], list[str]]:
     """The recordings with their splits, and remarks. Depends only on the names, the corpus and the seed.
 
-    Groups are put in the order of a hash of their names; the first few are held out. Where there are fewer groups than
-    splits, every recording is a group, and a speaker, of its own.
+    Groups are sorted by a hash of their names; the first few are held out. If there are fewer groups than splits, every
+    recording is its own group and speaker.
     """
     corpus = corpus_by_name(name)
     remarks = []
-    if set(corpus.sets.values()) - {r.split for r in recordings}:  # a published set is missing: split what is there
+    if set(corpus.sets.values()) - {r.split for r in recordings}:  # a published set is missing: split the rest
         recordings = [replace(r, split=None) for r in recordings]
     given = {r.split for r in recordings}
     wanted = {split: share for split, share in corpus.held_out.items() if split not in given}
@@ -272,7 +271,7 @@ def assign_splits(recordings: Sequence[Recording], name: str, seed: int) -> tupl
         )
     undecided.sort(key=lambda group: sha256(f"{seed}/{name}/{group}".encode("utf-8", "surrogateescape")).digest())
     split_of: dict[str, str] = {}
-    spare = len(undecided) - 1 - len(wanted)  # what is left once every split has one group
+    spare = len(undecided) - 1 - len(wanted)  # groups left once every split has one
     for split, share in wanted.items():
         extra = min(max(round(share * len(undecided)) - 1, 0), spare)
         spare -= extra

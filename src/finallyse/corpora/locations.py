@@ -1,4 +1,4 @@
-"""Where each corpus and weight comes from and goes to under a configuration: what the workflow's rules ask.
+"""Source and destination of each corpus and weight under a configuration, for the workflow's rules.
 
 <resources>/downloads/<corpus>/<file>          as published
 <resources>/unpacked/<corpus>/...              the archives' own layout; <corpus>/.unpacked/<archive>.txt when complete
@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote, urlsplit
 from finallyse.corpora.sources import RemoteFile, Source
 from finallyse.errors import UserError, nearest
 
-# How the files of a collection were found, beside them.
+# The status of the files of a collection, in the same folder.
 COLLECTION = "collection.csv"
 # Complete unpackings are marked in this folder of a corpus.
 MARKERS = ".unpacked"
@@ -81,13 +81,13 @@ class Locations:
         return f"{base_url}/{file if local_path(base_url) is not None else quote(file)}"
 
     def own_folder(self, name: str) -> str | None:
-        """The folder of recordings that stands in for the corpus, if the config names one."""
+        """The folder of recordings that replaces the corpus, if the config sets one."""
         return self.settings.get(name, {}).get("folder")
 
     def local_files(self, name: str, *files: str) -> list[str]:
-        """The local files that these (without any: all) are copied from where the base URL is `file://`, else none.
+        """The local files that these (default: all) are copied from if the base URL is `file://`, otherwise none.
 
-        Optional files that are not there are left out.
+        Missing optional files are omitted.
         """
         if local_path(self.base_url(name)) is None:
             return []
@@ -97,11 +97,11 @@ class Locations:
         return [path for file, path in paths.items() if not known[file].optional or Path(path).exists()]
 
     def verify(self, name: str) -> str:
-        """`published`: the files are the published ones; `lock`: they are others, held to what came first."""
+        """`published`: the files are the published ones; `lock`: they differ, verified against the first download."""
         return self.settings.get(name, {}).get("verify", "published")
 
     def expected(self, name: str, file: str) -> RemoteFile:
-        """What is known of a file before it is fetched: only its name where the contents are not the published ones."""
+        """What is known of a file before the download: only its name if the contents are not the published ones."""
         remote = self.source(name).file(file)
         return remote if self.verify(name) == "published" else RemoteFile(remote.name, optional=remote.optional)
 
@@ -120,7 +120,7 @@ class Locations:
         return f"{self.download_folder(name)}/{file}"
 
     def downloads(self, name: str) -> list[str]:
-        """Everything that is downloaded for a corpus or weight, as the rules know it."""
+        """All downloads of a corpus or weight, as in the rules."""
         source = self.source(name)
         if self.own_folder(name):
             return []
@@ -129,7 +129,7 @@ class Locations:
         return [self.downloaded(name, file.name) for file in source.files]
 
     def unpacked(self, name: str) -> list[str]:
-        """The files that say that a corpus is completely unpacked; none for a folder of one's own."""
+        """The files that mark a corpus as completely unpacked; none for a user's folder."""
         source = self.source(name)
         if self.own_folder(name):
             return []
@@ -137,7 +137,7 @@ class Locations:
         return [f"{self.resources}/unpacked/{name}/{MARKERS}/{archive}.txt" for archive in archives]
 
     def archives(self, name: str) -> list[str]:
-        """The files that stand in for the published ones where the demo packs them; optional ones are not made."""
+        """The files that replace the published ones if the demo packs them; optional ones are not created."""
         return [
             f"{self.resources}/archives/{name}/{file.name}" for file in self.source(name).files if not file.optional
         ]
@@ -153,13 +153,13 @@ class Locations:
         return f"{self.resources}/archives/{name}"
 
     def fingerprint(self, name: str) -> str:
-        """Changes when a folder that stands in for the corpus does; empty where there is none."""
+        """Changes whenever a folder that replaces the corpus changes; empty if there is none."""
         folder = self.own_folder(name)
         return folder_fingerprint(folder) if folder else ""
 
 
 def files_below(folder: str | Path) -> list[str]:
-    """Relative paths of all files below `folder` (links followed, hidden ones left out), sorted."""
+    """Relative paths of all files below `folder` (links followed, hidden files omitted), sorted."""
     found, seen = [], set()
     for place, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
@@ -173,9 +173,9 @@ def files_below(folder: str | Path) -> list[str]:
 
 
 def folder_fingerprint(folder: str | Path) -> str:
-    """A digest of the names and sizes of all files below `folder`, and of their contents where it is small (32 MB).
+    """A digest of the names and sizes of all files below `folder`, and of their contents if it is small (32 MB).
 
-    Of a larger folder the files' times of change count instead: reading gigabytes at every start would take too long.
+    For a larger folder, modification times are used instead: reading gigabytes at every start would take too long.
     """
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such folder of recordings")

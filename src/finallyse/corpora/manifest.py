@@ -2,7 +2,7 @@
 
 Columns: `path` (relative to the CSV's folder), `samples`, `rate` (Hz), `speaker` (empty for noises and impulse
 responses), `split`, `peak` (largest magnitude, to within a step of 16 bits), `source_checksum` (SHA-256 of the source
-file), `gain` (1, or what a recording was scaled by because its peak did not fit into 16 bits). VoiceBank's rows also
+file), `gain` (1, or the factor by which a recording was scaled to fit its peak into 16 bits). VoiceBank's rows also
 have `noisy_path`, those of impulse responses `offset`, the sample of the direct path.
 """
 
@@ -25,8 +25,8 @@ COLUMNS = ("path", "samples", "rate", "speaker", "split", "peak", "source_checks
 class Strings(Sequence[str]):
     """Many UTF-8 strings in two arrays.
 
-    A list of them would be copied into every loader process, page by page, as reference counts are touched; arrays
-    stay shared with the process that forked them.
+    A list would be copied into every loader process, page by page, as reference counts are updated; arrays stay shared
+    with the parent process.
     """
 
     def __init__(self, encoded: Sequence[bytes]):
@@ -43,10 +43,10 @@ class Strings(Sequence[str]):
 
 
 class Manifest:
-    """A manifest held compactly: about 120 bytes a row, and no more while it is read.
+    """A manifest in compact form: about 120 bytes per row, and no more while it is being read.
 
-    rate: Hz, the same in all rows.    samples: int64 [N].    offsets: int64 [N], 0 where the manifest has none.
-    peaks: float32 [N], nan where the manifest has none.
+    rate: Hz, the same in all rows.    samples: int64 [N].    offsets: int64 [N], 0 if the manifest has none.
+    peaks: float32 [N], nan if the manifest has none.
 
     Raises UserError for a file that is missing, empty, or not a manifest.
     """
@@ -109,7 +109,7 @@ class Manifest:
         return self.folder / self.noisy_paths[index]
 
     def name(self, index: int) -> str:
-        """The recording's name: its path without `wav/`, `clean/` and the suffix, fit for a file name."""
+        """The recording's name: its path without `wav/`, `clean/` and the suffix, usable as a file name."""
         return utterance_name(self.paths[index])
 
 
@@ -119,7 +119,7 @@ def utterance_name(path: str) -> str:
 
 
 def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
-    """A CSV that appears whole or not at all. Names that are not valid UTF-8 keep their bytes."""
+    """Write a CSV atomically. Names that are not valid UTF-8 keep their bytes."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()

@@ -1,4 +1,4 @@
-"""What the corpora and weights of a configuration cost in bytes, and what of them is here: `finallyse data`."""
+"""Sizes of the corpora and weights of a configuration, and how much of them is present: `finallyse data`."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from finallyse.corpora.space import RESERVE, megabytes
 
 @dataclasses.dataclass
 class Cost:
-    """Of one source. known, about: bytes; unknown: number of files; here: bytes that need not be fetched any more.
+    """Size of one source. known, about: bytes; unknown: number of files; here: bytes already present.
 
-    prepared: all that the networks read of it is there, so that nothing need be fetched even if its archives are gone.
+    prepared: everything that the networks read is present, so that nothing is fetched even if the archives are deleted.
     """
 
     source: Source
@@ -55,7 +55,7 @@ class Cost:
 
 
 def costs(config: dict) -> list[Cost]:
-    """The cost of every source of the registry under a configuration (`finallyse.config.load_pipeline`)."""
+    """The size of every source in the registry under a configuration (`finallyse.config.load_pipeline`)."""
     locations = Locations(read_sources(), config["corpora"], config["resources"])
     needed = _needed(config)
     rows = []
@@ -78,7 +78,7 @@ def costs(config: dict) -> list[Cost]:
 
 
 def _size(locations: Locations, name: str, file: RemoteFile) -> tuple[int | None, bool]:
-    """Bytes of a file, None where nobody knows, and whether that is exact."""
+    """Size of a file in bytes, None if unknown, and whether it is exact."""
     downloaded = Path(locations.downloaded(name, file.name))
     local = locations.local_files(name, file.name)
     for path in (downloaded, *map(Path, local)):
@@ -89,7 +89,7 @@ def _size(locations: Locations, name: str, file: RemoteFile) -> tuple[int | None
 
 
 def _here(path: Path) -> tuple[int, bool]:
-    """Bytes of a file that are here, and whether it is complete."""
+    """Number of bytes of a file that are present, and whether it is complete."""
     if path.is_file():
         return path.stat().st_size, True
     part = path.with_name(path.name + ".part")
@@ -97,7 +97,7 @@ def _here(path: Path) -> tuple[int, bool]:
 
 
 def _needed(config: dict) -> dict[str, tuple[list[str], list[str]]]:
-    """source -> networks of the config that read its data or weights, and the paths that they read."""
+    """source -> networks of the config that read its data or weights, and the paths they read."""
     needed: dict[str, tuple[list[str], list[str]]] = {}
     for network, experiment in config["experiments"].items():
         for kind in ("prepared", "weights"):
@@ -176,7 +176,7 @@ def _left(cost: Cost) -> str:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder itself, or the nearest above that exists."""
+    """The folder itself, or its nearest existing parent."""
     return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
 
 

@@ -1,21 +1,21 @@
-"""Preparation: a corpus as published, or any folder of recordings, becomes mono WAVs at one rate with manifests.
+"""Preparation: converts a published corpus, or any folder of recordings, to mono WAVs at one rate with manifests.
 
-Every file is decoded, mixed to mono, resampled once and written as 16-bit PCM, in which a segment can be read without
-decoding the rest (impulse responses: 32-bit float, whose tails 16 bits would bury). Files are left out for one of the
-reasons below and for no other, each with a line in `dropped.csv`; nothing is cut from speech or noise:
+Every file is decoded, mixed to mono, resampled once and written as 16-bit PCM, so that a segment can be read without
+decoding the rest (impulse responses: 32-bit float, since 16 bits would lose their tails). Files are excluded only for
+one of the reasons below, each with a line in `dropped.csv`; nothing is cut from speech or noise:
 
-- it cannot be decoded, is cut short, or holds no samples or values that are not finite;
-- it is silent: its peak is below -60 dBFS (impulse responses: it holds no energy);
+- it cannot be decoded, is truncated, has no samples, or has values that are not finite;
+- it is silent: its peak is below -60 dBFS (impulse responses: it has no energy);
 - it is shorter than 0.1 s (speech and noise);
 - a clean recording has no noisy counterpart, or one of another length.
 
 A recording whose peak does not fit into 16 bits is scaled down as a whole (column `gain`), a pair by the same factor.
-Impulse responses are brought to unit energy; of the silence before the sound arrives 2.5 ms are kept (all, if it holds
-more than a thousandth of the energy), of the tail all but the last millionth of the energy. The column `offset` says at
-which sample the direct path lies: the first tap at least half as strong as the strongest. Of several channels the
-first is taken: their mean would be a comb filter.
+Impulse responses are normalised to unit energy; of the silence before the sound arrives 2.5 ms are kept (all, if it has
+more than a thousandth of the energy), of the tail all but the last millionth of the energy. The column `offset` is the
+sample of the direct path: the first tap at least half as strong as the strongest. Only the first channel is used: the
+mean of several would be a comb filter.
 
-What is finished is noted in `journal.jsonl` beside the manifests, so that a killed run continues where it was.
+Finished recordings are recorded in `journal.jsonl` beside the manifests, so that a killed run resumes.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ from finallyse.errors import UserError
 SILENT_PEAK = 1e-3  # -60 dBFS
 SHORTEST = 0.1  # seconds of speech or noise
 LEAD = 0.0025  # seconds kept before the direct path of an impulse response
-NEGLIGIBLE_LEAD, NEGLIGIBLE_TAIL = 1e-3, 1e-6  # shares of an impulse response's energy that may be left out
-FORMAT = 1  # of the prepared files; a change makes everything be prepared anew
+NEGLIGIBLE_LEAD, NEGLIGIBLE_TAIL = 1e-3, 1e-6  # shares of an impulse response's energy that may be cut
+FORMAT = 1  # of the prepared files; changing it prepares everything again
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker needs to prepare one recording; `known` is what the journal says of it."""
+    """Input of a worker to prepare one recording; `known` is its journal entry."""
 
     recording: Recording
     kind: Kind
@@ -71,13 +71,13 @@ def prepare(
     seed: int = 0,
     max_dropped: float = 0.5,
 ) -> dict[str, int]:
-    """Prepare a corpus: `output` gets wav/, one manifest per split and dropped.csv.
+    """Prepare a corpus: writes wav/, one manifest per split and dropped.csv to `output`.
 
-    corpus: name in `layouts.CORPORA`.    source: its folder, or one of one's own recordings.    rate: Hz.
+    corpus: name in `layouts.CORPORA`.    source: its folder, or a folder of user recordings.    rate: Hz.
     jobs: processes.    seed: of the splits.    max_dropped: share of unusable recordings above which to stop.
     Returns the number of recordings per split. Prints progress to stdout.
 
-    Raises UserError if there is nothing, or too little, to use.
+    Raises UserError if there are no or too few usable recordings.
     """
     source, output = Path(source), Path(output)
     kind = corpus_by_name(corpus).kind
@@ -120,7 +120,7 @@ def prepare(
     _remove_stale(output / "wav", usable)
     columns = (*COLUMNS, *{"pairs": ("noisy_path",), "response": ("offset",)}.get(kind, ()))
     counts = {}
-    for split in reversed(corpus_by_name(corpus).splits):  # train.csv last: where it is, all the others are
+    for split in reversed(corpus_by_name(corpus).splits):  # train.csv last: if it exists, so do all the others
         rows = [
             {
                 **results[r.source],
@@ -144,7 +144,7 @@ def prepare(
 
 
 def prepare_recording(task: Task) -> dict:
-    """Prepare one recording, unless the journal says that it is done and its source and result are still the same.
+    """Prepare one recording, unless the journal lists it as done and its source and result are unchanged.
 
     Returns the journal's entry: `source`, `size`, `mtime`, `source_checksum`, and either `dropped` (the reason) or
     `samples`, `peak`, `gain`, `bytes` of the result (and `offset`).
@@ -169,7 +169,7 @@ def prepare_recording(task: Task) -> dict:
         entry["source_checksum"] = _checksum(sources)
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}") from error
-    if _is_finished(task.known, outputs, entry, ("size", "source_checksum")):  # touched, or unpacked anew
+    if _is_finished(task.known, outputs, entry, ("size", "source_checksum")):  # touched, or unpacked again
         return {**task.known, **entry}
     if recording.noisy_source == "":
         return {**entry, "dropped": "no noisy counterpart"}
@@ -198,12 +198,12 @@ def prepare_recording(task: Task) -> dict:
 
 
 def _prepare_response(wav: np.ndarray, from_rate: int, rate: int, output: Path) -> dict:
-    """Write an impulse response [C, T] of unit energy, its first channel, and return what its entry gets."""
+    """Write the first channel of an impulse response [C, T] with unit energy, and return the fields of its entry."""
     response = resample(wav[0], from_rate, rate).astype(np.float64)
     energy = np.cumsum(response**2)
     if len(response) == 0 or energy[-1] < 1e-12:
         return {"dropped": "silent: it holds no energy"}
-    # A later reflection, or two that arrive together, may be a little stronger than the direct sound.
+    # A later reflection, or two that arrive together, may be slightly stronger than the direct sound.
     direct = int(np.argmax(np.abs(response) >= 0.5 * np.abs(response).max()))
     end = int(np.searchsorted(energy, energy[-1] * (1 - NEGLIGIBLE_TAIL))) + 1
     start = max(0, direct - round(LEAD * rate))
@@ -231,7 +231,7 @@ def _is_finished(known: dict | None, outputs: Sequence[Path], entry: dict, same:
 
 
 def _checksum(paths: Iterable[Path]) -> str:
-    """SHA-256 of the contents of the files, one after the other."""
+    """SHA-256 of the concatenated contents of the files."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -241,7 +241,7 @@ def _checksum(paths: Iterable[Path]) -> str:
 
 
 def _reason(error: UserError, sources: Sequence[Path]) -> str:
-    """The error's text without the path of the recording, which has a column of its own."""
+    """The error's text without the path of the recording, which has its own column."""
     return str(error).removeprefix(f"{sources[0]}: ")
 
 
@@ -254,8 +254,8 @@ def _run(tasks: Sequence[Task], jobs: int) -> Iterator[dict]:
     if jobs <= 1:
         yield from map(prepare_recording, tasks)
         return
-    # Spawned, not forked: workers start clean whatever threads the caller has. Few tasks are in flight at a time, so
-    # that an error stops the run soon.
+    # Spawned, not forked: workers start clean regardless of the caller's threads. Few tasks are in flight at a time, so
+    # that an error stops the run quickly.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_exit_with_parent) as pool:
         try:
@@ -275,7 +275,7 @@ def _run(tasks: Sequence[Task], jobs: int) -> Iterator[dict]:
 
 
 def _exit_with_parent() -> None:
-    """End this worker when the process that started it is gone, also where that was killed."""
+    """End this worker when its parent process has exited, even if it was killed."""
     sentinel = multiprocessing.parent_process().sentinel
 
     def watch() -> None:
@@ -295,7 +295,7 @@ def _make_folders(output: Path, recordings: Iterable[Recording]) -> None:
 
 
 def _remove_stale(folder: Path, recordings: Iterable[Recording]) -> None:
-    """Remove what earlier runs left that no manifest lists, half-written files included."""
+    """Remove files of earlier runs that no manifest lists, including half-written ones."""
     listed = {str(folder / o) for r in recordings for o in (r.output, r.noisy_output) if o}
     for inside, _, files in os.walk(folder, topdown=False):
         for file in files:
@@ -315,7 +315,7 @@ def _read_journal(path: Path, settings: dict) -> dict[str, dict]:
         for number, line in enumerate(file):
             try:
                 entry = json.loads(line)
-            except json.JSONDecodeError:  # the line that a kill cut short
+            except json.JSONDecodeError:  # a line truncated by a kill
                 continue
             if number == 0:
                 if entry != settings:
@@ -327,7 +327,7 @@ def _read_journal(path: Path, settings: dict) -> dict[str, dict]:
 
 @contextlib.contextmanager
 def _journal_writer(path: Path, settings: dict, fresh: bool) -> Iterator:
-    """A function that appends an entry and hands it to the operating system."""
+    """A function that appends an entry and flushes it to the operating system."""
     try:
         with path.open("w" if fresh else "a", encoding="utf-8") as file:
 
@@ -335,7 +335,7 @@ def _journal_writer(path: Path, settings: dict, fresh: bool) -> Iterator:
                 file.write(json.dumps(entry) + "\n")
                 file.flush()
 
-            # A line feed first: the last line of a killed run may lack its own.
+            # A line feed first: the last line of a killed run may lack one.
             file.write(json.dumps(settings) + "\n" if fresh else "\n")
             yield note
     except OSError as error:
@@ -348,7 +348,7 @@ def _write_journal(path: Path, settings: dict, entries: Iterable[dict]) -> None:
 
 
 class _Progress:
-    """Lines on stdout: how far, how fast, how long still."""
+    """Progress lines on stdout: share done, speed, time left."""
 
     def __init__(self, label: str, total: int, jobs: int, every: float = 5.0):
         self.label, self.total, self.jobs, self.every = label, total, jobs, every

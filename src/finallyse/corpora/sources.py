@@ -23,9 +23,9 @@ Unpack = Literal["zip", "tar.gz", "tar.bz2", "files"]
 class RemoteFile:
     """One file of a source.
 
-    name: below the source's base URL.    bytes: exact size.    about_bytes: size for planning, where the exact one is
-    not known.    checksum: `md5:...`, `sha1:...` or `sha256:...`, where the source publishes one.
-    optional: the source may lack it.
+    name: path below the source's base URL.    bytes: exact size.    about_bytes: size for planning, if the exact one is
+    not known.    checksum: `md5:...`, `sha1:...` or `sha256:...`, if the source publishes one.
+    optional: may be missing at the source.
     """
 
     name: str
@@ -37,9 +37,9 @@ class RemoteFile:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A corpus or a set of weights: where it comes from, what is in it, what it is for, under which terms.
+    """A corpus or a set of weights: source, contents, purpose and licence.
 
-    unpack: format of a corpus' archives; `files`: no archives but many small files, fetched together;
+    unpack: format of a corpus' archives; `files`: many small files instead of archives, fetched together;
     None: weights, used as they are.    sample_rate: Hz.    layout: a path inside, as an example.
     """
 
@@ -69,7 +69,7 @@ class Source:
 
 
 def read_sources(path: str | Path = REGISTRY) -> dict[str, Source]:
-    """The registry as name -> source; anything that is wrong in it is a UserError with the file and the key."""
+    """The registry as name -> source; an invalid entry raises a UserError with the file and the key."""
     path = Path(path)
     try:
         tables = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -120,7 +120,7 @@ def _check(source: Source, kind: str, at: str) -> None:
 
 
 def _build(cls: type, entry: Any, at: str) -> Any:
-    """An instance of dataclass `cls` from a table, every key and kind checked."""
+    """An instance of dataclass `cls` from a table, with every key and type checked."""
     if not isinstance(entry, dict):
         raise UserError(f"{at}: must be a table, got {entry!r}")
     hints = typing.get_type_hints(cls)

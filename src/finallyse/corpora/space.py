@@ -1,4 +1,4 @@
-"""Free space on disk, asked for before it is used."""
+"""Free disk space, checked before it is used."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from finallyse.errors import UserError
 
-RESERVE = 200_000_000  # bytes of free space that are left alone
+RESERVE = 200_000_000  # bytes of free space kept in reserve
 
 
 def megabytes(size: float) -> str:
@@ -19,7 +19,7 @@ def megabytes(size: float) -> str:
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:
-    """Raise a UserError if fewer than `needed` bytes (and a reserve) are free where `folder` lies, which is created."""
+    """Create `folder`; raise a UserError if fewer than `needed` bytes (plus a reserve) are free on its disk."""
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed + RESERVE:

@@ -1,4 +1,4 @@
-"""Speech and the same without its upper frequencies, for bandwidth extension."""
+"""Speech and a low-passed copy of it, for bandwidth extension."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from finallyse.errors import UserError
 
 @datasets_registry.register("vctk")
 class BandwidthDataset(ManifestDataset):
-    """Speech, and as input the same without anything above `input_freq` (HiFi++, arXiv 2203.13086, section 4.1).
+    """Speech as target, low-passed at `input_freq` as input (HiFi++, arXiv 2203.13086, section 4.1).
 
     Args:
         manifest: CSV of prepared speech.
         input_freq: highest frequency of the input, Hz; 2 * input_freq must divide sample_rate.
-        segment: samples of an item; null: whole recordings.
-        lowpass: `polyphase` (resampled to 2 * input_freq and back), `decimate` (down by scipy's decimate instead, a
-            Chebyshev filter run both ways), or `random`, one of the two for each item.
-        sample_rate: of the manifest's recordings, Hz.
-        peak: to which input and target are each normalised.
-        seed: of segments and choices.
+        segment: samples per item; null: whole recordings.
+        lowpass: `polyphase` (resample to 2 * input_freq and back), `decimate` (downsample with scipy's decimate
+            instead, a Chebyshev filter run forwards and backwards), or `random`, one of the two for each item.
+        sample_rate: sample rate of the manifest's recordings, Hz.
+        peak: peak to which input and target are each normalised.
+        seed: seed of segments and of the random low-pass.
 
-    Items: input_wav [T], wav [T], name. Recordings shorter than `segment` are followed by zeros.
+    Items: input_wav [T], wav [T], name. Recordings shorter than `segment` are padded with zeros.
     """
 
     @classmethod
@@ -70,11 +70,11 @@ class BandwidthDataset(ManifestDataset):
 
 
 def without_highs(wav: np.ndarray, factor: int, lowpass: str) -> np.ndarray:
-    """Down to the `factor`th part of the rate and back up: float32 [T] -> [T]."""
+    """Downsample by `factor` and upsample again: float32 [T] -> [T]."""
     if factor == 1:
         return wav
     if lowpass == "decimate":
-        # The filter that runs both ways needs a few samples to begin with.
+        # The forward-backward filter needs a minimum number of samples.
         low = sosfiltfilt(_chebyshev(factor), fit(wav, max(len(wav), 64)))[::factor]
     else:
         low = resample_poly(wav, 1, factor, window=_kaiser(factor))
@@ -83,11 +83,11 @@ def without_highs(wav: np.ndarray, factor: int, lowpass: str) -> np.ndarray:
 
 @functools.cache
 def _kaiser(factor: int) -> np.ndarray:
-    """The filter that scipy.signal.resample_poly would design anew at each call."""
+    """The filter of scipy.signal.resample_poly, which would redesign it at each call."""
     return firwin(20 * factor + 1, 1 / factor, window=("kaiser", 5.0)).astype(np.float32)
 
 
 @functools.cache
 def _chebyshev(factor: int) -> np.ndarray:
-    """The filter that scipy.signal.decimate would design anew at each call."""
+    """The filter of scipy.signal.decimate, which would redesign it at each call."""
     return cheby1(8, 0.05, 0.8 / factor, output="sos")

@@ -1,4 +1,4 @@
-"""What the datasets have in common: keys, random segments, ranged reads, checks."""
+"""Base classes of the datasets: keys, random segments, partial reads, checks."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from finallyse.augmentations.streams import stream
 from finallyse.corpora.manifest import Manifest
 from finallyse.errors import UserError
 
-PEAK = 0.95  # of the waveforms that HiFi-GAN and HiFi++ were published with
+PEAK = 0.95  # of the waveforms that the published HiFi-GAN and HiFi++ were trained on
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a network does, and what its input is called, in a report."""
+    """How a report describes a network's task and its input."""
 
     text: str
     input_label: str
@@ -30,7 +30,7 @@ class Task:
 class ItemDataset(Dataset):
     """Items by (epoch, index), or by index alone, which means epoch 0.
 
-    input_rate, output_rate: of the items' `input_wav` and `wav`, Hz.    seed: of everything random.
+    input_rate, output_rate: rates of the items' `input_wav` and `wav`, Hz.    seed: of everything random.
     A subclass implements `__len__` and `item`.
     """
 
@@ -53,14 +53,13 @@ class ItemDataset(Dataset):
     def level_of(cls, **args) -> dict[str, float] | None:
         """The level of `input_wav` with these arguments: {"peak": each item's largest magnitude}; None: as recorded.
 
-        It goes into the checkpoint of a network that is trained on the dataset. A class that scales its items says so
-        here.
+        It is stored in the checkpoint of a network trained on the dataset. Classes that scale items override this.
         """
         return None
 
     @classmethod
     def task_of(cls, **args) -> Task | None:
-        """What a network learns from the dataset with these arguments; None: a report names the dataset instead."""
+        """The task of a network trained on the dataset with these arguments; None: reports name the dataset instead."""
         return None
 
     def item(self, epoch: int, index: int) -> dict:
@@ -68,15 +67,15 @@ class ItemDataset(Dataset):
         raise NotImplementedError
 
     def rng(self, epoch: int, index: int, purpose: str) -> np.random.Generator:
-        """The stream of random numbers of an item for one purpose."""
+        """The random number generator of an item for one purpose."""
         return stream(self.seed, epoch, index, purpose=purpose)
 
 
 class ManifestDataset(ItemDataset):
     """One item per recording of a manifest.
 
-    manifest: CSV of prepared recordings.    sample_rate: their rate, Hz.    segment: samples of an item, cut out at a
-    random place; None for whole recordings.
+    manifest: CSV of prepared recordings.    sample_rate: their rate, Hz.    segment: samples per item, cut out at a
+    random position; None for whole recordings.
     """
 
     def __init__(self, manifest: str, sample_rate: int, segment: int | None, seed: int):
@@ -105,7 +104,7 @@ class ManifestDataset(ItemDataset):
         return multiple * int(self.rng(epoch, index, "segment").integers(places)), self.segment
 
     def read(self, path: Path, start: int, frames: int, length: int | None = None) -> np.ndarray:
-        """`frames` samples of a prepared file, with zeros behind up to `length`: float32 [length]."""
+        """`frames` samples of a prepared file, padded with zeros to `length`: float32 [length]."""
         wav = read(path, start, frames)[0]
         if wav.ndim != 1:
             raise UserError(f"{path}: has {wav.shape[1]} channels; prepared recordings have one: prepare it again")
@@ -113,7 +112,7 @@ class ManifestDataset(ItemDataset):
 
 
 def peak_normalised(wav: np.ndarray, peak: float) -> np.ndarray:
-    """Scale to a largest magnitude of `peak`; silence stays as it is. wav: float32 [T]."""
+    """Scale to a largest magnitude of `peak`; silence is unchanged. wav: float32 [T]."""
     largest = float(np.abs(wav).max())
     return wav if largest == 0 else wav * np.float32(peak / largest)
 

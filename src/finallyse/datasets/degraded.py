@@ -1,4 +1,4 @@
-"""Clean speech, degraded by augmentations as it is read: what FINALLY is trained on (arXiv 2410.05920)."""
+"""Clean speech, degraded on the fly by augmentations: FINALLY's training data (arXiv 2410.05920)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ WAVLM_HOP = 320  # samples at 16 kHz between WavLM's frames
 
 
 class DegradedDataset(ManifestDataset):
-    """Clean recordings, and as input the same, degraded in a context and brought to `input_rate`.
+    """Clean recordings as target; as input the same, degraded in a context and resampled to `input_rate`.
 
     augmentations: list of {name, probability, args}.    segment: samples of the target; None: whole recordings.
-    context: samples that are degraded as a whole, with the segment among them; None: the segment alone.
+    context: samples degraded as a whole, including the segment; None: the segment alone.
     input_rate, output_rate: Hz; the recordings are at `output_rate`.
     """
 
@@ -43,7 +43,7 @@ class DegradedDataset(ManifestDataset):
             raise UserError(f"segment={segment} is longer than context={context}, which it is cut from: shorten it")
         self.has_context, self.cut, self.chain = context is not None, segment, Chain(augmentations)
         if segment is not None and context is not None:
-            self.segment = context  # what is taken from a recording
+            self.segment = context  # samples taken from a recording
 
     def degraded(self, epoch: int, index: int, row: int, clean: np.ndarray, begin: int, cut: int) -> dict:
         """The item of `clean` [T], from row `row` of the manifest; its segment is clean[begin : begin + cut].
@@ -71,14 +71,14 @@ class AugmentedLibriTTS(DegradedDataset):
         manifest: CSV of prepared speech.
         augmentations: list of {name, probability, args}.
         segment: samples to enhance; null: whole recordings, which are then their own context.
-        context: samples that are degraded as a whole and that the segment is cut from.
-        sample_rate: of the manifest's recordings, Hz.
-        seed: of segments and degradations.
+        context: samples degraded as a whole; the segment is cut from them.
+        sample_rate: sample rate of the manifest's recordings, Hz.
+        seed: seed of segments and degradations.
 
     Items: input_wav [segment] (degraded), wav [segment] (clean), context_wav [context] (degraded; input_wav is its part
-    from `start` on), start (samples, a multiple of 320: WavLM's frame start / 320 begins there), name. Levels are as
-    they are, clamped to [-1, 1]. A recording shorter than the context is followed by zeros, which are degraded with it;
-    the segment lies in the recording wherever that is long enough.
+    from `start` on), start (samples, a multiple of 320: WavLM's frame start / 320 begins there), name. Levels are not
+    normalised, but clamped to [-1, 1]. A recording shorter than the context is padded with zeros, which are degraded
+    with it; the segment is within the recording if that is long enough.
     """
 
     @classmethod
@@ -109,28 +109,28 @@ class AugmentedLibriTTS(DegradedDataset):
 
 @datasets_registry.register("augmented_daps")
 class AugmentedDaps(DegradedDataset):
-    """DAPS, degraded at 48 kHz; the input is then brought to 16 kHz.
+    """DAPS, degraded at 48 kHz; the input is then resampled to 16 kHz.
 
     Args:
         manifest: CSV of prepared speech at `output_rate`.
         augmentations: list of {name, probability, args}, with noises and impulse responses at `output_rate`.
-        segment: samples of the target; null: whole recordings, of which there are as many as the manifest has, and
-            which are their own context.
-        context: samples that are degraded as a whole and that the segment is cut from, so that noise follows the level
-            of seconds of speech, reverberation comes from before the segment, and WavLM sees more than the segment;
-            null: the segment is degraded alone, and items have neither `context_wav` nor `start`.
-        virtual_len: items of an epoch; each is a segment from anywhere in the corpus, every place being as likely.
-        silence_ratio: up to this share of a segment is silence around its speech, the amount and its place being
-            random; the context's speech goes on before and after, as around two pauses.
-        input_rate, output_rate: of the input and the target, Hz; segment and context are multiples of output_rate /
-            input_rate.
-        seed: of segments, silences and degradations.
+        segment: samples of the target; null: whole recordings, one item per row of the manifest, which are then their
+            own context.
+        context: samples degraded as a whole, from which the segment is cut, so that noise follows the level of seconds
+            of speech, reverberation includes sound before the segment, and WavLM sees more than the segment; null: the
+            segment is degraded alone, and items have neither `context_wav` nor `start`.
+        virtual_len: items per epoch; each is a segment from a uniformly random position in the corpus.
+        silence_ratio: up to this share of a segment is silence around its speech, of random length and position; the
+            context's speech continues before and after, as around two pauses.
+        input_rate, output_rate: rate of the input and the target, Hz; segment and context are multiples of
+            output_rate / input_rate.
+        seed: seed of segments, silences and degradations.
 
     Items: input_wav [segment * input_rate / output_rate] (degraded), wav [segment] (clean), context_wav [context *
     input_rate / output_rate] (degraded; input_wav is its part from `start` on), start (samples at input_rate, a
-    multiple of 320: WavLM's frame start / 320 begins there), name. Levels are as they are, clamped to [-1, 1]. The
-    context lies anywhere around the segment, within the recording as far as steps of 320 samples allow; a recording
-    shorter than segment or context is followed by zeros, which are degraded with it.
+    multiple of 320: WavLM's frame start / 320 begins there), name. Levels are not normalised, but clamped to [-1, 1].
+    The context is at a random position around the segment, within the recording as far as steps of 320 samples allow; a
+    recording shorter than segment or context is padded with zeros, which are degraded with it.
     """
 
     @classmethod
@@ -155,7 +155,7 @@ class AugmentedDaps(DegradedDataset):
         if not 0 <= silence_ratio < 1:
             raise UserError(f"augmented_daps: silence_ratio={silence_ratio}: must lie within 0 and 1, 1 excluded")
         self.virtual_len, self.silence_ratio = virtual_len, silence_ratio
-        # Where each recording's possible places end, all recordings in a row.
+        # End of each recording's possible positions, all recordings concatenated.
         places = np.maximum(self.manifest.samples - (segment or 1), 0) + 1
         self.ends = np.cumsum(places)
 
@@ -189,9 +189,9 @@ class AugmentedDaps(DegradedDataset):
         return row, wav, begin
 
     def _begin(self, epoch: int, index: int, start: int, samples: int) -> int:
-        """Where in its context a segment begins that starts at `start` of `samples`; on the grid of WavLM's frames."""
+        """Start within its context of a segment that starts at `start` of `samples`; on the grid of WavLM's frames."""
         hop = WAVLM_HOP * self.factor
         last = min(start, self.segment - self.cut) // hop
-        # from here on the context ends within the recording, where that is long enough
+        # from here on the context ends within the recording, if that is long enough
         first = min(max(0, -(-(start + self.segment - samples) // hop)), last)
         return hop * int(self.rng(epoch, index, "cut").integers(first, last + 1))

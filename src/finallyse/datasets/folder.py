@@ -1,4 +1,4 @@
-"""Any folder of recordings, as input alone."""
+"""Any folder of recordings, as input only."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class FolderDataset(ItemDataset):
     """Whole recordings of any format, rate and number of channels, mixed to mono and resampled: input for FINALLY.
 
     Args:
-        folder: searched with all folders in it.
-        sample_rate: of the items, Hz.
+        folder: folder of recordings, searched recursively.
+        sample_rate: sample rate of the items, Hz.
 
-    Items: input_wav [T], name (path in the folder, with `_` for `/`, without the suffix unless two differ in that
-    alone). Nothing is random; levels are as they are.
+    Items: input_wav [T], name (path in the folder, with `_` for `/`, without the suffix unless two differ only in
+    that). Nothing is random; levels are not normalised.
     """
 
     def __init__(self, folder: str, sample_rate: int = 16000):
@@ -48,7 +48,7 @@ class FolderDataset(ItemDataset):
 
 
 def _names(files: Sequence[str]) -> list[str]:
-    """Names fit for file names, with the suffix where only that tells two recordings apart."""
+    """Names usable as file names, with the suffix if two recordings differ only in that."""
     names = [file.removesuffix(Path(file).suffix).replace("/", "_") for file in files]
     count = Counter(names)
     return [file.replace("/", "_") if count[name] > 1 else name for file, name in zip(files, names, strict=True)]

@@ -17,12 +17,12 @@ class VoiceBank(ManifestDataset):
 
     Args:
         manifest: CSV of prepared pairs (with `noisy_path`).
-        segment: samples of an item; null: whole recordings.
-        sample_rate: of the manifest's recordings, Hz.
-        peak: to which input and target are each normalised.
-        seed: of the segments.
+        segment: samples per item; null: whole recordings.
+        sample_rate: sample rate of the manifest's recordings, Hz.
+        peak: peak to which input and target are each normalised.
+        seed: seed of the segments.
 
-    Items: input_wav [T], wav [T], name. Recordings shorter than `segment` are followed by zeros.
+    Items: input_wav [T], wav [T], name. Recordings shorter than `segment` are padded with zeros.
     """
 
     @classmethod
@@ -57,17 +57,17 @@ class VoiceBank(ManifestDataset):
 
 @datasets_registry.register("vctk-demand")
 class VctkDemand(ManifestDataset):
-    """VoiceBank-DEMAND's test set as FINALLY is validated on it: whole utterances, levels as they are.
+    """VoiceBank-DEMAND's test set for FINALLY's validation: whole utterances, levels not normalised.
 
     Args:
         manifest: CSV of prepared pairs at the input rate, 16 kHz.
         target_manifest: CSV of the same pairs at the output rate (48 kHz) for the clean target; null: the target is at
             the input rate.
-        limit: that many utterances, evenly spread over the list; null: all.
-        sample_rate: of the input, Hz.
+        limit: number of utterances, evenly spread over the list; null: all.
+        sample_rate: sample rate of the input, Hz.
 
     Items: input_wav [T], wav [T * output_rate / input_rate], name. At another rate a recording can be a sample longer
-    or shorter than that: it is cut or followed by zeros.
+    or shorter than that: it is cut or padded with zeros.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class VctkDemand(ManifestDataset):
             raise UserError(f"{target_manifest}: {self.output_rate} Hz is not a multiple of {self.input_rate} Hz")
 
     def _targets(self, path: str) -> tuple[Manifest, np.ndarray]:
-        """The manifest of the targets, and which of its rows belongs to each item."""
+        """The manifest of the targets, and its row for each item."""
         targets = Manifest(path)
         row_of = {targets.paths[row]: row for row in range(len(targets))}
         missing = [self.manifest.paths[i] for i in self.chosen if self.manifest.paths[i] not in row_of]

@@ -15,23 +15,23 @@ from finallyse.errors import UserError
 
 @datasets_registry.register("mel_dataset")
 class MelDataset(ManifestDataset):
-    """Speech with the log-mel spectrograms that HiFi-GAN starts from and is judged by (arXiv 2010.05646).
+    """Speech with the log-mel spectrograms of HiFi-GAN's input and of its mel loss (arXiv 2010.05646).
 
     Args:
         manifest: CSV of prepared speech.
-        segment: samples of an item, a multiple of `hop`; null: whole recordings, cut to a multiple of `hop`.
-        sample_rate: of the manifest's recordings, Hz.
-        peak: to which each recording is normalised, of which the item is a part; silence stays as it is.
-        seed: of the segments.
-        mels_folder: ready-made log-mels `<name>.npy` [n_mels, F] of the whole recordings (of an acoustic model that the
-            vocoder is tuned to), used as `mel`; the item is then not normalised. Segments begin at a frame.
-        n_fft, hop, win: length, step and window of the STFT of `mel`, samples.
-        n_mels: bands of `mel`.
+        segment: samples per item, a multiple of `hop`; null: whole recordings, cut to a multiple of `hop`.
+        sample_rate: sample rate of the manifest's recordings, Hz.
+        peak: peak to which the whole recording is normalised; silence is unchanged.
+        seed: seed of the segments.
+        mels_folder: precomputed log-mels `<name>.npy` [n_mels, F] of the whole recordings (of an acoustic model that
+            the vocoder is tuned to), used as `mel`; the item is then not normalised. Segments begin at a frame.
+        n_fft, hop, win: length, hop and window of the STFT of `mel`, samples.
+        n_mels: number of mel bands of `mel`.
         fmin, fmax: lowest and highest frequency of `mel`, Hz.
         fmax_loss: highest frequency of `mel_for_loss`, Hz; null: half the sample rate.
 
     Items: wav [T] and input_wav (the same), mel [n_mels, T/hop], mel_for_loss [n_mels, T/hop], name. Recordings shorter
-    than `segment` are followed by zeros.
+    than `segment` are padded with zeros.
     """
 
     @classmethod
@@ -91,7 +91,7 @@ class MelDataset(ManifestDataset):
         return {"input_wav": wav, "wav": wav, "mel": mel, "mel_for_loss": mel_for_loss, "name": name}
 
     def _ready_made(self, name: str, start: int, frames: int) -> torch.Tensor:
-        """Frames of a ready-made mel, [n_mels, frames]; the last one stands for frames past its end."""
+        """Frames of a precomputed mel, [n_mels, frames]; the last frame is repeated past the end."""
         path = self.mels_folder / f"{name}.npy"
         try:
             mel = np.load(path, mmap_mode="r")

@@ -1,4 +1,4 @@
-"""What `finallyse enhance` does."""
+"""Implementation of `finallyse enhance`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run(
     threads: int | None,
     **options,
 ) -> int:
-    """Enhance `inputs` into `output`; returns the exit status: 0, or 1 where a file could not be enhanced.
+    """Enhance `inputs` into `output`; returns the exit status: 0, or 1 if a file could not be enhanced.
 
     The command line is checked before PyTorch is loaded. `options` are those of `Enhancer.from_checkpoint`.
     """
@@ -35,7 +35,7 @@ def run(
     if not Path(checkpoint).is_file():
         raise UserError(f"--checkpoint {checkpoint}: no such file")
     pairs = plan_outputs(inputs, output, writing)
-    # a killed run removes its temporary files on the way out
+    # on termination, remove temporary files
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
 
     import torch

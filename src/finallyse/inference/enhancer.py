@@ -1,4 +1,4 @@
-"""A generator made ready to enhance signals of any length, rate and number of channels."""
+"""Enhancement of signals of any length, rate and number of channels with a generator."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from finallyse.models.checkpoint import Checkpoint, load_checkpoint
 from finallyse.models.norms import fold, normed_layers
 
 DEFAULT_RATE = 48000
-SILENT_PEAK = 1e-30  # of channels that are left at their level: a gain for less would leave the range of float32
-# What the generator is shown on either side of what is kept of a window. With random weights the published networks are
-# within -100 dB of the one-piece output 0.5 s from a window's edge (tests/test_enhance.py asks it of small ones).
+SILENT_PEAK = 1e-30  # channels with lower peaks keep their level: the gain would overflow float32
+# Context on either side of the part of a window that is kept. With random weights, 0.5 s from a window's edge the
+# published networks are within -100 dB of the output for the whole signal (tests/test_enhance.py checks small ones).
 CONTEXT_S = 1.28
 WINDOW_S = 20.48
-GRID = 4096  # samples: windows begin on multiples of it
+GRID = 4096  # samples: windows begin at multiples of it
 FADE_S = 0.064
-# WavLM's attention sees a window as a whole: 25 to 40 s, of which at least 5 s lie on either side of what is kept.
+# WavLM's attention sees a whole window: 25 to 40 s, with at least 5 s on either side of the part that is kept.
 WAVLM_CONTEXT_S = 5.0
 WAVLM_WINDOW_S = 40.0
 WAVLM_FADE = 16  # frames of 20 ms
@@ -39,19 +39,19 @@ class Enhancer:
     """Runs a generator over signals of any length, in windows, with the norms of its weights folded in.
 
     Args:
-        generator: of `models_registry`, with trained weights; it is folded in place.
-        wavlm: the WavLM that conditions it, where its `input_kind` is "wav+ssl".
-        device: "auto" (a GPU where there is one), "cpu", "cuda".
-        precision: "fp32", or "bf16": twice as fast on CPUs and GPUs made for it, about -45 dB from fp32.
-        window_s: seconds that the generator is shown at a time; memory grows with it.
-        batch: windows of one forward pass; None: 1 on a CPU, 4 on a GPU.
-        level: of what the network was trained on, {"peak": p}: each channel as a whole is brought to this peak for the
-            network, and what comes out back to the channel's own level; None: the network is given levels as they are.
+        generator: a generator of `models_registry`, with trained weights; it is folded in place.
+        wavlm: the WavLM that conditions it, if its `input_kind` is "wav+ssl".
+        device: "auto" (a GPU if available), "cpu", "cuda".
+        precision: "fp32", or "bf16": twice as fast on CPUs and GPUs with native support, about -45 dB from fp32.
+        window_s: window length in seconds; memory grows with it.
+        batch: windows per forward pass; None: 1 on a CPU, 4 on a GPU.
+        level: level of the training data, {"peak": p}: each channel as a whole is scaled to this peak for the network,
+            and the output is scaled back to the channel's own level; None: levels are not changed.
 
-    A vocoder (`input_kind` "mel") makes the signal anew from its log-mel spectrogram (copy synthesis).
+    A vocoder (`input_kind` "mel") resynthesises the signal from its log-mel spectrogram (copy synthesis).
 
     Attributes: `input_rate`, `output_rate` (Hz) of the generator.
-    Raises UserError for a device that is not there, a missing WavLM, or one of another size.
+    Raises UserError for an unavailable device, a missing WavLM, or one of another size.
     """
 
     def __init__(
@@ -98,8 +98,8 @@ class Enhancer:
     ) -> Enhancer:
         """The enhancer of a checkpoint (file); `options` as for the class.
 
-        wavlm: folder of WavLM; None: the one packed into the checkpoint, or else where the checkpoint's config says,
-        relative to the current folder or to the one that the checkpoint's results folder lies in.
+        wavlm: folder of WavLM; None: the one packed into the checkpoint, otherwise the path in the checkpoint's config,
+        relative to the current folder or to the parent of the checkpoint's results folder.
         """
         if not isinstance(checkpoint, Checkpoint):
             checkpoint = load_checkpoint(checkpoint)
@@ -121,8 +121,8 @@ class Enhancer:
     def enhance(self, wav: np.ndarray, sample_rate: int, rate: int = DEFAULT_RATE) -> np.ndarray:
         """Enhance a signal: float [T] or [C, T] in [-1, 1] at `sample_rate` Hz -> float32 [T'] or [C, T'] at `rate` Hz.
 
-        T' = T * rate / sample_rate, rounded half up, and at least 1. Channels are enhanced one by one; each
-        keeps its level. Where the rates ask for resampling, peaks may exceed 1 a little; nothing is clipped.
+        T' = T * rate / sample_rate, rounded half up, and at least 1. Channels are enhanced independently; each
+        keeps its level. If the signal is resampled, peaks may slightly exceed 1; nothing is clipped.
         Raises UserError for an empty signal, one with other axes, values that are not finite, or rates below 1 Hz.
         """
         wav = np.asarray(wav, np.float32)
@@ -145,8 +145,8 @@ class Enhancer:
     def render(self, read: Read, length: int, peaks: np.ndarray) -> Iterator[np.ndarray]:
         """Enhance `length` samples at `input_rate` in constant memory; yields consecutive [C, n] at `output_rate`.
 
-        read: (start, stop) -> float32 [C, stop - start]; called with rising starts.
-        peaks: [C], each channel's largest magnitude in the whole of the signal.
+        read: (start, stop) -> float32 [C, stop - start]; called with increasing starts.
+        peaks: [C], each channel's largest magnitude in the whole signal.
         """
         channels = len(peaks)
         if self.peak is None:
@@ -158,7 +158,7 @@ class Enhancer:
             yield block / gains
 
     def _render(self, read: Read, length: int, channels: int) -> Iterator[np.ndarray]:
-        """`render` at the level that `read` gives."""
+        """`render` at the level of `read`."""
         windows = plan(length, self.window, self.context, self.grid)
         scaled = [(start * self.factor, stop * self.factor) for start, stop in windows]
         fade = int(FADE_S * self.output_rate)
@@ -201,12 +201,12 @@ class Enhancer:
         return list(y)
 
     def autocast(self) -> torch.autocast:
-        """The context that sets the precision."""
+        """The autocast context of the precision."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
 class Features:
-    """WavLM's features of a long signal, made in windows of their own as they are asked for, with rising starts."""
+    """WavLM's features of a long signal, computed on demand in separate windows, with increasing starts."""
 
     def __init__(self, enhancer: Enhancer, read: Read, length: int, channels: int):
         self.enhancer, self.read, self.channels = enhancer, read, channels
@@ -219,7 +219,7 @@ class Features:
         self.first, self.held = 0, None
 
     def count(self, samples: int) -> int:
-        """Frames that WavLM makes of so many samples."""
+        """Number of WavLM frames for a number of samples."""
         return max(1, (samples - self.sees) // self.hop + 1)
 
     @torch.inference_mode()
@@ -229,7 +229,7 @@ class Features:
             return np.stack([self.enhancer.wavlm.last_hidden_state(row[None])[0].float().cpu().numpy() for row in wav])
 
     def of(self, start: int, stop: int) -> Tensor:
-        """The features [C, D, N] of the samples from start (a multiple of the hop) to stop."""
+        """Features [C, D, N] of the samples from start (a multiple of the hop) to stop."""
         first = start // self.hop
         last = first + self.count(stop - start)
         parts = [] if self.held is None else [self.held[..., first - self.first :]]
@@ -243,7 +243,7 @@ class Features:
 
 
 def find_wavlm(checkpoint: Checkpoint, folder: str | Path | None) -> Path:
-    """The folder of the WavLM that a checkpoint was trained with; UserError names the places where it is not."""
+    """The folder of the WavLM that a checkpoint was trained with; a UserError lists the places searched."""
     if folder is not None:
         return Path(folder)
     configured = checkpoint.config.get("wavlm")
@@ -264,7 +264,7 @@ def find_wavlm(checkpoint: Checkpoint, folder: str | Path | None) -> Path:
 
 
 def pick_device(device: str) -> torch.device:
-    """ "auto" (a GPU where there is one), "cpu" or "cuda" as a torch device; UserError for a GPU that is not there."""
+    """ "auto" (a GPU if available), "cpu" or "cuda" as a torch device; UserError if there is no GPU for "cuda"."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -273,11 +273,11 @@ def pick_device(device: str) -> torch.device:
 
 
 def tune_process() -> None:
-    """Settings of the whole process that make long signals fast on a CPU; for commands, not for a library to impose.
+    """Process-wide settings that speed up long signals on a CPU; for commands, not to be imposed by a library.
 
-    Denormal numbers, which fading activations are full of and which are an order of magnitude slower, become zero, and
-    freed memory is kept: mapping each large activation anew, which the kernel clears page by page, takes up to half the
-    time of a forward pass.
+    Denormal numbers, common in fading activations and an order of magnitude slower, are flushed to zero, and freed
+    memory is kept: mapping each large activation again, which the kernel clears page by page, takes up to half the time
+    of a forward pass.
     """
     from finallyse.hardware import keep_freed_memory
 

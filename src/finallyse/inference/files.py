@@ -1,8 +1,8 @@
-"""Recordings of any container, rate, length and number of channels through an `Enhancer`, in constant memory.
+"""Enhancement of recordings of any container, rate, length and number of channels, in constant memory.
 
 A recording is decoded and resampled into a temporary file, enhanced window by window into another, and only then
-written in its final format and put in place by a rename: outputs appear whole or not at all. Both temporary files hold
-32-bit floats and lie beside the output: 0.23 and 0.69 GB per hour and channel at 16 kHz in and 48 kHz out.
+written in its final format and renamed, so that outputs are atomic. Both temporary files contain 32-bit floats and are
+in the output's folder: 0.23 and 0.69 GB per hour and channel at 16 kHz in and 48 kHz out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from finallyse.errors import UserError
 from finallyse.inference.windows import length_at
 from finallyse.progress import AudioProgress, Progress, duration
 
-if TYPE_CHECKING:  # it loads PyTorch, which checking the command line does not need
+if TYPE_CHECKING:  # it imports PyTorch, which checking the command line does not need
     from finallyse.inference.enhancer import Enhancer
 
 # suffix -> libsndfile's format and default subtype
@@ -46,7 +46,7 @@ class Options:
     """How outputs are written.
 
     rate: Hz.    suffix: of outputs in a folder, e.g. ".wav".    subtype: PCM_16, PCM_24, FLOAT; None: the format's.
-    force: replace files that exist.
+    force: overwrite existing files.
     """
 
     rate: int = 48000
@@ -65,7 +65,7 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Done:
-    """One enhanced recording: its duration, the time it took (s), and the gain that kept it from clipping (1: none)."""
+    """One enhanced recording: duration and processing time (s), and the gain that prevented clipping (1: none)."""
 
     seconds: float
     elapsed: float
@@ -79,9 +79,9 @@ class Done:
 def plan_outputs(inputs: Sequence[str], output: str, options: Options) -> list[tuple[str, str]]:
     """(input, output) pairs; "-" stands for stdin or stdout.
 
-    One file goes to `output`, or into it where it is a folder or has no audio suffix; several files, and folders with
-    everything below them, go into the folder `output` under their own names with the output's suffix.
-    Raises UserError for inputs that are not there, folders without recordings, outputs that coincide.
+    A single file is written to `output`, or into it if that is a folder or has no audio suffix; several files, and
+    folders (recursively), are written to the folder `output` under their own names with the output's suffix.
+    Raises UserError for missing inputs, folders without recordings, and outputs that coincide.
     """
     single = len(inputs) == 1 and (inputs[0] == "-" or Path(inputs[0]).is_file())
     if "-" in inputs and len(inputs) > 1:
@@ -117,7 +117,7 @@ def _recordings(inputs: Sequence[str], output: Path) -> Iterator[tuple[Path, Pat
             yield path, Path("stdin")
         elif path.is_dir():
             found = [Path(name) for name in audio_files(path)]
-            if output.resolve() != path.resolve():  # outputs of an earlier run inside the input folder are no inputs
+            if output.resolve() != path.resolve():  # skip an earlier run's outputs inside the input folder
                 found = [name for name in found if output.resolve() not in (path / name).resolve().parents]
             if not found:
                 raise UserError(f"{path}: holds no recordings")
@@ -133,7 +133,7 @@ def _recordings(inputs: Sequence[str], output: Path) -> Iterator[tuple[Path, Pat
 
 
 class _Spool:
-    """Interleaved 32-bit floats in a file: appended to, then read at any place. Tracks each channel's peak."""
+    """Interleaved 32-bit floats in a file: appended to, then read at any position. Tracks each channel's peak."""
 
     def __init__(self, path: Path, channels: int):
         self.path, self.channels = path, channels
@@ -148,7 +148,7 @@ class _Spool:
             self.frames += block.shape[1]
 
     def fit(self, frames: int) -> None:
-        """Make it `frames` long: cut, or padded with zeros."""
+        """Cut or pad with zeros to `frames`."""
         self._file.flush()
         self._file.truncate(frames * self.channels * 4)
         self.frames = frames
@@ -180,10 +180,10 @@ class _Resampler:
 def enhance_file(
     enhancer: Enhancer, source: str, target: str, options: Options, progress: Progress | None = None
 ) -> Done:
-    """Enhance one recording; the output appears whole or not at all.
+    """Enhance one recording; the output is written atomically.
 
-    source: path, or "-" for stdin.    target: path whose suffix gives the format, or "-" for a WAV on stdout.
-    Where a peak would exceed what an integer or lossy format holds, the output is turned down, never clipped.
+    source: path, or "-" for stdin.    target: path whose suffix sets the format, or "-" for a WAV on stdout.
+    If a peak would exceed the range of an integer or lossy format, the output is attenuated, never clipped.
     Raises UserError for an input that cannot be decoded, and for an output that exists, unless `options.force`.
     """
     started = time.perf_counter()
@@ -249,7 +249,7 @@ def _enhance_in(
 
 
 def _output_format(path: Path, channels: int, options: Options) -> tuple[str, str]:
-    """libsndfile's format and subtype for an output; UserError where it cannot hold the rate or the channels."""
+    """libsndfile's format and subtype for an output; UserError if it does not support the rate or the channels."""
     container, subtype = FORMATS[path.suffix.lower()]
     if container in ("WAV", "FLAC") and options.subtype:
         subtype = options.subtype
@@ -268,7 +268,7 @@ def _output_format(path: Path, channels: int, options: Options) -> tuple[str, st
 
 
 def _write(made: _Spool, path: Path, rate: int, container: str, subtype: str, gain: float) -> None:
-    """The final file, in blocks; a WAV that would exceed 4 GB becomes an RF64."""
+    """Write the final file in blocks; a WAV that would exceed 4 GB becomes an RF64."""
     width = {"PCM_16": 2, "PCM_24": 3, "FLOAT": 4}.get(subtype, 0)
     if container == "WAV" and made.frames * made.channels * width > WAV_LIMIT:
         container = "RF64"
@@ -282,7 +282,7 @@ def _write(made: _Spool, path: Path, rate: int, container: str, subtype: str, ga
 
 
 def enhance_files(enhancer: Enhancer, pairs: Sequence[tuple[str, str]], options: Options) -> list[str]:
-    """Enhance (input, output) pairs; a bad one does not stop the others. Returns what went wrong, one line per file."""
+    """Enhance (input, output) pairs; a failure does not stop the others. Returns the errors, one line per file."""
     progress = AudioProgress()
     failures: list[str] = []
     seconds = 0.0

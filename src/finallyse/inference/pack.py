@@ -1,4 +1,4 @@
-"""Checkpoints to give away: without discriminators, with the WavLM that the generator listens through inside."""
+"""Self-contained checkpoints: without discriminators, with WavLM embedded."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 def pack(checkpoint: str | Path, output: str | Path, wavlm: str | Path | None = None, force: bool = False) -> None:
-    """Write a checkpoint that enhances on its own: the generator and, where it needs one, all of WavLM's folder.
+    """Write a self-contained checkpoint: the generator and, if it needs WavLM, the contents of WavLM's folder.
 
-    wavlm: that folder; None: where the checkpoint's config says. The output is a checkpoint like any other.
-    Raises UserError for files that are missing, and for an output that exists, unless `force`.
+    wavlm: that folder; None: the path in the checkpoint's config. The output can be used like any checkpoint.
+    Raises UserError for missing files, and for an existing output, unless `force`.
     """
     if Path(output).exists() and not force:
         raise UserError(f"{output}: exists; give --force to replace it")
@@ -29,7 +29,7 @@ def pack(checkpoint: str | Path, output: str | Path, wavlm: str | Path | None = 
     content = load_tensors(checkpoint) | {"discriminators": {}, "level": loaded.level}
     if loaded.build_generator().input_kind == "wav+ssl" and (wavlm or KEY not in content):
         folder = find_wavlm(loaded, wavlm)
-        WavLM(folder)  # fails here rather than where the packed file is used
+        WavLM(folder)  # fail here rather than when the packed file is used
         names = ["config.json", "preprocessor_config.json", next(n for n in WEIGHTS if (folder / n).is_file())]
         content[KEY] = {
             name: torch.from_numpy(np.fromfile(folder / name, np.uint8)) for name in names if (folder / name).is_file()
@@ -38,7 +38,7 @@ def pack(checkpoint: str | Path, output: str | Path, wavlm: str | Path | None = 
 
 
 def packed_wavlm(checkpoint: str | Path) -> WavLM | None:
-    """The WavLM inside a packed checkpoint; None where there is none."""
+    """The WavLM embedded in a packed checkpoint; None if there is none."""
     files = load_tensors(checkpoint).get(KEY)
     if files is None:
         return None

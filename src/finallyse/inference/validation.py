@@ -1,4 +1,4 @@
-"""Enhances the validation set of an experiment with its checkpoint, and measures the result."""
+"""Enhances the validation set of an experiment with its checkpoint, and scores the result."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def enhance_validation(config: DictConfig, path: Path, folder: Path) -> tuple[Me
     """Enhance every utterance of `config.data.validation` and write `folder`/{enhanced,reference,noisy}/<name>.wav.
 
     enhanced/ and reference/ are at the network's rate, noisy/ at the input's; all are WAVs of 32-bit floats, so that
-    nothing is clipped or rounded before it is measured. Without a target in the dataset there is no reference/; a
-    vocoder, whose input is the target's mel spectrogram, has no noisy/. The folder appears whole, at the end.
+    nothing is clipped or rounded before scoring. If the dataset has no target, there is no reference/; a vocoder,
+    whose input is the target's mel spectrogram, has no noisy/. The folder is created atomically, at the end.
 
     Returns the metrics of `config.metrics` and each utterance's scores.
-    Raises UserError for a checkpoint of another network, and for a dataset that does not fit the network.
+    Raises UserError for a checkpoint of another network, and for a dataset that does not match the network.
     """
     dataset = datasets_registry[config.data.validation.name](**config.data.validation.args)
     checkpoint = load_checkpoint(path)
@@ -74,7 +74,7 @@ def enhance_validation(config: DictConfig, path: Path, folder: Path) -> tuple[Me
 
 def enhance_item(enhancer: Enhancer, item: dict) -> np.ndarray:
     """The network's output for an item of a dataset, float32 [T] at its output rate."""
-    if enhancer.input_kind == "mel" and "mel" in item:  # it may be ready-made, not that of `wav`
+    if enhancer.input_kind == "mel" and "mel" in item:  # it may be precomputed, not that of `wav`
         with torch.inference_mode(), enhancer.autocast():
             return enhancer.generator(item["mel"][None].to(enhancer.device))[0, 0].float().cpu().numpy()
     return enhancer.render_whole(np.asarray(item["input_wav"], np.float32)[None])[0]

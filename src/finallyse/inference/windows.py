@@ -1,4 +1,4 @@
-"""Long signals in overlapping windows that a network sees one by one, joined again without a seam."""
+"""Splitting long signals into overlapping windows, and seamless joining of their outputs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Window = tuple[int, int]
 def plan(length: int, size: int, context: int, grid: int) -> list[Window]:
     """Overlapping windows [start, stop) that cover `length` samples.
 
-    Every window starts on a multiple of `grid` and is as long as the whole modulo `grid`. Networks whose strides and
-    paddings divide `grid` then see the same samples at the same phase, and pad by the same amount, whether they are
-    shown a window or the whole: away from a window's edges their output is the same.
+    Every window starts at a multiple of `grid`, and its length equals that of the whole signal modulo `grid`. Networks
+    whose strides and paddings divide `grid` then see the same samples at the same phase, and pad by the same amount, in
+    a window as in the whole signal: away from a window's edges their output is the same.
 
-    size: the longest that a window may be (give or take the grid); all are as long, and no longer than it takes.
-    context: what neighbouring windows have at least in common on either side of where they are joined.
+    size: maximum length of a window (up to the grid); all have the same length, and no more than necessary.
+    context: minimum overlap of neighbouring windows on either side of the join.
     """
     rest = length % grid
     shared = -(-2 * context // grid) * grid
@@ -35,7 +35,7 @@ def plan(length: int, size: int, context: int, grid: int) -> list[Window]:
 
 
 def join(windows: Sequence[Window], pieces: Iterable[np.ndarray], fade: int) -> Iterator[np.ndarray]:
-    """Join what was made of `windows`, cross-fading over `fade` samples in the middle of each overlap.
+    """Join the outputs of `windows`, cross-fading over `fade` samples in the middle of each overlap.
 
     pieces: [..., stop - start] arrays in the windows' order, read one at a time. Yields consecutive [..., n] arrays.
     """

@@ -42,10 +42,10 @@ class FeatureLoss(nn.Module):
     """mean(|real - fake|) of all feature maps; the real ones get no gradient.
 
     Args:
-        relative: each map's term is divided by mean(|real|), as in EnCodec (arXiv 2210.13438, section 3.4).
+        relative: divide each map's term by mean(|real|), as in EnCodec (arXiv 2210.13438, section 3.4).
         reduction: over the maps of all K sub-discriminators of L layers. "sum", as in HiFi-GAN (arXiv 2010.05646,
-            section 2.4); "mean", 1/(KL) of it, as in EnCodec. A weight that was chosen for one of them does not fit the
-            other: for ms-stft_disc, with 25 maps, the sum is 25 times as strong.
+            section 2.4); "mean", 1/(KL) of it, as in EnCodec. A weight tuned for one does not fit the other: for
+            ms-stft_disc, with 25 maps, the sum is 25 times as strong.
     """
 
     label = "feature matching"

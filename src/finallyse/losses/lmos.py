@@ -22,13 +22,14 @@ class LMOSLoss(nn.Module):
     WavLM sees both clips resampled to 16 kHz, the STFT at their own rate, so that frequencies above 8 kHz count.
 
     Args:
-        feature_weight: of the feature term.
-        features: "normed" compares them after WavLM's layer norm, "raw" before it.
-        normalise: "target" takes the target's mean from both clips and divides both by the target's standard deviation
-            first. WavLM was trained on audio of unit variance. Each clip normalised by itself would hide an output that
-            is too quiet; WavLM's layer norms nearly hide it all the same, the STFT of the same clips does not. "none":
-            they stay as they are, as in the original code, and as for a WavLM that takes them so (`normalize` false).
-        n_fft, hop: length and step of the STFT, samples.
+        feature_weight: weight of the feature term.
+        features: "normed" compares features after WavLM's layer norm, "raw" before it.
+        normalise: "target" first subtracts the target's mean from both clips and divides both by the target's standard
+            deviation, since WavLM was trained on audio of unit variance. Normalising each clip by itself would hide an
+            output that is too quiet; WavLM's layer norms nearly hide it anyway, the STFT of the same clips does not.
+            "none" leaves them as they are, as in the original code, and as for a WavLM without normalisation
+            (`normalize` false).
+        n_fft, hop: length and hop of the STFT, samples.
 
     wav, wav_hat: [B, 1, T] at sample_rate; wavlm: a `finallyse.models.wavlm.WavLM`.
     """

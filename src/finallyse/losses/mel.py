@@ -17,13 +17,13 @@ class L1MelLoss(nn.Module):
     """mean(|log-mel of wav_hat - log-mel of the target|).
 
     Args:
-        target: "wav" takes the target's spectrogram from its waveform, "mel_for_loss" from the dataset, which must have
-            made it with the same settings.
-        n_fft, hop, win: length, step and window of the spectrogram's STFT, samples.
-        n_mels: bands of the spectrogram.
+        target: "wav" computes the target's spectrogram from its waveform, "mel_for_loss" takes it from the dataset,
+            which must use the same settings.
+        n_fft, hop, win: length, hop and window of the spectrogram's STFT, samples.
+        n_mels: number of mel bands of the spectrogram.
         fmin, fmax: lowest and highest frequency of the spectrogram, Hz; fmax null: half the sample rate.
 
-    wav, wav_hat: [B, 1, T] at sample_rate; mel_for_loss: [B, n_mels, T // hop]. Raises UserError where lengths differ.
+    wav, wav_hat: [B, 1, T] at sample_rate; mel_for_loss: [B, n_mels, T // hop]. Raises UserError if lengths differ.
     """
 
     sees_level = True

@@ -56,8 +56,8 @@ THRESHOLD = (
 # fmt: on
 POWER_SCALE, LOUDNESS_SCALE, ZWICKER_POWER = 6.910853e-6, 1.866055e-1, 0.23
 N_FFT, HOP = 512, 256  # 32 ms, half overlapping
-TAPS = 1024  # of the impulse responses: what is cut off holds less than 1e-12 of their energy
-SILENCE = 1e-10  # mean power (-100 dBFS) under which a clip is taken for silent instead of being amplified to level
+TAPS = 1024  # of the impulse responses: the rest has less than 1e-12 of their energy
+SILENCE = 1e-10  # mean power (-100 dBFS) below which a clip counts as silent and is not amplified to level
 SYLLABLE, SYLLABLE_HOP = 20, 10  # frames
 
 
@@ -65,11 +65,11 @@ SYLLABLE, SYLLABLE_HOP = 20, 10  # frames
 class PESQLoss(nn.Module):
     """0.1 * symmetric + 0.0309 * asymmetric disturbance of PESQ, mean over the batch; 0 for equal clips.
 
-    It falls as quality rises: minimise it as it is. PESQ's score is a falling function of it (`mos`).
+    It decreases as quality increases: minimise it as is. PESQ's score is a decreasing function of it (`mos`).
 
-    wav, wav_hat: [B, 1, T] at sample_rate, T of any length (clips of less than 5376 samples at 16 kHz, the 20 frames of
-    one PESQ syllable, count as followed by undisturbed frames). Value and gradient are finite on silence.
-    Raises UserError where the shapes differ.
+    wav, wav_hat: [B, 1, T] at sample_rate, any T (clips of less than 5376 samples at 16 kHz, the 20 frames of one PESQ
+    syllable, count as followed by undisturbed frames). Value and gradient are finite on silence.
+    Raises UserError if the shapes differ.
     """
 
     label = "PESQ loss"
@@ -78,7 +78,7 @@ class PESQLoss(nn.Module):
 
     def __init__(self):
         super().__init__()
-        import scipy.signal  # takes half a second, which only this loss needs to spend
+        import scipy.signal  # half a second to import, needed by this loss only
 
         level = scipy.signal.butter(5, [325, 3250], fs=16000, btype="band")
         level = [np.float32(coefficients).astype(float) for coefficients in level]  # as rounded in torch-pesq

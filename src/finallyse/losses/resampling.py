@@ -1,4 +1,4 @@
-"""Differentiable resampling to the 16 kHz that WavLM and PESQ work at."""
+"""Differentiable resampling to 16 kHz, the rate of WavLM and PESQ."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def to_16k(wav: Tensor, sample_rate: int) -> Tensor:
         return wav
     key = (int(sample_rate), wav.device)
     if key not in _resamplers:
-        with torch.inference_mode(False):  # an inference tensor could not serve a training step later
+        with torch.inference_mode(False):  # an inference tensor could not be used in a later training step
             _resamplers[key] = torchaudio.transforms.Resample(int(sample_rate), 16000).to(wav.device)
     with full_precision(wav):
         return _resamplers[key](wav)

@@ -16,15 +16,15 @@ from finallyse.precision import full_precision
 
 @losses_registry.register("utmos")
 class UTMOSLoss(nn.Module):
-    """-mean(5 * sigmoid(mos - 2.5)), mos the score that the frozen UTMOSv2 predicts: between -5 and 0.
+    """-mean(5 * sigmoid(mos - 2.5)), where mos is the score predicted by the frozen UTMOSv2: between -5 and 0.
 
-    The network draws its crops and mixing weights from torch's random state, one draw for each call, so that a
-    continued run sees those that it would have seen.
+    The network draws its crops and mixing weights from torch's random state, one draw per call, so that a resumed run
+    sees the same ones as an uninterrupted run.
 
     Args:
-        weights: folder that holds fold0_s42_best_model.pth of huggingface.co/sarulab-speech/UTMOSv2, or that file.
-        chunk: clips that go through the network together, 4.5 GB of memory for each; of no effect on the result. The
-            gradient is taken chunk by chunk, so that a batch needs the memory of one.
+        weights: fold0_s42_best_model.pth of huggingface.co/sarulab-speech/UTMOSv2, or the folder that contains it.
+        chunk: clips processed together, 4.5 GB of memory for each; no effect on the result. The gradient is computed
+            chunk by chunk, so that a batch needs the memory of one chunk.
 
     wav_hat: [B, 1, T] at sample_rate, any T. Raises UserError for weights that are missing or of another network.
     """
@@ -63,7 +63,7 @@ class UTMOSLoss(nn.Module):
 
 
 class _ByChunks(torch.autograd.Function):
-    """score(wav), [B, T] -> [B], clip by clip independent: one graph at a time, whose gradient is taken at once."""
+    """score(wav), [B, T] -> [B], independent per clip: one graph at a time, whose gradient is computed immediately."""
 
     @staticmethod
     def forward(ctx, wav: Tensor, score: Callable[[Tensor], Tensor], chunk: int) -> Tensor:

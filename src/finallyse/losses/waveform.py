@@ -1,4 +1,4 @@
-"""Losses of regression on the signal itself: waveform, level, and compressed spectra at several resolutions."""
+"""Regression losses on the signal itself: waveform, level, and compressed spectra at several resolutions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from finallyse.precision import full_precision
 
 @losses_registry.register("l1_wav_loss")
 class L1WavLoss(nn.Module):
-    """mean(|wav_hat - wav|) of waveforms [B, 1, T]; it sees phase and level."""
+    """mean(|wav_hat - wav|) of waveforms [B, 1, T]; sensitive to phase and level."""
 
     label = "waveform L1"
     needs = ("wav", "wav_hat")
@@ -28,8 +28,8 @@ class L1WavLoss(nn.Module):
 class LevelLoss(nn.Module):
     """Mean over clips of |level of wav_hat - level of wav| in dB, of the mean power of [B, 1, T] each.
 
-    For networks that leave out what they cannot predict, such as a vocoder whose harmonics do not yet hold their phase:
-    spectral losses forgive it. Levels below -70 dBFS count as that.
+    For networks that omit what they cannot predict, such as a vocoder whose harmonics do not yet keep their phase:
+    spectral losses tolerate it. Levels below -70 dBFS count as -70 dBFS.
     """
 
     label = "level"
@@ -47,12 +47,12 @@ class STFTLoss(nn.Module):
     """Distance of power-law compressed spectra (Braun and Tashev, arXiv 2009.12286, section 3), mean over resolutions.
 
     With S' = |S|^compression * S / |S|: complex_weight * mean(|S' - S_hat'|^2) + (1 - complex_weight) * mean of the
-    squared difference of |S'| and |S_hat'|. Compression lets quiet parts count, the complex part sees the phase.
+    squared difference of |S'| and |S_hat'|. Compression makes quiet parts count, the complex part depends on the phase.
 
     Args:
         n_ffts: window lengths of the resolutions, samples; the hop is a quarter of each.
         compression: exponent of the magnitudes, in (0, 1].
-        complex_weight: share of the part that sees the phase, 0 to 1.
+        complex_weight: weight of the complex part, which depends on phase, 0 to 1.
 
     wav, wav_hat: [B, 1, T], any rate. Raises UserError for arguments out of range.
     """

@@ -1,4 +1,4 @@
-"""Measures of enhanced speech by their published names.
+"""Metrics of enhanced speech by their published names.
 
     metrics = MetricSet(["wb_pesq", "dnsmos"], resources="resources")
     scores = metrics.score(Utterance(enhanced, 16000, reference))
@@ -12,19 +12,19 @@ from finallyse.registry import Registry
 
 metrics_registry = Registry("metric")
 
-# Each module files its metrics under `metrics_registry`, which therefore stands above.
+# Each module registers its metrics in `metrics_registry`, which must be defined first.
 from finallyse.metrics import dnsmos, intrusive, networks  # noqa: E402, F401
 from finallyse.metrics.base import Better, Metric, Needs, Unscored, Utterance, goodness  # noqa: E402
 from finallyse.metrics.measure import MetricSet, Scores, Summary, summarise  # noqa: E402
 
 
 def metric_of(column: str) -> str | None:
-    """The registry name of the metric that gives this number, or None where none does: dnsmos for dnsmos_sig."""
+    """The registry name of the metric that reports this number, or None: dnsmos for dnsmos_sig."""
     return next((name for name, metric in metrics_registry.items() if column in metric.columns), None)
 
 
 def label_of(column: str) -> str:
-    """What a report calls a number: DNSMOS SIG for dnsmos_sig; its own name where no metric gives it."""
+    """A number's name in reports: DNSMOS SIG for dnsmos_sig; its own name if no metric reports it."""
     name = metric_of(column)
     return metrics_registry[name].columns[column] if name else column
 

@@ -1,4 +1,4 @@
-"""What every metric shares: the record of what it needs, the utterance it measures, the reason why it cannot."""
+"""Base classes of the metrics: their requirements, the utterance to score, the reason for a missing score."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from finallyse.audio.resample import resample
 from finallyse.errors import UserError
 
 # Enhanced and reference may differ by this much (s): both are then cut to the shorter. More means that the files do not
-# belong together, or that one is truncated, and no metric that compares them is given a number.
+# match, or that one is truncated, and metrics that compare them report no number.
 LENGTH_TOLERANCE_S = 0.1
 
 Better = Literal["higher", "lower", "zero"]
@@ -22,12 +22,12 @@ Better = Literal["higher", "lower", "zero"]
 
 
 def goodness(value: float, better: Better) -> float:
-    """A number that grows as `value` gets better, whatever better means for its metric."""
+    """A number that increases as `value` gets better, in the metric's sense of better."""
     return {"higher": value, "lower": -value, "zero": -abs(value)}[better]
 
 
 class Unscored(Exception):
-    """This utterance cannot be scored by this metric; the message is the reason that is counted and reported."""
+    """This metric cannot score this utterance; the message is the reason, which is counted and reported."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,11 @@ class Needs:
 
     Attributes:
         reference: compares with the clean reference (intrusive).
-        rate: Hz at which both signals are measured; None: the reference's own rate (the enhanced one's without it).
-        weights: file that must be fetched, relative to the resources folder; None: nothing, or inside a package.
+        rate: sample rate at which both signals are scored, Hz; None: the reference's rate (without one, the enhanced
+            signal's).
+        weights: file to download, relative to the resources folder; None: no weights, or included in a package.
         source: where that file is published.
-        paper: what to cite.
+        paper: the paper to cite.
     """
 
     reference: bool
@@ -57,7 +58,7 @@ class Needs:
 
 
 class Utterance:
-    """One enhanced utterance and, where there is one, its clean reference; each is resampled once per rate.
+    """One enhanced utterance and, if there is one, its clean reference; each is resampled once per rate.
 
     Args:
         enhanced: float [T], in [-1, 1].
@@ -102,17 +103,17 @@ class Utterance:
         return self.seconds - len(wav) / rate
 
     def native_rate(self) -> int:
-        """The reference's rate, or the enhanced one's where there is none; Hz."""
+        """The reference's rate, or the enhanced signal's if there is none; Hz."""
         return self._signals["reference" if self.has_reference else "enhanced"][1]
 
     def signal(self, rate: int | None = None) -> np.ndarray:
-        """The enhanced signal at `rate`, float32 [T]; raises Unscored where it holds nothing to measure."""
+        """The enhanced signal at `rate`, float32 [T]; raises Unscored if there is nothing to score."""
         return self._at("enhanced", rate or self.native_rate())
 
     def pair(self, rate: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """(enhanced, reference) at `rate`, float32 [T] each, cut to the shorter.
 
-        Raises Unscored where one is empty, silent or not finite, or where the lengths differ by more than 0.1 s.
+        Raises Unscored if one is empty, silent or not finite, or if the lengths differ by more than 0.1 s.
         """
         rate = rate or self.native_rate()
         if not self.has_reference:
@@ -153,20 +154,20 @@ def pieces(length: int, limit: int) -> list[slice]:
 
 
 class Metric:
-    """A measure of one utterance.
+    """Base class of the metrics, which score one utterance.
 
     Args:
-        resources: folder that holds `weights/`.
-        device: "cpu", "cuda" or "auto"; of no effect on metrics that run on the CPU alone.
+        resources: folder that contains `weights/`.
+        device: "cpu", "cuda" or "auto"; no effect on metrics that run on the CPU only.
 
     Subclasses set the attributes below and implement `score`.
 
     Attributes:
-        needs: what it needs, and what to cite.
-        columns: name of each of its numbers -> what a report calls it; the first one has the name of the metric.
-        unit: of all of them.
-        better: which numbers are.
-        rank: its place among the metrics that a report shows first and ranks utterances by; None: not among them.
+        needs: its requirements, and the paper to cite.
+        columns: name of each of its numbers -> its name in reports; the first one has the name of the metric.
+        unit: unit of all of them.
+        better: which numbers are better.
+        rank: its position among the metrics that a report shows first and ranks utterances by; None: not among them.
     """
 
     needs: ClassVar[Needs]
@@ -181,22 +182,22 @@ class Metric:
 
     @property
     def name(self) -> str:
-        """Its name in the registry, which its first number has too."""
+        """Its name in the registry, and of its first number."""
         return next(iter(self.columns))
 
     @property
     def weights(self) -> Path | None:
-        """The file that must be there, or None."""
+        """The required file, or None."""
         return self.resources / self.needs.weights if self.needs.weights else None
 
     def missing(self) -> str | None:
-        """Why this metric cannot be computed here at all, or None where it can."""
+        """Why this metric cannot be computed at all, or None if it can."""
         if self.weights and not self.weights.exists():
             return f"missing: needs {self.weights} ({self.needs.source})"
         return None
 
     def score(self, utterance: Utterance) -> dict[str, float]:
-        """One number for each of `columns`; raises Unscored with the reason where there is none."""
+        """One number for each of `columns`; raises Unscored with the reason if there is none."""
         raise NotImplementedError
 
     def torch_device(self) -> str:

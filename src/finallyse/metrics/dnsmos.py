@@ -1,6 +1,6 @@
-"""DNSMOS: Microsoft's networks that predict listeners' scores of noise suppression, run by ONNX Runtime.
+"""DNSMOS: Microsoft's networks that predict listeners' scores of noise suppression, run with ONNX Runtime.
 
-The networks and the arithmetic around them are those of the PyPI package `speechmos`.
+The networks and their pre- and post-processing are those of the PyPI package `speechmos`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _session(relative: str):
 
     package = importlib.util.find_spec("speechmos")
     path = Path(package.submodule_search_locations[0]) / relative
-    onnxruntime.disable_telemetry_events()  # nothing of what is measured concerns anybody else
+    onnxruntime.disable_telemetry_events()  # nothing about the scored data should be sent
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

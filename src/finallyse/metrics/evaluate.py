@@ -1,7 +1,7 @@
-"""Folders of enhanced files against folders of references: one row per utterance, one summary row per number.
+"""Scores folders of enhanced files against folders of references: one row per utterance, one summary row per number.
 
-Files belong together by name: their path below the folder without its suffix. Each row is kept beside the output as
-soon as it is there, so that a killed run goes on where it was; both tables appear at the end, whole.
+Files are matched by name: their path below the folder without its suffix. Each row is saved beside the output as soon
+as it is available, so that a killed run resumes; both tables are written atomically at the end.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from finallyse.progress import Progress
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One utterance to measure: its files by role."""
+    """One utterance to score: its files by role."""
 
     utterance: str
     paths: dict[str, str]
@@ -42,14 +42,14 @@ class Task:
 
     @property
     def stamp(self) -> list:
-        """Changes when one of the files does."""
+        """Changes whenever one of the files changes."""
         stats = [(role, path, Path(path).stat()) for role, path in sorted(self.paths.items())]
         return [[role, path, stat.st_size, stat.st_mtime_ns] for role, path, stat in stats]
 
 
 @dataclasses.dataclass
 class Row:
-    """What was measured of one utterance; `scores` by role ("enhanced", and "noisy", "reference" where asked for)."""
+    """Results of one utterance; `scores` by role ("enhanced", and "noisy", "reference" if requested)."""
 
     utterance: str
     seconds: float
@@ -60,7 +60,7 @@ class Row:
 
 @dataclasses.dataclass
 class Evaluation:
-    """Everything that was measured, by role and column; `missing`: column -> why it could not be computed at all."""
+    """All results, by role and column; `missing`: column -> why it could not be computed at all."""
 
     rows: list[Row]
     summaries: dict[str, dict[str, Summary]]
@@ -68,7 +68,7 @@ class Evaluation:
 
     @property
     def unreadable(self) -> list[str]:
-        """What is wrong with each file that could not be read."""
+        """The error of each file that could not be read."""
         return [message for row in self.rows for message in row.unreadable]
 
 
@@ -84,13 +84,12 @@ def evaluate(
     device: str = "auto",
     jobs: int | None = None,
 ) -> Evaluation:
-    """Measure the files of `enhanced` and write `output` (.csv) and the summary beside it (.summary.csv).
+    """Score the files of `enhanced` and write `output` (.csv) and the summary beside it (.summary.csv).
 
-    reference: folder of clean files of the same names.    noisy: folder of unprocessed files, measured likewise.
-    score_reference: measure the references too, by the metrics that need none.    jobs: processes; None: one per core.
+    reference: folder of clean files of the same names.    noisy: folder of unprocessed files, scored the same way.
+    score_reference: also score the references, by the metrics that need none.    jobs: processes; None: one per core.
 
-    Files of several channels are measured by the mean of their channels. A file that cannot be read, and a number that
-    an utterance cannot be given, are counted with the reason; the others are measured all the same.
+    Channels are averaged. Unreadable files and missing scores are counted with the reason; the others are scored.
     Raises UserError for a folder without audio, names that match none of the references, unknown metrics.
     """
     if output.suffix != ".csv":
@@ -142,7 +141,7 @@ def evaluate(
 
 
 def files_by_name(folder: Path) -> dict[str, Path]:
-    """Name -> path of every audio file below `folder`; the name is the path below it without its suffix."""
+    """Name -> path of every audio file below `folder`; the name is the relative path without its suffix."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     files: dict[str, Path] = {}
@@ -160,7 +159,7 @@ def files_by_name(folder: Path) -> dict[str, Path]:
 def _tasks(
     enhanced: Path, reference: Path | None, noisy: Path | None, score_reference: bool
 ) -> tuple[list[Task], list[str]]:
-    """One task per enhanced file, and what is worth saying about names that do not match."""
+    """One task per enhanced file, and remarks about names that do not match."""
     folders = {"enhanced": files_by_name(enhanced)}
     notes = []
     for role, folder in (("reference", reference), ("noisy", noisy)):
@@ -220,7 +219,7 @@ def _cores() -> int:
 
 
 def measure(task: Task, metric_set: MetricSet) -> Row:
-    """Read the files of one utterance and give it its numbers."""
+    """Read the files of one utterance and score it."""
     signals, unreadable, reasons = {}, [], {}
     for role, path in task.paths.items():
         try:
@@ -237,7 +236,7 @@ def measure(task: Task, metric_set: MetricSet) -> Row:
         target = () if role == "reference" or "reference" not in signals else signals["reference"]
         utterance = Utterance(*signals[role], *target)
         scores[role] = metric_set.score(utterance, only_without_reference=role == "reference")
-        if "reference" in reasons:  # there is one, but unreadable: say so rather than "no reference"
+        if "reference" in reasons:  # there is one, but unreadable: report that rather than "no reference"
             intrusive = set(metric_set.columns(reference=True)) & set(scores[role].reasons)
             scores[role].reasons.update(dict.fromkeys(intrusive, reasons["reference"]))
         if role == "enhanced":
@@ -257,7 +256,7 @@ _metric_set: MetricSet | None = None
 
 def _start_worker(metrics: list[str], resources: str, device: str) -> None:
     global _metric_set
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends its workers
     parent = multiprocessing.parent_process()
 
     def end_with_parent() -> None:
@@ -293,10 +292,10 @@ def _one_thread_per_process() -> Iterator[None]:
 
 
 def _measure_all(tasks: list[Task], settings: tuple, jobs: int) -> Iterator[tuple[Task, Row]]:
-    """Measure tasks in `jobs` processes, in no particular order.
+    """Score tasks in `jobs` processes, in no particular order.
 
-    Where a process dies (the C code of PESQ can), those that were under way are measured again one by one, each in a
-    process of its own; one that kills its process again is reported as such, and the rest goes on.
+    If a process dies (the C code of PESQ can crash), the tasks in progress are repeated one by one, each in its own
+    process; one that kills its process again is reported as such, and the rest continue.
     """
     waiting, suspects = deque(tasks), deque()
     with _one_thread_per_process():
@@ -330,7 +329,7 @@ def _measure_all(tasks: list[Task], settings: tuple, jobs: int) -> Iterator[tupl
 
 
 def _died(task: Task, settings: tuple) -> Row:
-    """The row of an utterance whose measurement kills its process."""
+    """The row of an utterance whose scoring kills its process."""
     metric_set = MetricSet(*settings)
     scores = {
         role: _nothing(metric_set, "the process that measured it died", role == "reference") for role in task.score

@@ -13,7 +13,7 @@ from finallyse.metrics.base import Metric, Needs, Unscored, Utterance, pieces
 class _Pesq(Metric):
     """PESQ as the `pesq` package computes it (ITU-T P.862 code).
 
-    P.862.3 asks for signals of at most 30 s, and the code holds no more than 50 utterances: a longer file is cut into
+    P.862.3 requires signals of at most 30 s, and the code supports at most 50 utterances: a longer file is cut into
     the fewest equal pieces of at most 30 s, and its score is the mean over the pieces in which PESQ finds speech.
     """
 
@@ -114,7 +114,7 @@ class ExtendedStoi(_Stoi):
 
 @metrics_registry.register("si_sdr")
 class SiSdr(Metric):
-    """Scale-invariant signal-to-distortion ratio, dB; at 16 kHz whatever the network's rate, so that they compare.
+    """Scale-invariant signal-to-distortion ratio, dB; at 16 kHz for all networks, so that scores are comparable.
 
     alpha = <enhanced, reference> / |reference|^2; 10 log10(|alpha reference|^2 / |enhanced - alpha reference|^2).
     As published, the mean is not removed: a constant offset of the output is distortion.
@@ -145,7 +145,7 @@ class SiSdr(Metric):
 
 @metrics_registry.register("zm_si_sdr")
 class ZeroMeanSiSdr(SiSdr):
-    """SI-SDR of both signals without their means, so that a constant offset, which nobody hears, does not count."""
+    """SI-SDR of both signals without their means, so that a constant offset, which is inaudible, does not count."""
 
     columns = {"zm_si_sdr": "SI-SDR, zero mean"}
     zero_mean = True
@@ -156,8 +156,8 @@ class ZeroMeanSiSdr(SiSdr):
 class Level(Metric):
     """How much louder the output is than the reference, dB: 20 log10(rms(enhanced) / rms(reference)) of the whole clip.
 
-    PESQ, STOI and SI-SDR are made not to hear a wrong level. Measured at the reference's own rate, because at 16 kHz
-    what a network adds above 8 kHz would not count.
+    PESQ, STOI and SI-SDR are level-invariant by design. Measured at the reference's own rate, because at 16 kHz
+    anything a network adds above 8 kHz would not count.
     """
 
     columns = {"level": "Level"}
@@ -168,14 +168,14 @@ class Level(Metric):
     def score(self, utterance: Utterance) -> dict[str, float]:
         enhanced, reference = (wav.astype(np.float64) for wav in utterance.pair(self.needs.rate))
         powers = enhanced @ enhanced, reference @ reference
-        if not all(powers):  # only what was cut off to make them equally long was not silent
+        if not all(powers):  # only the part cut off to equalise the lengths was not silent
             raise Unscored("enhanced or reference is silent up to where the shorter one ends")
         return {"level": float(10 * np.log10(powers[0] / powers[1]))}
 
 
 @metrics_registry.register("lsd")
 class LogSpectralDistance(Metric):
-    """Log-spectral distance, dB, at the reference's own rate: it shows what is missing above a network's band.
+    """Log-spectral distance, dB, at the reference's own rate: it includes what is missing above a network's band.
 
     Power spectra P of 2048-sample Hann windows every 512 samples, scaled so that a full-scale sine reads 0 dB and
     floored at -100 dB: mean over frames of sqrt(mean over bins of (10 log10 P_reference - 10 log10 P_enhanced)^2).

@@ -1,4 +1,4 @@
-"""Several metrics over one utterance, and their mean over many."""
+"""Several metrics of one utterance, and their means over many."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from finallyse.metrics.base import Better, Metric, Unscored, Utterance
 
 @dataclass
 class Scores:
-    """Numbers of one utterance, and for each column without a number the reason."""
+    """Scores of one utterance, and the reason for each missing one."""
 
     values: dict[str, float] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
@@ -36,15 +36,15 @@ class Summary:
 
 
 class MetricSet:
-    """Metrics chosen by name, in the order given.
+    """Metrics selected by name, in the given order.
 
     Args:
         names: registry names; an unknown or repeated one raises UserError.
-        resources: folder that holds `weights/`.
+        resources: folder that contains `weights/`.
         device: "cpu", "cuda" or "auto".
 
     Attributes:
-        missing: name -> reason, of the metrics whose weights are not there; they are never computed.
+        missing: name -> reason, of the metrics whose weights are missing; they are not computed.
     """
 
     def __init__(self, names: Sequence[str], resources: str = "resources", device: str = "auto"):
@@ -60,7 +60,7 @@ class MetricSet:
         self.missing = {name: reason for name, reason in reasons.items() if reason}
 
     def columns(self, *, reference: bool | None = None) -> list[str]:
-        """Names of the numbers; of metrics with or without a reference alone where `reference` says so."""
+        """Names of the numbers; with `reference`, only those of metrics that do or do not need one."""
         return [
             column
             for metric in self.metrics.values()
@@ -73,7 +73,7 @@ class MetricSet:
         return next(metric.better for metric in self.metrics.values() if column in metric.columns)
 
     def score(self, utterance: Utterance, *, only_without_reference: bool = False) -> Scores:
-        """Every number that this utterance can be given; where it can be given none, the reason."""
+        """Every available score of this utterance; for the others, the reason."""
         scores = Scores()
         for name, metric in self.metrics.items():
             if name in self.missing or (only_without_reference and metric.needs.reference):
@@ -92,7 +92,7 @@ class MetricSet:
 
 
 def summarise(all_scores: Iterable[Scores], columns: Sequence[str]) -> dict[str, Summary]:
-    """Mean and 95 % confidence interval (Student's t over utterances) of each column, with what could not be scored."""
+    """Mean and 95 % confidence interval (Student's t over utterances) of each column, and counts of missing scores."""
     all_scores = list(all_scores)
     summaries = {}
     for column in columns:
@@ -109,7 +109,7 @@ def _frequent_first(item: tuple[str, int]) -> tuple[int, str]:
 
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half width of its 95 % confidence interval (Student's t); NaN where there are too few values."""
+    """Mean and half width of its 95 % confidence interval (Student's t); NaN if there are too few values."""
     n = len(values)
     if n == 0:
         return math.nan, math.nan

@@ -21,7 +21,7 @@ LIMIT_S = 120
 
 
 class _InertUnpickler(pickle.Unpickler):
-    """Reads the tensors of a checkpoint and makes empty objects of whatever else it holds, running none of its code."""
+    """Reads the tensors of a checkpoint and replaces all other objects with empty ones, running none of its code."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict") or (
@@ -34,7 +34,7 @@ class _InertUnpickler(pickle.Unpickler):
 
 
 class _Inert:
-    """Stands for an object of the training framework that wrote a checkpoint."""
+    """Placeholder for an object of the training framework that wrote a checkpoint."""
 
     def __new__(cls, *_args: Any, **_kwargs: Any):
         return super().__new__(cls)
@@ -58,7 +58,7 @@ class _Inert:
 
 
 class _InertPickle:
-    """What `torch.load(pickle_module=...)` asks of a pickle module."""
+    """The interface that `torch.load(pickle_module=...)` requires."""
 
     Unpickler = _InertUnpickler
     UnpicklingError = pickle.UnpicklingError
@@ -67,9 +67,9 @@ class _InertPickle:
 
 
 def read_wav2vec2_mos(path: Path) -> dict:
-    """State of a `Wav2Vec2Mos` from the published Lightning checkpoint, under today's names of transformers.
+    """State of a `Wav2Vec2Mos` from the published Lightning checkpoint, under the current names of transformers.
 
-    Raises UserError where the file is another one.
+    Raises UserError for any other file.
     """
     import torch
 
@@ -125,7 +125,7 @@ class _Wav2Vec2Mos(Metric):
     unit = "MOS"
 
     def prepare(self, wav: np.ndarray) -> np.ndarray:
-        """What is done to the signal before it is brought to zero mean and unit variance."""
+        """Process the signal before it is normalised to zero mean and unit variance."""
         return wav
 
     def score(self, utterance: Utterance) -> dict[str, float]:
@@ -181,7 +181,7 @@ class MosNet(_Wav2Vec2Mos):
 def _distillmos(device: str):
     from finallyse.audio.torchaudio_shim import torchaudio  # noqa: F401  distillmos imports torchaudio
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints where its weights lie
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints the path of its weights
         from distillmos import ConvTransformerSQAModel
 
         return ConvTransformerSQAModel().eval().to(device)

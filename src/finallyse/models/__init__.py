@@ -8,7 +8,7 @@ from finallyse.registry import Registry
 
 models_registry = Registry("network")
 
-# Each module files its networks under `models_registry`, which therefore stands above.
+# Each module registers its networks in `models_registry`, which must be defined first.
 from finallyse.models import finally_gen, hifigan, hifigan_discriminators, hifipp, ms_stft  # noqa: E402, F401
 
 __all__ = ["models_registry"]

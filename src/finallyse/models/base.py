@@ -1,4 +1,4 @@
-"""What every generator says of itself, so that trainers, the enhancer and tables need not know it by name."""
+"""Base class of the generators: attributes that let trainers, the enhancer and tables treat them alike."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class Generator(nn.Module):
     """Base class of the generators: `wav = generator(mel)`, `generator(wav)` or `generator(wav, ssl)` by `input_kind`.
 
     Attributes:
-        paper: what to cite.
-        input_kind: "mel": log-mel [B, 80, F]; "wav": waveform [B, 1, T]; "wav+ssl": that and WavLM's features of the
-            same clip [B, ssl_dim, N].
-        input_rate, output_rate: sample rates of the waveforms in and out (of a mel: of what it was made from), Hz.
-        alignment: samples of the input whose multiples keep every stride and padding of the network in step. Long
-            recordings are cut on them, so that a window's output is what the whole recording's would be there.
-        ssl_dim: channels of the features, where it takes them.
+        paper: the paper to cite.
+        input_kind: "mel": log-mel [B, 80, F]; "wav": waveform [B, 1, T]; "wav+ssl": a waveform and WavLM's features of
+            the same clip [B, ssl_dim, N].
+        input_rate, output_rate: sample rates of the input and output waveforms, Hz (for a mel: of its waveform).
+        alignment: number of input samples whose multiples are aligned with every stride and padding of the network.
+            Long recordings are cut at such multiples, so that a window's output equals that part of the whole output.
+        ssl_dim: channels of the features, if it takes any.
 
-    A subclass without `input_kind` or `alignment` is a TypeError where it is defined.
+    Defining a subclass without `input_kind` or `alignment` raises a TypeError.
     """
 
     paper: ClassVar[str]
@@ -43,14 +43,14 @@ class Generator(nn.Module):
 
 
 def takes_arguments_of(base: type[Generator], **defaults: Any) -> Callable[[Callable], Callable]:
-    """Decorator of an `__init__(self, *, own, ..., **inherited)` that also takes all arguments of `base`.
+    """Decorate an `__init__(self, *, own, ..., **inherited)` to also accept all arguments of `base`.
 
-    `inherited` then holds every one of them, at its default where it is not given. The class's signature lists them
-    all: the schema of the configuration is generated from it.
+    `inherited` then contains every one of them, defaults included. The class's signature lists them all, since the
+    configuration schema is generated from it.
 
     Args:
-        base: whose arguments; its own signature stays.
-        defaults: of those arguments whose default differs.
+        base: class whose arguments are accepted; its own signature is unchanged.
+        defaults: defaults that differ from those of `base`.
     """
 
     def decorate(init: Callable) -> Callable:
@@ -67,7 +67,7 @@ def takes_arguments_of(base: type[Generator], **defaults: Any) -> Callable[[Call
             bound.apply_defaults()
             init(self, **bound.kwargs)
 
-        del complete.__wrapped__  # whose signature is only half of it
+        del complete.__wrapped__  # it has only part of the signature
         complete.__signature__ = signature
         complete.__annotations__ = get_type_hints(inspect.unwrap(base.__init__)) | get_type_hints(init)
         complete.__annotations__.pop("inherited", None)

@@ -6,7 +6,7 @@ A checkpoint is a dict of plain values and tensors that `torch.load(weights_only
     level {"peak": largest magnitude of each waveform that the network was trained on} or None (levels as recorded),
     step, devices {name: steps trained there}, generator (state_dict), discriminators {name: state_dict}
 
-It is written whole or not at all, and loaded strictly.
+It is written atomically and loaded strictly.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from finallyse.models import models_registry
 
 FORMAT = "finallyse checkpoint"
 FORMAT_VERSION = 1
-# Their authors trained them on waveforms at the peak `datasets.base.PEAK`.
+# Published networks trained on waveforms with the peak `datasets.base.PEAK`.
 PUBLISHED_AT_PEAK = ("hifigan_gen", "hifi++_gen", "a2a_hifi++_gen")
 
 
 @dataclasses.dataclass
 class Checkpoint:
-    """What a checkpoint file holds."""
+    """Contents of a checkpoint file."""
 
     path: Path
     network: str
@@ -47,7 +47,7 @@ class Checkpoint:
     discriminators: dict[str, dict[str, Tensor]]
 
     def build_generator(self) -> nn.Module:
-        """The generator that the config describes, in eval mode, with the checkpoint's weights strictly loaded."""
+        """Build the generator that the config describes, in eval mode, and strictly load the checkpoint's weights."""
         if not self.generator:
             raise UserError(f"{self.path}: holds no generator, only {', '.join(self.discriminators) or 'a config'}")
         settings = self.config["generator"]
@@ -66,17 +66,17 @@ def save_checkpoint(
     discriminators: Mapping[str, Mapping[str, Tensor]],
     devices: Mapping[str, int] | None = None,
 ) -> None:
-    """Write a checkpoint atomically: a reader finds the old file or the new one, never a part of one.
+    """Write a checkpoint atomically: a reader sees the old file or the new one, never a partial one.
 
-    config: the resolved experiment as plain values; the level is that of its training data, or of the publication where
-    it has none. Raises UserError where the file cannot be written.
+    config: the resolved experiment as plain values; the level is that of its training data, or of the publication if it
+    has none. Raises UserError if the file cannot be written.
     """
     content = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "package_version": __version__,
         "network": network,
-        "config": json.loads(json.dumps(config)),  # plain values only; anything else is an error here, not at loading
+        "config": json.loads(json.dumps(config)),  # plain values only: fail here, not at loading
         "level": _level_of(config),
         "step": int(step),
         "devices": dict(devices or {}),
@@ -87,7 +87,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint. Raises UserError for a file that is missing, damaged, of another format or newer."""
+    """Read a checkpoint. Raises UserError for a file that is missing, damaged, in another format or newer."""
     content = load_tensors(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(
@@ -107,7 +107,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def load_tensors(path: str | Path) -> Any:
-    """`torch.load` of plain values and tensors onto the CPU. Raises UserError for a file that cannot be read so."""
+    """`torch.load` plain values and tensors onto the CPU. Raises UserError for an unreadable file."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
@@ -121,7 +121,7 @@ def load_tensors(path: str | Path) -> Any:
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load a state_dict; raises UserError that lists every key that is missing, left over or of another shape."""
+    """Load a state_dict; raises a UserError listing every key that is missing, unexpected or of another shape."""
     own = module.state_dict()
     problems = [f"missing {key} {list(own[key].shape)}" for key in own if key not in state]
     problems += [f"left over {key} {list(state[key].shape)}" for key in state if key not in own]
@@ -136,7 +136,7 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -
 
 
 def save_tensors(path: str | Path, content: Mapping[str, Any]) -> None:
-    """torch.save, whole or not at all, and safe from a power failure; UserError with the path where that fails."""
+    """`torch.save` atomically and durably; raises a UserError with the path on failure."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +147,7 @@ def save_tensors(path: str | Path, content: Mapping[str, Any]) -> None:
 
 
 def _level_of(config: Mapping[str, Any]) -> dict[str, float] | None:
-    """The level of what a generator is trained on, as its experiment tells: see `ItemDataset.level_of`."""
+    """The level of a generator's training data according to its experiment: see `ItemDataset.level_of`."""
     from finallyse.datasets import datasets_registry
     from finallyse.datasets.base import PEAK
 
@@ -155,7 +155,7 @@ def _level_of(config: Mapping[str, Any]) -> dict[str, float] | None:
     name = data.get("name")
     if name is None:  # converted without an experiment
         return {"peak": PEAK} if config.get("generator", {}).get("name") in PUBLISHED_AT_PEAK else None
-    if name not in datasets_registry:  # an old checkpoint, trained on a dataset that is not of this package
+    if name not in datasets_registry:  # an old checkpoint, trained on a dataset of another package
         return None
     return datasets_registry[name].level_of(**(data.get("args") or {}))
 

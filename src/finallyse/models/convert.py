@@ -1,8 +1,8 @@
-"""Checkpoints of others -> checkpoints of this package.
+"""Conversion of published checkpoints to checkpoints of this package.
 
-Read are the published HiFi-GAN format (`generator` in its own file, `mpd` and `msd` in the `do_` file), the HiFi++
-release (the bare state_dict of a generator) and that of the original course work (`state_dict`); with norms as
-`weight_g`, `weight_v` or `weight_orig`, as parametrizations, or folded in. Layers keep their published names.
+Supported formats: published HiFi-GAN (`generator` in its own file, `mpd` and `msd` in the `do_` file), the HiFi++
+release (the bare state_dict of a generator) and the original course work (`state_dict`); with norms as `weight_g`,
+`weight_v` or `weight_orig`, as parametrizations, or folded in. Layers keep their published names.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from finallyse.models.base import Generator
 from finallyse.models.checkpoint import FORMAT, load_strictly, load_tensors, save_checkpoint
 
 RENAMED = {"pre_upsampler_proccessing.": "pre_upsampler_processing."}
-CONSTANTS = ("spec_transform.window",)  # saved by some, computed here
+CONSTANTS = ("spec_transform.window",)  # saved in some formats, computed here
 
 
 def convert(
@@ -32,14 +32,14 @@ def convert(
     experiment: str | Path | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Convert `source` and write `output`; returns a line for each network that says what was converted.
+    """Convert `source` to `output`; returns a line per network that describes what was converted.
 
     Args:
-        networks: registry names: a generator, or discriminators that `source` holds together.
-        experiment: the experiment file whose networks these are; None: networks with their default arguments.
-        arguments: constructor arguments over those.
+        networks: registry names: a generator, or the discriminators in `source`.
+        experiment: experiment file that describes these networks; None: networks with their default arguments.
+        arguments: constructor arguments that override those.
 
-    Raises UserError where a network is not in the file, or its keys or shapes differ: it lists all of them.
+    Raises UserError if a network is not in the file, or if keys or shapes differ: it lists all of them.
     """
     content = load_tensors(source)
     if isinstance(content, dict) and content.get("format") == FORMAT:
@@ -63,7 +63,7 @@ def convert(
 
 
 def parse_arguments(pairs: Sequence[str]) -> dict[str, Any]:
-    """`["ssl_dim=768", "use_skip_connect=false"]` as a dict with YAML's types; raises UserError for one without `=`."""
+    """Parse `["ssl_dim=768", "use_skip_connect=false"]` to a dict of YAML types; UserError if a `=` is missing."""
     arguments = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -78,7 +78,7 @@ def _generates(name: str) -> bool:
 
 
 def _config(networks: Sequence[str], experiment: str | Path | None, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of the checkpoint: the resolved experiment, or as much of one as names the networks."""
+    """The config of the checkpoint: the resolved experiment, or a minimal one that names the networks."""
     if len({_generates(name) for name in networks}) > 1 or len(set(networks)) < len(networks):
         raise UserError("--network: give one generator, or discriminators of one file, each once")
     if experiment is not None:
@@ -106,7 +106,7 @@ def _arguments(config: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _find(content: Any, name: str, wanted: int, source: str | Path) -> dict[str, Tensor]:
-    """The state_dict of a network in what a file holds."""
+    """Find the state_dict of a network in the contents of a file."""
     found = content
     for key in ("state_dict", name, "generator" if _generates(name) else name):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
@@ -120,7 +120,7 @@ def _find(content: Any, name: str, wanted: int, source: str | Path) -> dict[str,
 
 
 def _modernised(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """The same weights under the keys of this package's network."""
+    """Rename the weights to the keys of this package's network."""
     if all(key.startswith("module.") for key in state):  # saved from DataParallel
         state = {key.removeprefix("module."): value for key, value in state.items()}
     for old, new in RENAMED.items():
@@ -136,7 +136,7 @@ def _modernised(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Te
             result[f"{norm}.{spectral[part]}"] = value
         elif part in ("weight_g", "weight_v"):
             result[f"{norm}.original{'gv'.index(part[-1])}"] = value
-        elif part == "weight" and layer in normed and f"{norm}.original1" in own:  # folded: take the norm out again
+        elif part == "weight" and layer in normed and f"{norm}.original1" in own:  # folded: split off the norm again
             result[f"{norm}.original0"] = torch.norm_except_dim(value, 2, 0)
             result[f"{norm}.original1"] = value
         elif not key.endswith(CONSTANTS):

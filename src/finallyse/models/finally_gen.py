@@ -1,4 +1,4 @@
-"""FINALLY's generator (Babaev et al., arXiv 2410.05920, section 3.3): HiFi++ conditioned on WavLM, its 48 kHz head."""
+"""FINALLY's generator (Babaev et al., arXiv 2410.05920, section 3.3): HiFi++ conditioned on WavLM; its 48 kHz head."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class UpsampleWaveUNet(nn.Module):
         self.upsample_block = nn.Sequential(norm_of(norm_type)(nn.ConvTranspose1d(features, 1, factor, factor)))
 
     def start_as_repetition(self) -> None:
-        """Let the untrained head repeat each sample of channel 0 `factor` times."""
+        """Initialise the head to repeat each sample of channel 0 `factor` times."""
         (upsample,) = self.upsample_block
         self.waveunet.pass_through({(0, 0): 1.0, (1, 0): -1.0})
         weight = upsample.weight.detach().clone()
-        # x and -x, since of each LReLU lets one half of the values pass: LReLU(x) - LReLU(-x) = (1 + slope) x
+        # x and -x, since LReLU attenuates one half of the values of each: LReLU(x) - LReLU(-x) = (1 + slope) x
         weight[0], weight[1] = 1 / (1 + LRELU_SLOPE), -1 / (1 + LRELU_SLOPE)
         set_weight(upsample, weight)
         silence(upsample, slice(2, None))
@@ -50,23 +50,23 @@ class UpsampleWaveUNet(nn.Module):
 class FinallyGenerator(A2AHiFiPlusPlusGenerator):
     """FINALLY: waveform and WavLM features -> clean waveform at 16 kHz, or at 48 kHz with the upsampling head.
 
-    wav -> log-mel -> SpectralUNet -> with WavLM's last hidden state in front -> pre_upsampler_processing -> upsampler
+    wav -> log-mel -> SpectralUNet -> prepend WavLM's last hidden state -> pre_upsampler_processing -> upsampler
     -> WaveUNet -> SpectralMaskNet -> conv_post and tanh, or UpsampleWaveUNet.
 
     Args:
         ssl_dim: channels of the features (WavLM-large: 1024).
         identity_start: as in `a2a_hifi++_gen`; the untrained head repeats each sample.
-        use_upsamplewaveunet: have the head for the higher rate; conv_post is then carried along for checkpoints' sake,
-            unused and frozen.
+        use_upsamplewaveunet: include the head for the higher rate; conv_post is then kept for compatibility with
+            checkpoints, unused and frozen.
         upsamplewaveunet_block_widths: channels of the levels of the head's U-Net, outermost first.
         upsamplewaveunet_block_depth: residual units before and after each inner level of the head's U-Net.
         upsamplewaveunet_upsample_factor: factor by which the head raises the rate.
-        upsamplewaveunet_upsampler_features: channels that the head's U-Net hands to its transposed convolution.
+        upsamplewaveunet_upsampler_features: channels between the head's U-Net and its transposed convolution.
 
     All others as in `a2a_hifi++_gen`.
 
     Shapes: wav [B, 1, T] at 16 kHz, ssl [B, ssl_dim, N] of the same clip -> wav [B, 1, T] or [B, 1, 3 T], any T >= 1,
-    N >= 1. The features are spread over the clip's ceil(T / 256) frames by nearest neighbour, whatever N is.
+    N >= 1. The features are interpolated to the clip's ceil(T / 256) frames by nearest neighbour, for any N.
     Raises UserError for another shape.
     """
 
@@ -140,7 +140,7 @@ class FinallyGenerator(A2AHiFiPlusPlusGenerator):
         return self.upsamplewaveunet(x)[..., : length * (self.output_rate // self.input_rate)]
 
     def align(self, ssl: Tensor, samples: int, frames: int) -> Tensor:
-        """Features [B, D, N] -> [B, D, frames]: spread over the frames that hold the clip, the last repeated beyond."""
+        """Features [B, D, N] -> [B, D, frames]: interpolated to the clip's frames, the last one repeated beyond."""
         held = -(-samples // self.hop)
         ssl = F.interpolate(ssl, size=held, mode="nearest")
         return ssl if held == frames else F.pad(ssl, (0, frames - held), mode="replicate")

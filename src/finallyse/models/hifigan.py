@@ -20,7 +20,7 @@ LRELU_SLOPE = 0.1
 
 
 def _conv(norm: Norm, channels: int, kernel_size: int, dilation: int) -> nn.Module:
-    """A length-keeping convolution."""
+    """A convolution that keeps the length."""
     padding = (kernel_size - 1) * dilation // 2
     return norm(nn.Conv1d(channels, channels, kernel_size, dilation=dilation, padding=padding))
 
@@ -108,11 +108,11 @@ class HiFiGANGenerator(Upsampler, Generator):
     """HiFi-GAN: log-mel -> waveform at 16 kHz. The defaults are V1; V2 has upsample_initial_channel 128.
 
     Args:
-        resblock: "1": residual blocks of two convolutions for each dilation; "2": of one, as in V3.
+        resblock: "1": residual blocks with two convolutions per dilation; "2": with one, as in V3.
         upsample_rates: factor of each transposed convolution; their product is the hop of the mel.
-        upsample_kernel_sizes: kernel of each transposed convolution, samples.
-        upsample_initial_channel: channels before the first; each transposed convolution halves them.
-        resblock_kernel_sizes: kernel of each residual block, of which the mean is taken.
+        upsample_kernel_sizes: kernel size of each transposed convolution, samples.
+        upsample_initial_channel: channels before the first transposed convolution; each of them halves the channels.
+        resblock_kernel_sizes: kernel size of each parallel residual block; their outputs are averaged.
         resblock_dilation_sizes: dilations of each residual block.
 
     Shapes: mel [B, 80, F] -> wav [B, 1, F * prod(upsample_rates)], any F >= 1.
@@ -154,6 +154,6 @@ class HiFiGANGenerator(Upsampler, Generator):
 
 
 def output_head(conv: nn.Module, x: Tensor) -> Tensor:
-    """Last convolution and tanh, in float32 whatever autocast says: 8 bits of mantissa would be heard as noise."""
+    """Last convolution and tanh, in float32 even under autocast: 8 bits of mantissa would be audible as noise."""
     with full_precision(x):
         return torch.tanh(conv(x.float()))

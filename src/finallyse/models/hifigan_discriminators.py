@@ -46,10 +46,10 @@ class MultiPeriodDiscriminator(nn.Module):
     """One sub-discriminator per period. Shapes: wav [B, 1, T] -> logits, feature_maps: a list entry per period.
 
     Args:
-        periods: samples between those that a sub-discriminator sees side by side; coprime in the paper.
-        widths: channels of its strided convolutions.
+        periods: period of each sub-discriminator, samples; coprime in the paper.
+        widths: channels of the strided convolutions.
 
-    Any T >= 1; the end is reflected to a multiple of the period. Raises UserError for another shape.
+    Any T >= 1; padded by reflection to a multiple of the period. Raises UserError for another shape.
     """
 
     paper = "arXiv 2010.05646"
@@ -96,7 +96,7 @@ class MultiScaleDiscriminator(nn.Module):
     """Three scale discriminators, the first spectral-normed; each but the first sees the waveform at half the rate.
 
     Args:
-        same_scale: all see the full rate (HiFi++, arXiv 2203.13086, section 3.5).
+        same_scale: let all of them see the full rate (HiFi++, arXiv 2203.13086, section 3.5).
         widths: channels of the seven convolutions; multiples of 16.
         scales: number of discriminators.
 

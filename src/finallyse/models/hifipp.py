@@ -1,6 +1,6 @@
 """HiFi++ (Andreev et al., arXiv 2203.13086): SpectralUNet -> HiFi upsampler -> WaveUNet -> SpectralMaskNet -> waveform.
 
-The parts stand in the order that the signal flows, the two generators (from mel, from waveform) at the end.
+The parts follow in signal order, then the two generators (from mel, from waveform).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Residual(nn.Module):
 
 
 class Upsampling(nn.Sequential):
-    """Nearest upsampling and 1x1 convolution. The two commute, so the convolution runs first, on the small side."""
+    """Nearest upsampling and 1x1 convolution. The two commute, so the convolution runs first, on the smaller input."""
 
     def __init__(self, scale: int, conv: nn.Module):
         super().__init__(nn.Upsample(scale_factor=scale), conv)
@@ -64,7 +64,7 @@ class ConcatSkip(nn.Module):
 
 
 class MultiScaleResnet(nn.Module):
-    """U-Net whose levels are residual units, a strided convolution down, the next level, and the same way up again.
+    """U-Net: each level has residual units, a strided convolution down, the next level, and the reverse on the way up.
 
     Args:
         block_widths: channels of the levels, outermost first.
@@ -106,9 +106,9 @@ class MultiScaleResnet(nn.Module):
         )
 
     def pass_through(self, gains: Mapping[tuple[int, int], float]) -> None:
-        """Make some output channels copies of input channels: (output, input) -> factor, past all inner levels.
+        """Make some output channels copies of input channels: (output, input) -> factor, bypassing all inner levels.
 
-        Channel i of the way is output channel i.
+        On the way, the copy of output channel i is in channel i.
         """
         first, (_, merge), last = self.net
         pass_through(first, gains)
@@ -130,8 +130,8 @@ class MultiScaleResnet(nn.Module):
 class MultiScaleResnet2d(MultiScaleResnet):
     """The same over time and frequency, 3x3. Shapes: [B, in_width, bins, frames] -> [B, out_width, bins, frames].
 
-    Frames must be a multiple of `multiple`: the callers differ in how they pad them. The frequency axis gets
-    16 - bins % 16 bins of zeros (16 where bins is a multiple of 16, as published), cropped after.
+    Frames must be a multiple of `multiple`: the callers pad them differently. The frequency axis is padded with
+    16 - bins % 16 bins of zeros (16 if bins is a multiple of 16, as published), cropped afterwards.
     """
 
     conv, kernel = nn.Conv2d, 3
@@ -146,9 +146,9 @@ class MultiScaleResnet2d(MultiScaleResnet):
 
 
 def mel_interpolation(sample_rate: int = 16000, n_fft: int = 1024, n_mels: int = 80, fmax: float = 8000.0) -> Tensor:
-    """Matrix [n_fft // 2 + 1, n_mels] that spreads mel bands over STFT bins, linearly between neighbouring bands.
+    """Matrix [n_fft // 2 + 1, n_mels] that interpolates mel bands linearly to STFT bins.
 
-    Band i weighs 1 where the support of band i + 1 begins and falls to 0 at the next band's and the previous one's.
+    Band i has weight 1 where the support of band i + 1 begins, falling to 0 at the next band's and the previous one's.
     """
     support = mel_filterbank(sample_rate, n_fft, n_mels, 0.0, fmax) > 0
     first = support.argmax(1)
@@ -163,12 +163,12 @@ def mel_interpolation(sample_rate: int = 16000, n_fft: int = 1024, n_mels: int =
 class SpectralUNet(nn.Module):
     """Cleans a log-mel spectrogram on the linear frequency axis with a 2-d U-Net.
 
-    The mel bands are brought to 513 bins twice, by a fixed interpolation and by a learned 1x1 convolution, and stacked
-    with a channel that tells the frequency.
+    The mel bands are mapped to 513 bins twice, by a fixed interpolation and by a learned 1x1 convolution, and stacked
+    with a positional channel that encodes the frequency.
 
-    Shapes: mel [B, 80, F] -> [B, out_channels, F], any F. Frames are padded with zeros before, and cropped after:
+    Shapes: mel [B, 80, F] -> [B, out_channels, F], any F. Frames are padded with zeros and cropped afterwards:
     time_padding "multiple" pads to a multiple of the U-Net's stride (16 by default), "power_of_two" to the next power
-    of two, as published. See `HiFiPlusPlusGenerator` for what that changes.
+    of two, as published. See `HiFiPlusPlusGenerator` for the effect.
     """
 
     bins = 513
@@ -225,7 +225,7 @@ class SpectralUNet(nn.Module):
 class SpectralMaskNet(nn.Module):
     """Multiplies each channel's STFT by a mask that a 2-d U-Net predicts from the magnitudes of all channels.
 
-    Bin 0 and frame 0 pass unchanged. The transforms and the mask's product are float32 whatever autocast says.
+    Bin 0 and frame 0 pass unchanged. The transforms and the multiplication are float32 even under autocast.
 
     Shapes: waveform features [B, C, T] -> [B, C, T], any T.
     """
@@ -264,27 +264,27 @@ class HiFiPlusPlusGenerator(Generator):
 
     Args:
         hifi_resblock, hifi_upsample_rates, hifi_upsample_kernel_sizes, hifi_upsample_initial_channel,
-            hifi_resblock_kernel_sizes, hifi_resblock_dilation_sizes: of the upsampler, as in `hifigan_gen`.
-        hifi_input_channels: channels that the upsampler takes, with a SpectralUNet its `spectralunet_out_channels`.
-        hifi_conv_pre_kernel_size: kernel of the upsampler's first convolution, frames.
-        use_spectralunet, use_waveunet, use_spectralmasknet: have that U-Net.
-        spectralunet_block_widths, waveunet_block_widths, spectralmasknet_block_widths: channels of the levels of that
+            hifi_resblock_kernel_sizes, hifi_resblock_dilation_sizes: upsampler argument, as in `hifigan_gen`.
+        hifi_input_channels: input channels of the upsampler; with a SpectralUNet, its `spectralunet_out_channels`.
+        hifi_conv_pre_kernel_size: kernel size of the upsampler's first convolution, frames.
+        use_spectralunet, use_waveunet, use_spectralmasknet: include this U-Net.
+        spectralunet_block_widths, waveunet_block_widths, spectralmasknet_block_widths: channels of the levels of this
             U-Net, outermost first.
         spectralunet_block_depth, waveunet_block_depth, spectralmasknet_block_depth: residual units before and after
-            each inner level of that U-Net.
-        spectralunet_positional_encoding: show the SpectralUNet the place of each bin, 0 to 1, as one more channel.
-        spectralunet_out_channels: channels that the SpectralUNet hands on.
-        norm_type: of the weights of all convolutions: "weight" or "spectral".
-        use_skip_connect: adds each of the last two U-Nets' input to its output through a 1x1 convolution (identity at
-            first; carried along, unused and frozen, where that U-Net is missing).
-        waveunet_before_spectralmasknet: the order of the two.
+            each inner level of this U-Net.
+        spectralunet_positional_encoding: give the SpectralUNet the position of each bin, 0 to 1, as an extra channel.
+        spectralunet_out_channels: output channels of the SpectralUNet.
+        norm_type: norm of the weights of all convolutions: "weight" or "spectral".
+        use_skip_connect: add the input of each of the last two U-Nets to its output through a 1x1 convolution
+            (initialised to the identity; kept, unused and frozen, if that U-Net is missing).
+        waveunet_before_spectralmasknet: whether the WaveUNet comes first.
         time_padding: "multiple" (default) pads the SpectralUNet's frames with zeros to a multiple of 16, "power_of_two"
-            to the next power of two, as published: for checkpoints trained and measured so. The same where the number
-            of frames is a power of two, as in the recipes' segments of 8192 samples. Elsewhere the published padding
-            makes the output depend on the clip's length and costs up to twice the work. Measured on 5 s of speech, 312
-            frames padded to 320 or 512, random weights (benchmarks/models.py): the two differ by 16 to 19 % RMS in the
-            last 16 frames, by more than 0.1 % in the last 74 to 83, not before; "multiple" takes 0.42 to 0.63 of the
-            time.
+            to the next power of two, as published: for checkpoints trained and measured that way. They are equal if the
+            number of frames is a power of two, as in the recipes' segments of 8192 samples. Otherwise the published
+            padding makes the output depend on the clip's length and costs up to twice the work. Measured on 5 s of
+            speech, 312 frames padded to 320 or 512, random weights (benchmarks/models.py): the two differ by 16 to 19 %
+            RMS in the last 16 frames, by more than 0.1 % in the last 74 to 83, not before; "multiple" takes 0.42 to
+            0.63 of the time.
 
     Shapes: mel [B, 80, F] -> wav [B, 1, 256 F], any F >= 1. Raises UserError for an input of another shape.
     """
@@ -353,7 +353,7 @@ class HiFiPlusPlusGenerator(Generator):
             self.spectralmasknet = SpectralMaskNet(
                 channels, spectralmasknet_block_widths, spectralmasknet_block_depth, norm_type
             )
-        if use_skip_connect:  # both, as in published checkpoints, also where one of the nets is missing
+        if use_skip_connect:  # both, as in published checkpoints, even if one of the nets is missing
             self.waveunet_skip_connect = init_identity(norm(nn.Conv1d(channels, channels, 1)))
             self.waveunet_skip_connect.requires_grad_(use_waveunet)
             self.spectralmasknet_skip_connect = init_identity(norm(nn.Conv1d(channels, channels, 1)))
@@ -402,18 +402,18 @@ def _with_skip(net: nn.Module | None, skip: nn.Module | None, x: Tensor) -> Tens
 
 @models_registry.register("a2a_hifi++_gen")
 class A2AHiFiPlusPlusGenerator(HiFiPlusPlusGenerator):
-    """HiFi++ from waveform (enhancement, bandwidth extension): the log-mel of the input goes the way of `hifi++_gen`,
-    and the WaveUNet sees the upsampler's output and the input waveform.
+    """HiFi++ from waveform (enhancement, bandwidth extension): the input's log-mel is processed as in `hifi++_gen`, and
+    the WaveUNet sees the upsampler's output and the input waveform.
 
     Args:
-        waveunet_input: what the WaveUNet sees: "waveform", "hifi" (the upsampler's output) or "both".
-        identity_start: the untrained network gives tanh(wav): channel 0 carries the waveform through, the nets begin by
-            adding nothing to it and by masking nothing of it. Published networks start from noise.
+        waveunet_input: input of the WaveUNet: "waveform", "hifi" (the upsampler's output) or "both".
+        identity_start: initialise the network to output tanh(wav): channel 0 passes the waveform through, and initially
+            the nets add nothing to it and mask nothing. Published networks start from noise.
 
     All others as in `hifi++_gen`.
 
     Shapes: wav [B, 1, T] -> wav [B, 1, T], 16 kHz, any T >= 1: padded with zeros to a multiple of 1024 samples (the
-    published network drops the samples beyond one) and cropped again. Raises UserError for another shape.
+    published network drops the remainder) and cropped again. Raises UserError for another shape.
     """
 
     input_kind = "wav"
@@ -457,9 +457,9 @@ class A2AHiFiPlusPlusGenerator(HiFiPlusPlusGenerator):
         if self.spectralmasknet is not None:
             last = self.spectralmasknet.net.net[-1]
             silence(last, 0)
-            silence(self.spectralmasknet_skip_connect, 0)  # so that the mask may take away all of it
+            silence(self.spectralmasknet_skip_connect, 0)  # so that the mask can remove all of it
             with torch.no_grad():
-                last.bias[0] = math.log(math.expm1(1.0))  # of which softplus makes 1
+                last.bias[0] = math.log(math.expm1(1.0))  # softplus of it is 1
 
     def forward(self, wav: Tensor) -> Tensor:
         check_shape("a2a_hifi++_gen", wav, 1, "wav [B, 1, T] at 16 kHz")

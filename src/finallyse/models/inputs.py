@@ -1,4 +1,4 @@
-"""Checks of what is given to a network, told in one line with the shape that was expected."""
+"""Checks of a network's inputs; errors state the expected shape in one line."""
 
 from __future__ import annotations
 

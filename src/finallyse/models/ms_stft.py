@@ -62,7 +62,7 @@ class MultiScaleSTFTDiscriminator(nn.Module):
 
     Args:
         filters: channels of the convolutions.
-        n_ffts, hop_lengths, win_lengths: length, step and window of each STFT, samples.
+        n_ffts, hop_lengths, win_lengths: length, hop and window of each STFT, samples.
 
     Shapes: wav [B, 1, T] -> logits, feature_maps: a list entry per window size. Any T >= 1. Raises UserError for
     another shape.

@@ -1,7 +1,7 @@
-"""Weight and spectral norm: putting them on, setting weights through them, and folding them in for inference.
+"""Weight and spectral norm: applying them, setting weights through them, and folding them in for inference.
 
 Every layer starts from PyTorch's default, as in the published networks: their N(0, 0.01) is written to the `weight` of
-layers that carry weight norm, which the next forward pass computes anew from the norm's own tensors.
+layers with weight norm, which the next forward pass recomputes from the norm's own tensors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Norm = Callable[[nn.Module], nn.Module]
 
 
 def norm_of(norm_type: NormType) -> Norm:
-    """The function that puts the norm of that name on a layer's weight and returns the layer."""
+    """The function that applies the norm of this name to a layer's weight and returns the layer."""
     return {"weight": parametrizations.weight_norm, "spectral": parametrizations.spectral_norm}[norm_type]
 
 
@@ -46,9 +46,10 @@ def init_identity(layer: nn.Module) -> nn.Module:
 
 
 def silence(layer: nn.Module, channel: int | slice) -> None:
-    """Set the gain of channels under a weight norm to 0; their direction stays, so that they still learn.
+    """Set the gain of channels under a weight norm to 0, keeping their direction so that they can still learn.
 
-    channel: of the output, or of the input of a transposed convolution. Raises UserError for a layer of another norm.
+    channel: output channel, or input channel of a transposed convolution. Raises UserError for a layer with another
+    norm.
     """
     norms = getattr(getattr(layer, "parametrizations", None), "weight", [])
     if not any(isinstance(norm, parametrizations._WeightNorm) for norm in norms):
@@ -58,7 +59,7 @@ def silence(layer: nn.Module, channel: int | slice) -> None:
 
 
 def pass_through(layer: nn.Module, gains: Mapping[tuple[int, int], float]) -> None:
-    """Make some output channels of a length-keeping convolution copies of input channels.
+    """Make some output channels of a convolution that keeps the length copies of input channels.
 
     gains: (output channel, input channel) -> factor; those output channels get nothing else, and no bias.
     """
@@ -73,15 +74,15 @@ def pass_through(layer: nn.Module, gains: Mapping[tuple[int, int], float]) -> No
 
 
 def normed_layers(module: nn.Module) -> list[nn.Module]:
-    """Every layer of the module whose weight carries a norm."""
+    """Every layer of the module whose weight has a norm."""
     return [layer for layer in module.modules() if parametrize.is_parametrized(layer, "weight")]
 
 
 def fold(module: nn.Module) -> int:
     """Bake weight and spectral norms into plain weights, in place, for inference; returns the number of layers folded.
 
-    The module is put in eval mode. Its outputs stay the same within rounding; its state_dict no longer fits a module
-    that is not folded. Raises RuntimeError where there is nothing to fold.
+    The module is put in eval mode. Its outputs stay the same up to rounding; its state_dict no longer fits an unfolded
+    module. Raises RuntimeError if there is nothing to fold.
     """
     module.eval()
     layers = normed_layers(module)

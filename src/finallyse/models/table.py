@@ -1,4 +1,4 @@
-"""The table of `finallyse models`: what each network is, takes, gives and costs. Everything in it is computed."""
+"""The table of `finallyse models`: paper, input, output and cost of each network. All numbers are computed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """UTMOSv2 (Baba et al., arXiv 2409.09305): predicts the mean opinion score that listeners would give to speech.
 
 The fusion network of the paper's third stage, for inference and for gradients with respect to the waveform. Layers
-have the names of the published checkpoint, those of the image classifiers the names that timm gives them.
+are named as in the published checkpoint, those of the image classifiers as in timm.
 
     wav [B, T] at 16 kHz --3 s--------------> wav2vec2-base -> attention --------------------------\
                          --2 x 1.4 s, mixed-> 4 log-mel images -> 4 EfficientNetV2-S -> attention --> linear -> MOS [B]
@@ -33,8 +33,8 @@ SOURCE = "huggingface.co/sarulab-speech/UTMOSv2"
 SPEECH = 48000  # samples that wav2vec2 sees: 3 s
 FRAME = 22400  # samples that a spectrogram shows: 1.4 s
 MIXUP = 0.4  # both parameters of the beta distribution of the mixing weights
-DATASETS = 10  # corpora of opinion scores that the network tells apart
-SARULAB = 1  # the one whose listeners it stands for when nothing is said
+DATASETS = 10  # corpora of opinion scores that the network distinguishes
+SARULAB = 1  # the default corpus, whose listeners it predicts
 # tf_efficientnetv2_s (arXiv 2104.00298, table 4): kind of block, repeats, stride of the first, expansion, channels
 STAGES = (
     ("conv", 2, 1, 1, 24),
@@ -91,18 +91,18 @@ class UTMOSv2(nn.Module):
         self.to_images = MelImages(windows, n_fft, hop, bands)
         self.ssl = SpeechBranch(wav2vec2 or {})
         self.spec_long = ImageBranch(len(windows), stages, stem, head)
-        # each branch was trained with a corpus code of its own, which is zero here but kept its weights
+        # each branch was trained with its own corpus code; here it is zero, but its weights are kept
         self.fc = nn.Linear(self.ssl.dim + DATASETS + self.spec_long.dim + DATASETS + DATASETS, 1)
         self.requires_grad_(False)
         self.eval()
 
     def train(self, mode: bool = True) -> UTMOSv2:
-        """It judges and never learns: eval mode whatever its owner does."""
+        """Never trained: stays in eval mode regardless of the parent module."""
         return super().train(False)
 
     def fold(self) -> UTMOSv2:
-        """Bake the norms of the image classifiers into their convolutions, as inference has them: the same score with
-        less memory and time. Returns itself; its state_dict is no longer that of the checkpoint."""
+        """Bake the norms of the image classifiers into their convolutions, for inference: the same score with less
+        memory and time. Returns itself; its state_dict no longer matches the checkpoint."""
         for part in self.spec_long.modules():
             for conv, norm in getattr(part, "normed", ()):
                 setattr(part, conv, fuse_conv_bn_eval(getattr(part, conv), getattr(part, norm)))
@@ -112,7 +112,7 @@ class UTMOSv2(nn.Module):
     def draw(self, rng: np.random.RandomState, batch: int, samples: int) -> Crops:
         """Random crops and mixing weights for clips of `samples` samples at 16 kHz.
 
-        The draws come in the order of the published package, so that its `numpy.random.seed(s)` and a RandomState(s)
+        The order of draws is that of the published package, so that its `numpy.random.seed(s)` and a RandomState(s)
         here give the same crops of a clip.
         """
         crops = Crops(
@@ -147,7 +147,7 @@ class UTMOSv2(nn.Module):
 
 
 def _starts(samples: int, length: int) -> int:
-    """How many first samples a crop can have; a clip that is not longer than the crop is repeated beyond its length."""
+    """The number of possible start samples of a crop; a clip no longer than the crop is repeated beyond its length."""
     return (samples if samples > length else (length // samples + 1) * samples) - length
 
 
@@ -167,7 +167,7 @@ class MelImages(nn.Module):
         self.windows, self.n_fft, self.hop = tuple(windows), n_fft, hop
         filters = mel_filterbank(SAMPLE_RATE, n_fft, bands, 0.0, SAMPLE_RATE / 2)
         columns = 1 + FRAME // hop
-        # torchvision's bilinear resize with antialiasing, as the matrix that it is: its gradient is deterministic
+        # torchvision's bilinear resize with antialiasing, written as a matrix so that its gradient is deterministic
         eye = torch.eye(columns, device="cpu")[None, None]
         resize = F.interpolate(eye, (columns, bands), mode="bilinear", antialias=True)[0, 0]
         self.register_buffer("filters", torch.from_numpy(filters).float(), persistent=False)
@@ -188,8 +188,8 @@ class MelImages(nn.Module):
 
 
 class SpeechBranch(nn.Module):
-    """Crops [B, 48000] -> [B, 1536]: all layers of wav2vec2-base in a learned mixture, attention over frames, the mean
-    of what it gives and the maximum of what it was given."""
+    """Crops [B, 48000] -> [B, 1536]: learned mixture of all layers of wav2vec2-base, attention over frames, mean of the
+    attention's output and maximum of its input."""
 
     def __init__(self, settings: Mapping[str, Any]):
         super().__init__()
@@ -198,7 +198,7 @@ class SpeechBranch(nn.Module):
         # isort: split
         from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-        # plain attention: the fused one's gradient is not deterministic on a GPU, and 149 frames need none
+        # plain attention: the gradient of fused attention is not deterministic on a GPU, and 149 frames do not need it
         config = Wav2Vec2Config(**settings, attn_implementation="eager")
         self.encoder = nn.ModuleDict({"model": Wav2Vec2Model(config)})
         self.weights = nn.Parameter(torch.full((config.num_hidden_layers + 1,), 1.0 / (config.num_hidden_layers + 1)))
@@ -235,7 +235,7 @@ class ImageBranch(nn.Module):
 
 
 def _attended(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
-    """Self-attention of x [B, N, D]; with its weights asked for, so that it is the plain form here too."""
+    """Self-attention of x [B, N, D]; requesting the weights selects the plain form here too."""
     return attention(x, x, x, need_weights=True)[0]
 
 
@@ -354,7 +354,7 @@ class InvertedBlock(Block):
 
 
 class SqueezeExcite(nn.Module):
-    """Each channel times a gate in (0, 1) that all channels' means decide."""
+    """Multiplies each channel by a gate in (0, 1) computed from the means of all channels."""
 
     def __init__(self, channels: int, reduced: int):
         super().__init__()
@@ -373,7 +373,7 @@ BLOCKS = {"conv": ConvBlock, "fused": FusedBlock, "inverted": InvertedBlock}
 
 
 def weights_file(weights: str | Path) -> Path:
-    """The checkpoint that a folder or a file stands for. Raises UserError where it is not there."""
+    """The checkpoint file that `weights`, a folder or a file, refers to. Raises UserError if it does not exist."""
     path = Path(weights)
     if path.suffix != ".pth":
         path = path / FILE
@@ -387,14 +387,14 @@ def weights_file(weights: str | Path) -> Path:
 def load_utmosv2(weights: str | Path) -> UTMOSv2:
     """The published network from a folder that holds `fold0_s42_best_model.pth`, or from such a file.
 
-    Raises UserError for a file that is missing, unreadable, or lists every weight that is missing, left over or of
-    another shape.
+    Raises UserError for a file that is missing or unreadable, and one that lists every weight that is missing,
+    unexpected or of another shape.
     """
     path = weights_file(weights)
     state = load_tensors(path)
     if not isinstance(state, dict) or not state or not all(torch.is_tensor(value) for value in state.values()):
         raise UserError(f"{path}: not the weights of UTMOSv2; {FILE} of {SOURCE} is wanted")
-    with torch.device("meta"):  # no time goes into 200 million random numbers
+    with torch.device("meta"):  # spend no time on 200 million random numbers
         network = UTMOSv2()
     for part in (network.ssl, network.spec_long, network.fc):
         part.to_empty(device="cpu")
@@ -403,7 +403,7 @@ def load_utmosv2(weights: str | Path) -> UTMOSv2:
 
 
 def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """With the weight norm of wav2vec2's positional convolution under its name since torch 2.1."""
+    """Rename the weight norm of wav2vec2's positional convolution as in torch 2.1 and later."""
     position = "ssl.encoder.model.encoder.pos_conv_embed.conv"
     names = {f"{position}.weight_{x}": f"{position}.parametrizations.weight.original{i}" for i, x in enumerate("gv")}
     return {names.get(name, name): value for name, value in state.items()}

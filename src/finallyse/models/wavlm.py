@@ -1,12 +1,12 @@
 """WavLM (Chen et al., arXiv 2110.13900), frozen: the features that condition FINALLY and the feature space of `lmos`.
 
-The network is that of `transformers.WavLMModel` (equal outputs: tests/test_wavlm.py), written for one frozen set of
-weights that is used again and again on short clips:
+The network is that of `transformers.WavLMModel` (equal outputs: tests/test_wavlm.py), optimised for one frozen set of
+weights that is used repeatedly on short clips:
 
-- query, key and value are one matrix product, attention is torch's fused one;
+- query, key and value are one matrix product, attention is torch's fused kernel;
 - the relative position bias is looked up once per length, the norm of the positional convolution is folded in;
 - activations stay [B, frames, channels] throughout, so that no layer norm needs a transposition;
-- on a CPU the transformer's matrix products go through oneDNN, as convolutions do;
+- on a CPU the transformer's matrix products use oneDNN, like convolutions;
 - under bfloat16 autocast the transformer's weights are cast once, not at every call.
 """
 
@@ -30,12 +30,12 @@ from finallyse.precision import full_precision
 class WavLM(nn.Module):
     """WavLM read from a folder in Hugging Face's layout, offline: frozen, always in eval mode, for audio at 16 kHz.
 
-    folder: holds config.json, model.safetensors or pytorch_model.bin, and preprocessor_config.json, whose
+    folder: contains config.json, model.safetensors or pytorch_model.bin, and preprocessor_config.json, whose
         `do_normalize` says whether WavLM takes audio of zero mean and unit variance (without that file: yes, as for
-        WavLM-large), to which `last_hidden_state` then brings each clip.
+        WavLM-large); if so, `last_hidden_state` normalises each clip.
 
-    One frame sees 400 samples and the next begins 320 later: T samples give (T - 400) // 320 + 1 frames, at least one
-    (shorter clips are padded with zeros).
+    A frame sees 400 samples, with a hop of 320: T samples give (T - 400) // 320 + 1 frames, at least one (shorter clips
+    are padded with zeros).
 
     Raises UserError for a missing folder or file, and for weights that do not fit the config.
     """
@@ -61,7 +61,7 @@ class WavLM(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> WavLM:
-        """WavLM is never trained: it stays in eval mode whatever its owner does."""
+        """Never trained: stays in eval mode regardless of the parent module."""
         return super().train(False)
 
     @torch.no_grad()
@@ -76,9 +76,8 @@ class WavLM(nn.Module):
     def conv_features(self, wav: Tensor, layer_norm: bool = True) -> Tensor:
         """wav [B, T] or [B, 1, T] at 16 kHz -> [B, conv_dim, frames], float32; the gradient flows to wav.
 
-        The output of the convolutional encoder, after the layer norm that stands before the transformer, or before it.
-        wav is taken at the level that it has, whatever `normalize` says: how two clips that are compared are brought to
-        WavLM's level is for the loss to say.
+        The output of the convolutional encoder, after the layer norm that precedes the transformer, or before it.
+        wav is not normalised, regardless of `normalize`: normalising two clips for comparison is up to the loss.
         """
         frames = self._frames(_flat(wav))
         return (self.transformer.input_norm(frames) if layer_norm else frames).transpose(1, 2)
@@ -140,7 +139,7 @@ class ConvEncoder(nn.Module):
             self.norms.append(nn.LayerNorm(widths[i]) if i == 0 or not self.group_norm else nn.Identity())
 
     def forward(self, wav: Tensor) -> Tensor:
-        # a convolution of one channel is a matrix product with the clip's overlapping frames
+        # a one-channel convolution is a matrix product with the clip's overlapping frames
         first = self.convs[0]
         x = F.linear(wav.unfold(1, first.weight.shape[-1], first.stride[1]), first.weight.flatten(1), first.bias)
         x = F.gelu(self._over_time(x) if self.group_norm else self.norms[0](x))
@@ -160,8 +159,8 @@ class ConvEncoder(nn.Module):
 class Projection(nn.Module):
     """x @ weight.T + bias with frozen weights, in the dtype of x; no gradient.
 
-    A copy of the weights in bfloat16 is made when first needed. On a CPU the product runs in oneDNN rather than in MKL,
-    which does not use all of an AMD processor.
+    A bfloat16 copy of the weights is created on first use. On a CPU the product runs in oneDNN rather than in MKL,
+    which does not fully use an AMD processor.
     """
 
     def __init__(self, in_features: int, out_features: int):
@@ -195,7 +194,7 @@ class Attention(nn.Module):
         self.gate_scale = nn.Parameter(torch.empty(heads))
 
     def forward(self, x: Tensor, position_bias: Tensor, dtype: torch.dtype) -> Tensor:
-        """position_bias: [heads, L, L]; dtype: of the products."""
+        """position_bias: [heads, L, L]; dtype: dtype of the products."""
         length = x.shape[1]
         per_head = x.unflatten(-1, (self.heads, -1))  # [B, L, heads, C / heads]
         update, reset = F.linear(per_head, self.gate_weight, self.gate_bias).sigmoid().unbind(-1)
@@ -257,7 +256,7 @@ class Transformer(nn.Module):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
         with full_precision(frames):
             x = self.projection(frames.to(dtype)).float()
-            position = self.position_conv(x)[:, : x.shape[1]]  # an even kernel makes one frame too many
+            position = self.position_conv(x)[:, : x.shape[1]]  # an even kernel yields one extra frame
             x = x + F.gelu(position)
             if not self.norm_last:
                 x = self.norm(x)
@@ -267,7 +266,7 @@ class Transformer(nn.Module):
             return self.norm(x) if self.norm_last else x
 
     def position_bias(self, length: int) -> Tensor:
-        """Bias of every head by the distance from query to key, [heads, length, length]; kept for the last length."""
+        """Bias per head for each distance from query to key, [heads, length, length]; cached for the last length."""
         table = self.position_embedding
         if self._bias is None or self._bias.shape[1] != length or self._bias.device != table.device:
             steps = torch.arange(length, device=table.device)
@@ -276,7 +275,7 @@ class Transformer(nn.Module):
         return self._bias
 
     def bucket(self, distance: Tensor) -> Tensor:
-        """T5's buckets: half of them for keys after the query; exact for near ones, logarithmic to `max_distance`."""
+        """T5's buckets: half of them for keys after the query; exact nearby, logarithmic up to `max_distance`."""
         half = self.position_embedding.shape[0] // 2
         exact = half // 2
         near = distance.abs()
@@ -298,7 +297,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _check(config: dict[str, Any], folder: Path) -> None:
-    """Raise UserError for a config that says something which the network above does not do."""
+    """Raise UserError for a config with settings that the network above does not support."""
     known = {"model_type": "wavlm", "hidden_act": "gelu", "feat_extract_activation": "gelu", "add_adapter": False}
     for key, value in known.items():
         if config.get(key, value) != value:
@@ -321,9 +320,9 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _renamed(state: dict[str, Tensor], config: dict[str, Any], folder: Path) -> dict[str, Tensor]:
-    """The state_dict of `transformers.WavLMModel` as one of `WavLM`; raises UserError that lists all missing keys."""
+    """Convert the state_dict of `transformers.WavLMModel` to that of `WavLM`; a UserError lists all missing keys."""
     state = {key.removeprefix("wavlm."): value for key, value in state.items()}
-    state.pop("masked_spec_embed", None)  # serves pre-training only
+    state.pop("masked_spec_embed", None)  # used in pre-training only
     missing = []
 
     def take(key: str) -> Tensor:
@@ -361,7 +360,7 @@ def _renamed(state: dict[str, Tensor], config: dict[str, Any], folder: Path) -> 
         for part in ("weight", "bias"):
             projections = [take(f"{old}.attention.{name}_proj.{part}") for name in "qkv"]
             renamed[f"{new}.attention.qkv.{part}"] = torch.cat(projections)
-            # the gate's eight outputs are summed in two groups of four: so are their weights here
+            # the gate's eight outputs are summed in two groups of four, so their weights can be summed instead
             gates = take(f"{old}.attention.gru_rel_pos_linear.{part}")
             renamed[f"{new}.attention.gate_{part}"] = gates.unflatten(0, (2, -1)).sum(1) if len(gates) == 8 else gates
         renamed[f"{new}.attention.gate_scale"] = take(f"{old}.attention.gru_rel_pos_const").flatten()

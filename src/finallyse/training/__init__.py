@@ -4,7 +4,7 @@ from finallyse.registry import Registry
 
 trainers_registry = Registry("trainer")
 
-# The module files its trainers under `trainers_registry`, which therefore stands above.
+# The module registers its trainers in `trainers_registry`, which must be defined first.
 from finallyse.training import trainers  # noqa: E402, F401
 
 __all__ = ["trainers_registry"]

@@ -1,4 +1,4 @@
-"""What all trainers share: the networks of an experiment, and how a batch becomes an update of each."""
+"""Base class of the trainers: the networks of an experiment, and how a batch updates each of them."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ BALANCE = "grad_wav_"  # with a loss's name: the norm of its weighted gradient a
 class BaseTrainer:
     """Networks, losses and optimizers of one experiment.
 
-    A trainer says in `train_step` which updates make up a step, and in `synthesize_wavs` how a batch becomes waveforms;
-    the loop around them is the engine's.
+    A trainer defines in `train_step` which updates make up a step, and in `synthesize_wavs` how a batch becomes
+    waveforms; the loop around them is in the engine.
 
     Args:
         experiment: the resolved experiment as plain dicts (finallyse.config.Experiment).
         group: the processes that train together.
-        item_keys: what the dataset's items hold.
-        resumes: the weights will come from a saved state, so none are taken over from another stage.
+        item_keys: keys of the dataset's items.
+        resumes: the weights will come from a saved state, so none are loaded from another stage.
     """
 
-    adversarial = True  # whether the trainer has a use for discriminators
+    adversarial = True  # whether the trainer uses discriminators
 
     def __init__(self, experiment: Mapping, group: Group, item_keys: set[str], resumes: bool = False):
         from finallyse.models import models_registry
@@ -99,9 +99,9 @@ class BaseTrainer:
         self.compiled = experiment["train"]["compile"]
         if self.compiled:
             if self.balance_step:
-                # compiled code may else write over what it keeps for its backward pass, which then runs but once
+                # otherwise compiled code may overwrite buffers of its backward pass, which can then run only once
                 functorch.donated_buffer = False
-            # each of the few shapes of a step by itself: kernels for any shape would be slower, and not all compile
+            # compile each of the few shapes separately: dynamic-shape kernels would be slower, and not all compile
             for network in (self.generator, *self.discriminators.values()):
                 network.compile(dynamic=False)
 
@@ -119,16 +119,16 @@ class BaseTrainer:
 
     @property
     def output_rate(self) -> int:
-        """Sample rate of what the generator makes, Hz."""
+        """Sample rate of the generator's output, Hz."""
         return int(self.generator.output_rate)
 
     def updaters(self) -> dict[str, Updater]:
-        """The updaters there are, by whose parameters they update."""
+        """The updaters, by the part whose parameters they update."""
         updaters = {"generator": self.generator_updater, "discriminator": self.discriminator_updater}
         return {name: updater for name, updater in updaters.items() if updater}
 
     def begin(self, step: int, epoch: int) -> None:
-        """Prepare step `step` (counted from 0), before which `epoch` epochs are complete."""
+        """Prepare step `step` (counted from 0), before which `epoch` epochs have been completed."""
         self.step = step
         for updater in self.updaters().values():
             updater.begin(step, epoch)
@@ -137,9 +137,9 @@ class BaseTrainer:
 
     @contextlib.contextmanager
     def inference(self):
-        """The generator as it will be used: eval mode, no gradients, averaged weights where they are kept."""
+        """The generator for inference: eval mode, no gradients, averaged weights if they are kept."""
         swapped = self.average.in_place(self.generator) if self.average else contextlib.nullcontext()
-        # validation's clips are all of other lengths, each of which would be compiled anew
+        # validation clips all have different lengths, each of which would be recompiled
         eager = torch.compiler.set_stance("force_eager") if self.compiled else contextlib.nullcontext()
         with swapped, eager, torch.no_grad():
             self.generator.eval()
@@ -150,7 +150,7 @@ class BaseTrainer:
                 self.generator_norms.settle()
 
     def weights(self) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-        """For a checkpoint: the generator's state_dict (averaged, where that is kept), each discriminator's."""
+        """For a checkpoint: state_dicts of the generator (averaged, if that is kept) and of each discriminator."""
         generator = self.average.weights if self.average else self.generator.state_dict()
         return dict(generator), {name: network.state_dict() for name, network in self.discriminators.items()}
 
@@ -181,7 +181,7 @@ class BaseTrainer:
             return self.generator(*inputs).float()
 
     def ssl_features(self, batch: Batch) -> Tensor:
-        """WavLM's last hidden state [B, D, F] for the input of each item, of its surroundings where items hold them.
+        """WavLM's last hidden state [B, D, F] for the input of each item, computed on its context if items have one.
 
         WavLM sees the whole `context_wav`; the frames kept are those of the segment, which starts at sample `start`.
         """
@@ -197,7 +197,7 @@ class BaseTrainer:
         return features.gather(2, kept.expand(-1, features.shape[1], -1))
 
     def update_discriminators(self, pieces: list[Batch]) -> dict[str, Tensor]:
-        """Train the discriminators to tell real from generated waveforms, `updates_per_step` times a batch."""
+        """Train the discriminators to distinguish real from generated waveforms, `updates_per_step` times per batch."""
         result = {}
         if self.discriminator_updater:
             for _ in range(self.discriminator_updates):
@@ -209,7 +209,7 @@ class BaseTrainer:
         losses = []
         for piece in pieces:
             if "wav_hat" not in piece:
-                with torch.set_grad_enabled(len(pieces) == 1):  # the graph of one piece serves the generator's update
+                with torch.set_grad_enabled(len(pieces) == 1):  # the generator's update reuses a single piece's graph
                     piece["wav_hat"] = self.synthesize_wavs(piece)
             logits, maps = self.discriminate(torch.cat([piece["wav"], piece["wav_hat"].detach()]))
             self.clock.backward_from("discriminator", *logits)
@@ -227,11 +227,11 @@ class BaseTrainer:
         return self._finish("discriminator", self.discriminator_criteria, self.discriminator_updater, losses)
 
     def update_generator(self, pieces: list[Batch]) -> dict[str, Tensor]:
-        """Train the generator. The discriminators are frozen: gradients pass through, none are made for them.
+        """Train the generator. The discriminators are frozen: gradients flow through them, but not to their weights.
 
-        Returns scalars on the device: the weighted sum of the losses, each loss, the gradient's norm, 1.0 where the
-        update was withheld because something was not finite, and on the steps of `train.balance_step` the norm of each
-        weighted loss's gradient at the global batch's waveforms.
+        Returns scalars on the device: the weighted sum of the losses, each loss, the gradient norm, 1.0 if the update
+        was skipped because a value was not finite, and on the steps of `train.balance_step` the norm of each weighted
+        loss's gradient at the global batch's waveforms.
         """
         losses, squares = [], []
         with frozen(self.discriminators):
@@ -259,19 +259,19 @@ class BaseTrainer:
         return result
 
     def _squared_gradients(self, terms: list[Tensor], wav_hat: Tensor) -> Tensor:
-        """Each term's gradient at wav_hat, squared and summed: float64 [N]. The step's own backward pass is to come."""
+        """Squared norm of each term's gradient at wav_hat: float64 [N]. Keeps the graph for the backward pass."""
         squares = []
         for term in terms:
-            with self.clock("losses"):  # entered for each: the backward pass of the one before may have ended elsewhere
+            with self.clock("losses"):  # re-entered: the last backward pass may have ended in another kind
                 gradient = None
                 if term.requires_grad:
                     (gradient,) = torch.autograd.grad(term, wav_hat, retain_graph=True, allow_unused=True)
-                # in float64, as the square of a float32 that is large, though finite, may not be
+                # in float64: the square of a large finite float32 may overflow
                 squares.append(wav_hat.new_zeros((), dtype=torch.float64) if gradient is None else _square(gradient))
         return torch.stack(squares)
 
     def _generator_inputs(self, piece: Batch, wav_hat: Tensor) -> dict:
-        """What the generator's losses need, and no more."""
+        """The inputs of the generator's losses, and only those."""
         needs = self.generator_criteria.needs
         wav = piece["wav"]
         inputs = {"wav": wav, "wav_hat": wav_hat, "sample_rate": self.output_rate, "wavlm": self.wavlm}
@@ -304,7 +304,7 @@ class BaseTrainer:
     # -------------------------------------------------------------------------------------------------- setting up
 
     def _autocast(self):
-        # entered anew for each network: its cache of cast weights must not outlive an update or a freeze
+        # re-entered for each network: autocast's cache of cast weights must not outlive an update or a freeze
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def _take_over(self, generator: Mapping, discriminators: Mapping) -> None:
@@ -324,12 +324,12 @@ class BaseTrainer:
     def _load_wavlm(self, folder: str | None) -> nn.Module | None:
         if folder is None:
             return None
-        from finallyse.models.wavlm import WavLM  # imports transformers: seconds that only FINALLY needs to spend
+        from finallyse.models.wavlm import WavLM  # imports transformers: seconds, needed by FINALLY only
 
         return WavLM(folder).to(self.device)
 
     def _check(self, item_keys: set[str]) -> None:
-        """Raise a UserError, before the first step, where parts of the experiment do not fit together."""
+        """Raise a UserError, before the first step, if parts of the experiment are incompatible."""
         if self.discriminators and not self.adversarial:
             raise UserError("this trainer has no adversarial training; remove discriminators.parts or change `trainer`")
         if self.discriminators and not self.discriminator_criteria.names:

@@ -14,14 +14,14 @@ from finallyse.errors import UserError
 from finallyse.training.distributed import Group
 from finallyse.training.sampling import Order, StepSampler
 
-CHANNEL_AXIS = ("wav", "input_wav")  # [T] in an item, [B, 1, T] in a batch: what the networks take
+CHANNEL_AXIS = ("wav", "input_wav")  # [T] in an item, [B, 1, T] in a batch, as the networks require
 
 
 @dataclasses.dataclass
 class Batch:
     """Items of one step, or a piece of them, by name: `wav` and `input_wav` [B, 1, T], the others with B in front.
 
-    `share` is the part of the global batch that this is: a loss that is a mean over items counts that much.
+    `share` is this batch's fraction of the global batch: the weight of a loss that is a mean over items.
     """
 
     tensors: dict[str, Tensor]
@@ -62,12 +62,12 @@ class Batch:
         return dataclasses.replace(self, tensors=moved)
 
     def pin_memory(self) -> Batch:
-        """Called by the DataLoader where a GPU waits."""
+        """Called by the DataLoader if training runs on a GPU."""
         return dataclasses.replace(self, tensors={key: value.pin_memory() for key, value in self.tensors.items()})
 
 
 class Told:
-    """A dataset that returns the one-line errors it meets: raised in a loader process they would come as tracebacks."""
+    """A dataset that returns one-line errors instead of raising them, which in a loader process adds a traceback."""
 
     def __init__(self, dataset):
         self.dataset = dataset
@@ -80,7 +80,7 @@ class Told:
 
 
 def collate_told(items: list) -> Batch | UserError:
-    """`collate`, with an error among the items, or of them together, returned in place of the batch."""
+    """`collate`, except that an error among the items, or in collating them, is returned in place of the batch."""
     try:
         return next((item for item in items if isinstance(item, UserError)), None) or collate(items)
     except UserError as error:
@@ -90,7 +90,7 @@ def collate_told(items: list) -> Batch | UserError:
 def collate(items: Iterable[Mapping]) -> Batch:
     """Stack items of equal lengths.
 
-    Raises UserError where lengths differ: a training dataset needs a `segment`.
+    Raises UserError if lengths differ: a training dataset needs a `segment`.
     """
     items = list(items)
     names = [str(item["name"]) for item in items]
@@ -108,14 +108,14 @@ def collate(items: Iterable[Mapping]) -> Batch:
 
 
 class Batches:
-    """The batch of each step, on the device. Steps are asked for in order; the first may be any.
+    """The batch of each step, on the device. Steps must be requested in order, starting at any step.
 
     Args:
-        dataset: gives an item for (epoch, index).
-        order: which items a step takes.
-        group: this process among all; each takes its share of the global batch.
+        dataset: returns an item for (epoch, index).
+        order: defines the items of each step.
+        group: the process group; each process loads its share of the global batch.
         last: step at which training ends, so that workers do not load beyond it.
-        num_workers: loader processes; 0 loads in this one.
+        num_workers: loader processes; 0 loads in this process.
     """
 
     def __init__(self, dataset, order: Order, group: Group, last: int, num_workers: int):
@@ -149,10 +149,10 @@ class Batches:
         )
 
     def close(self) -> None:
-        """End the loader's processes.
+        """Terminate the loader processes.
 
-        Not left to the iterator's end: an error's traceback may hold it until Python exits, which would then wait for
-        processes that ignore its SIGTERM.
+        Not left to the iterator's destructor: an error's traceback may keep it alive until Python exits, which would
+        then wait for processes that ignore SIGTERM.
         """
         loader, self._loader, self._next = self._loader, None, None
         if loader is not None and self.num_workers:
@@ -160,6 +160,6 @@ class Batches:
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    """A signal to the whole process group must not end the loader under a trainer that is about to save."""
+    """A signal to the whole process group must not kill the loader while the trainer is about to save."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Gradient clipping, decided on the device: nothing here waits for the GPU."""
+"""Gradient clipping, computed on the device without waiting for the GPU."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from torch import Tensor
 
 
 class Clipper:
-    """The factor by which a gradient of some norm is scaled down.
+    """Computes the factor by which a gradient is scaled down.
 
     Args:
         mode: `none`; `norm`: to at most `norm`; `quantile`: to at most a quantile of the norms of past updates
             (AutoClip, Seetharaman et al. 2020).
         norm: largest norm in mode `norm`.
-        quantile: in (0, 1]. The quantile is an observed norm, never a value interpolated towards a larger one, and the
-            present norm is not part of the history it is compared with: after one outlier of 100 in a short history
-            of ones, a norm of 50 is clipped to 1.
-        window: number of past norms in the history. They are the norms before clipping; clipped ones could only ever
-            lower the threshold.
-        device: where norms are.
+        quantile: in (0, 1]. The quantile is an observed norm, not interpolated, and the current norm is not part of
+            the history it is compared with: after one outlier of 100 in a short history of ones, a norm of 50 is
+            clipped to 1.
+        window: number of past norms in the history. They are norms before clipping; clipped ones could only lower the
+            threshold.
+        device: device of the norms.
     """
 
     def __init__(self, mode: str, norm: float, quantile: float, window: int, device: torch.device):
@@ -27,7 +27,7 @@ class Clipper:
         self.seen = torch.zeros((), dtype=torch.long, device=device)
 
     def threshold(self) -> Tensor:
-        """The largest norm that passes unchanged; infinite while nothing is known."""
+        """The largest norm that passes unchanged; infinite while the history is empty."""
         if self.mode == "norm":
             return torch.full_like(self.history[0], self.norm)
         if self.mode == "none":
@@ -37,7 +37,7 @@ class Clipper:
         return self.history.sort().values.gather(0, index.view(1)).squeeze()  # indexing would wait for the GPU
 
     def factor(self, norm: Tensor) -> Tensor:
-        """The factor in (0, 1] for a gradient of `norm` (a scalar); a norm that is not finite is not remembered."""
+        """The factor in (0, 1] for a gradient of `norm` (a scalar); non-finite norms are not added to the history."""
         threshold = self.threshold()
         factor = torch.where(norm > threshold, threshold / norm, torch.ones_like(norm))
         if self.mode == "quantile":

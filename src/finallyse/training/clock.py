@@ -12,21 +12,21 @@ from torch import Tensor
 
 
 class Clock:
-    """Attributes time to kinds of work. This one does not measure and costs nothing; see `Stopwatch`."""
+    """Attributes time to kinds of work. This class does not measure and costs nothing; see `Stopwatch`."""
 
     @contextlib.contextmanager
     def __call__(self, kind: str) -> Iterator[None]:
-        """Work of `kind` is done inside this context."""
+        """Context in which work of `kind` is done."""
         yield
 
     def backward_from(self, kind: str, *tensors: Tensor) -> None:
-        """In a backward pass, what follows once the gradient of one of these tensors is known is work of `kind`."""
+        """In a backward pass, count the work after the gradient of one of these tensors is known as `kind`."""
 
 
 class Stopwatch(Clock):
-    """Measures, in the seconds that `read` gives.
+    """Measures the seconds that `read` returns.
 
-    On a GPU it waits for the device at each change: a step that is looked into is slower than a plain one.
+    On a GPU it waits for the device at each change: a measured step is slower than an ordinary one.
     """
 
     def __init__(self, device: torch.device, read: Callable[[], float] = time.perf_counter):

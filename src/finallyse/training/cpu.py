@@ -1,4 +1,4 @@
-"""What makes a step cheaper on a CPU and leaves its result the same."""
+"""CPU optimisations of a step that do not change its result."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 def use_phases(module: nn.Module) -> None:
-    """Let the module's strided grouped convolutions (MSD's) run on the phases of their input.
+    """Run the module's strided grouped convolutions (MSD's) on the phases of their input.
 
-    oneDNN is faster at the equal convolution without a stride. The straightforward form in benchmarks/train.py does
-    without this.
+    oneDNN is faster for the equivalent convolution without a stride. The straightforward form in benchmarks/train.py
+    does not use this.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv1d) and layer.groups > 1 and layer.stride[0] > 1 and layer.dilation == (1,):

@@ -1,4 +1,4 @@
-"""The weighted losses of one network, and what they need to be computed."""
+"""The weighted losses of one network, and their inputs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Criteria(nn.Module):
         self.losses = nn.ModuleDict(
             {name: losses_registry[name](**part.get("args", {})) for name, part in parts.items()}
         )
-        self.requires_grad_(False)  # learned losses (UTMOS) judge; they do not learn
+        self.requires_grad_(False)  # learned losses (UTMOS) are not trained
         self.eval()
 
     @property
@@ -40,7 +40,7 @@ class Criteria(nn.Module):
         return {need for loss in self.losses.values() for need in loss.needs}
 
     def check(self, offered: Collection[str], why: Mapping[str, str]) -> None:
-        """Raise a UserError for a loss that needs what is not offered; `why[need]` says what is missing."""
+        """Raise a UserError for a loss that needs an input not in `offered`; `why[need]` says what is missing."""
         for name, loss in self.losses.items():
             for need in loss.needs:
                 if need not in offered:
@@ -49,7 +49,7 @@ class Criteria(nn.Module):
                     )
 
     def check_level(self) -> None:
-        """Raise a UserError where no loss that counts tells one level of the output from another."""
+        """Raise a UserError if no loss with a non-zero weight depends on the output's level."""
         if not any(loss.sees_level and self.weights[name] > 0 for name, loss in self.losses.items()):
             raise UserError(
                 f"losses.{self.kind}: no loss with a weight above 0 sees the level of the output, which could become "

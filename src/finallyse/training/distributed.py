@@ -1,11 +1,11 @@
 """The processes that train one network together: one per GPU, started by torchrun.
 
-Gradients are summed here by hand instead of by DistributedDataParallel. A step makes several forward passes through the
+Gradients are summed explicitly instead of by DistributedDataParallel. A step makes several forward passes through the
 same discriminators (real, generated, and again for the generator's update, where they are frozen), splits batches into
-pieces, and must decide jointly whether an update is finite before it is made. DistributedDataParallel's hooks would
-have to be disarmed for most of that. One explicit sum after the last backward pass of an update is all that the
-mathematics needs: every loss is weighted by its share of the global batch, so the sum is the global batch's gradient
-whatever the number of processes.
+pieces, and must decide jointly whether an update is finite before making it. DistributedDataParallel's hooks would
+have to be disabled for most of that. One explicit sum after the last backward pass of an update is sufficient: every
+loss is weighted by its share of the global batch, so the sum is the global batch's gradient for any number of
+processes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BUCKET_BYTES = 64 * 2**20
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of this process: `auto` takes a GPU where there is one.
+    """The device of this process: `auto` uses a GPU if available.
 
     Raises UserError for `cuda` without a usable CUDA device.
     """
@@ -45,9 +45,9 @@ def choose_device(name: str) -> torch.device:
 
 
 class Group:
-    """This process among all that train together; alone unless torchrun started it.
+    """This process within the group that trains together; a group of one unless started by torchrun.
 
-    `leader` is true in the one process that writes files; `hardware` names what trains.
+    `leader` is true in the one process that writes files; `hardware` names the training device.
     """
 
     def __init__(self, device: torch.device):
@@ -56,7 +56,7 @@ class Group:
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.hardware = name if self.world == 1 else f"{self.world} x {name}"
         if self.world > 1:
-            # gloo beside NCCL: what the hosts agree upon (stop, save) must not wait for the GPUs
+            # gloo in addition to NCCL: decisions between hosts (stop, save) must not wait for the GPUs
             dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
 
     @property
@@ -92,7 +92,7 @@ class Group:
             torch._foreach_copy_(bucket, [p.view_as(g) for p, g in zip(pieces, bucket, strict=True)])
 
     def highest(self, *values: int) -> list[int]:
-        """The element-wise maximum of a few small integers over all processes, by the hosts alone."""
+        """The element-wise maximum of a few small integers over all processes, on the hosts only."""
         if self.world == 1:
             return list(values)
         agreed = torch.tensor(values)

@@ -1,4 +1,4 @@
-"""The loop under all trainers: resumes where the state says, watches, validates, saves, stops on a signal."""
+"""The training loop of all trainers: resumes from a saved state, logs, validates, saves, stops on a signal."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from finallyse.training.validation import Validation
 
 log = logging.getLogger(__name__)
 
-TRY_AGAIN = 75  # exit status (EX_TEMPFAIL) of a run that saved and stopped before its end: start it again
+TRY_AGAIN = 75  # exit status (EX_TEMPFAIL) of a run that saved and stopped before its end: restart it
 
 
 def train(experiment: DictConfig | Mapping) -> int:
-    """Train one network, from its saved state where there is one; returns the process's exit status.
+    """Train one network, from its saved state if there is one; returns the process's exit status.
 
-    0: the checkpoint `<results>/<run_name>.ckpt` is written (`<run_name>.best.ckpt`, if `train.best` asks for it, has
-    been there since the first validation). 75: stopped by a signal or `train.stop_after`, saved, to be continued.
-    Raises UserError for anything that the user can mend.
+    0: the checkpoint `<results>/<run_name>.ckpt` is written (`<run_name>.best.ckpt`, if `train.best` is set, exists
+    from the first validation on). 75: stopped by a signal or `train.stop_after` and saved, to be continued.
+    Raises UserError for anything that the user can fix.
     """
     if isinstance(experiment, DictConfig):
         experiment = OmegaConf.to_container(experiment, resolve=True)
@@ -55,9 +55,9 @@ def train(experiment: DictConfig | Mapping) -> int:
 
 
 class Run:
-    """One run of one experiment: its parts, and all that happens around a step.
+    """One run of one experiment: its parts, and everything around a step.
 
-    A step is counted from 0 where it is made, and from 1 where it has been made: after `step` steps.
+    Steps are counted from 0 while they are made, and from 1 once they have been made: after `step` steps.
     """
 
     def __init__(self, experiment: Mapping, group: Group):
@@ -96,12 +96,12 @@ class Run:
         self.step, self.skips, self.best, self.wandb_id = 0, 0, {}, None
         # what `train.best` keeps: metric, value, step, devices and, in the leader, the weights
         self.kept: dict = {}
-        self.devices: dict[str, int] = {}  # name -> steps made there
+        self.devices: dict[str, int] = {}  # name -> steps trained there
         if state:
             self.step, self.skips = state["step"], state["skips"]
             self.best, self.wandb_id = dict(state["best"]), state["wandb_id"]
             self.devices = dict(state["devices"])
-            kept = state.get("kept") or {}  # none in states of versions before `train.best`
+            kept = state.get("kept") or {}  # absent in states of versions before `train.best`
             if kept.get("metric") == self.options["best"]:
                 self.kept = kept if group.leader else {key: kept[key] for key in ("metric", "value", "step")}
             self.trainer.load_state_dict(state["trainer"])
@@ -109,7 +109,7 @@ class Run:
             log.info("%s: continuing after step %d of %d", found, self.step, self.last)
         del state
         self.saved_step, self.saved_at, self.waited = self.step, time.monotonic(), 0.0
-        self.pending: list[tuple[int, list[str], list[str], Tensor, dict]] = []  # steps whose losses the device has
+        self.pending: list[tuple[int, list[str], list[str], Tensor, dict]] = []  # losses still on the device
         self.recent: list[dict] = []  # rows since the last progress line
         self.history = self.validations = self.writers = None
         if group.leader:
@@ -117,7 +117,7 @@ class Run:
             self.validations = Table(self.folder / "validation.csv", self.step)
             self.writers = Writers(experiment, self.folder, self.wandb_id, self.step)
             self.wandb_id = self.writers.wandb_id
-            if self.kept and not self._best_is_written():  # killed before it was, or gone since
+            if self.kept and not self._best_is_written():  # killed before writing it, or deleted since
                 self._write_best()
         self.progress = Progress(self.step, self.last)
         self.read_at = time.perf_counter()
@@ -138,10 +138,10 @@ class Run:
     # ------------------------------------------------------------------------------------------------------ the loop
 
     def steps(self) -> Iterator[int]:
-        """The steps that are left, until the end or a reason to stop."""
+        """The remaining steps, until the end or a reason to stop."""
         first = self.step
         while self.step < self.last:
-            # a time limit shorter than the start takes must not make runs that never get a step further
+            # a time limit shorter than the start-up must not cause runs that never advance by a step
             if self.group.highest(int(self.stop.due(out_of_time=self.step > first)))[0]:
                 return
             yield self.step
@@ -162,7 +162,7 @@ class Run:
         if step % self.options["log_step"] == 0 or step == self.last:
             self.report()
         elif self.group.device.type == "cpu":
-            self.read()  # costs nothing where there is no device to wait for, and tells of a bad step at once
+            self.read()  # costs nothing without a device to wait for, and reports a bad step immediately
         if step == self.last or (self.options["val_step"] and step % self.options["val_step"] == 0):
             self.validate()
         due = step % self.options["checkpoint_step"] == 0 or step == self.last or self.kept.get("step") == step
@@ -171,7 +171,7 @@ class Run:
             self.save()
 
     def finish(self) -> int:
-        """Write the checkpoint, or save and ask for another start."""
+        """Write the checkpoint, or save and ask for a restart."""
         if self.step < self.last:
             self.save()
             log.info(
@@ -202,14 +202,14 @@ class Run:
     # ------------------------------------------------------------------------------------------------- what it tells
 
     def read(self) -> None:
-        """Bring the losses of the steps since the last reading to the host: the one place that waits for the device.
+        """Copy the losses of the steps since the last call to the host: the only place that waits for the device.
 
-        Writes them to history.csv. Raises UserError where one of those steps was not finite.
+        Writes them to history.csv. Raises UserError if one of those steps was not finite.
         """
         if not self.pending:
             return
         pending, self.pending = self.pending, []
-        # joined, as steps of `train.balance_step` tell more than the others, so that there is one copy to wait for
+        # concatenated, since steps of `train.balance_step` have more values, so that there is one copy to wait for
         values = iter(torch.cat([vector for *_, vector, _ in pending]).tolist())
         now = time.perf_counter()
         seconds, self.read_at = (now - self.read_at) / len(pending), now
@@ -234,7 +234,7 @@ class Run:
         means = {}
         balance = {key: value for row in rows for key, value in row.items() if key.startswith(BALANCE)}  # the last ones
         for key in rows[-1].keys() - {"step", *rates, *balance}:
-            finite = [row[key] for row in rows if math.isfinite(row[key])]  # skipped steps are told of apart
+            finite = [row[key] for row in rows if math.isfinite(row[key])]  # skipped steps are reported separately
             means[key] = sum(finite) / len(finite) if finite else math.nan
         seconds = means.pop("seconds")
         shown = {key: means[key] for key in rows[-1] if key in means} | rates | {"data_wait": self.waited / len(rows)}
@@ -245,7 +245,7 @@ class Run:
             self.writers.scalars(self.step, {f"train/{key}": value for key, value in (shown | balance).items()})
 
     def validate(self) -> None:
-        """Measure and listen; leaves every random number generator as it was."""
+        """Compute metrics and log audio; leaves every random number generator unchanged."""
         self.read()
         before = random_state()
         row = self.validation.run(self.step, self.trainer, self.writers)
@@ -269,9 +269,9 @@ class Run:
         self.read_at = time.perf_counter()
 
     def _keep_the_best(self, measured: Mapping[str, float]) -> None:
-        """Hold on to the weights that were validated, if they are the best so far; the next `save` writes them."""
+        """Keep the validated weights in memory if they are the best so far; the next `save` writes them."""
         metric = self.options["best"]
-        if metric not in measured:  # not asked for, or of no item: `Validation` has told why
+        if metric not in measured:  # not requested, or not computed for any item: `Validation` has logged why
             return
         value = measured[metric]
         if self.kept and not self.validation.improves(metric, value, self.kept["value"]):
@@ -310,7 +310,7 @@ class Run:
         log.info("%s written: best %s, at step %d", self.best_checkpoint, self.kept["metric"], self.kept["step"])
 
     def _not_finite(self, step: int, names: list[str], row: Mapping[str, float]) -> str | None:
-        """Count and tell of a skipped step, or give the message with which to stop: what, where, which items."""
+        """Count and log a skipped step, or return the message with which to stop: what, where, which items."""
         bad = [
             key.replace("grad_norm_", "gradient of the ").replace(BALANCE, "gradient at the waveform of ")
             for key, value in row.items()
@@ -350,8 +350,8 @@ class Run:
                     "random": random_state(),
                 },
             )
-            # Last, and only what a state holds: whenever a run is killed, and whichever state is resumed, the file can
-            # be made what that state has kept.
+            # Last, and only what a state contains: whenever a run is killed, and whichever state is resumed, the file
+            # can be rebuilt from what that state has kept.
             if self.kept.get("step", 0) > self.saved_step:
                 self._write_best()
         self.group.barrier()
@@ -360,9 +360,9 @@ class Run:
 
 
 class StopRequests:
-    """Signals and the time limit: noted at once, obeyed after the step that is being made.
+    """Signals and the time limit: recorded immediately, acted on after the current step.
 
-    A second SIGINT (Ctrl-C) ends the process at once. A second SIGTERM does not: at a time limit SLURM sends two.
+    A second SIGINT (Ctrl-C) ends the process immediately. A second SIGTERM does not: at a time limit SLURM sends two.
     """
 
     def __init__(self, minutes: float | None):
@@ -372,17 +372,17 @@ class StopRequests:
         self._before: dict = {}
 
     def listen(self) -> None:
-        """Take SIGTERM and SIGINT from here on."""
+        """Start handling SIGTERM and SIGINT."""
         self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def due(self, out_of_time: bool = True) -> bool:
-        """Whether to stop; because of the time limit only if `out_of_time` counts."""
+        """Whether to stop; the time limit counts only if `out_of_time`."""
         if out_of_time and self._deadline is not None and time.monotonic() >= self._deadline:
             self.reason = self.reason or f"train.stop_after={self._minutes} minutes"
         return self.reason is not None
 
     def restore(self) -> None:
-        """The handlers as they were."""
+        """Restore the previous handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -393,7 +393,7 @@ class StopRequests:
 
 
 def prepare_pytorch(experiment: Mapping, device: torch.device) -> None:
-    """Threads, precision of matrix products, determinism, and on a CPU how memory is kept."""
+    """Set threads, precision of matrix products, determinism, and memory allocation on a CPU."""
     options = experiment["exp"]
     if options["threads"]:
         torch.set_num_threads(options["threads"])

@@ -1,4 +1,4 @@
-"""What a stage takes over from the one before: weights by name, strictly, with everything new or dropped listed."""
+"""Initialisation of a stage from the previous one: weights by name, strictly, listing everything new or dropped."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ log = logging.getLogger(__name__)
 def take_over(module: nn.Module, weights: Mapping[str, Tensor], source: str, train_only: Sequence[str] = ()) -> None:
     """Load `weights` into `module`.
 
-    With `train_only` empty the names and shapes must be the same. Otherwise the module may have new weights, all of
-    them under those prefixes, and may lack whole top-level parts of the source, such as the head of another rate; both
-    are listed in the log. Anything else that does not match raises a UserError that names it.
+    If `train_only` is empty, names and shapes must be the same. Otherwise the module may have new weights, all of them
+    under those prefixes, and may lack whole top-level parts of the source, such as the head of another rate; both are
+    listed in the log. Any other mismatch raises a UserError that names it.
     """
     own = module.state_dict()
     new = [name for name in own if name not in weights]
@@ -47,7 +47,7 @@ def take_over(module: nn.Module, weights: Mapping[str, Tensor], source: str, tra
 
 
 def freeze_all_but(module: nn.Module, train_only: Sequence[str]) -> list[nn.Parameter]:
-    """The parameters that train: those whose name begins with one of `train_only` (empty: all); the rest are frozen.
+    """The trained parameters: those whose name begins with one of `train_only` (empty: all); the rest are frozen.
 
     Raises UserError for a prefix that no parameter has.
     """
@@ -61,7 +61,7 @@ def freeze_all_but(module: nn.Module, train_only: Sequence[str]) -> list[nn.Para
     trained, kept = [], []
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
-            kept.append(name)  # by the network itself: a part that it carries along unused
+            kept.append(name)  # by the network itself: a part that it keeps unused
         elif not train_only or name.startswith(tuple(train_only)):
             trained.append(parameter)
         else:

@@ -1,4 +1,4 @@
-"""What a run tells: history.csv and validation.csv, a progress line, Weights & Biases, TensorBoard."""
+"""Logging of a run: history.csv and validation.csv, progress lines, Weights & Biases, TensorBoard."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ log = logging.getLogger(__name__)
 
 
 class Table:
-    """A CSV file with a row for each step, which a resumed run continues without doubling or losing one.
+    """A CSV file with a row per step, which a resumed run continues without duplicating or losing rows.
 
     Args:
         path: the file.
-        step: rows beyond this step are removed: they belong to steps that will be made again.
+        step: rows beyond this step are removed: those steps will be repeated.
     """
 
     def __init__(self, path: Path, step: int):
@@ -34,7 +34,7 @@ class Table:
         self._rewrite(rows)
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add rows; a column that was not there before is added to the whole table."""
+        """Add rows; a new column is added to the whole table."""
         new = [key for row in rows for key in row if key not in self.columns]
         if new:
             self.columns += list(dict.fromkeys(new))
@@ -44,7 +44,7 @@ class Table:
         self._file.flush()
 
     def sync(self) -> None:
-        """Bring what was appended to the disk: a state that is saved next must not be ahead of it."""
+        """Flush appended rows to the disk: a state that is saved next must not be ahead of them."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -77,14 +77,14 @@ def _text(value: Any) -> str:
 
 
 class Progress:
-    """One line per report, made for log files: `step 1200/80000 1.5% | 3.2 it/s | ETA 6:49:10 | ...`."""
+    """One line per report, suited to log files: `step 1200/80000 1.5% | 3.2 it/s | ETA 6:49:10 | ...`."""
 
     def __init__(self, step: int, last: int):
         self.last = last
-        self._marks = deque([(step, time.perf_counter())], maxlen=20)  # the pace of late, not of the whole run
+        self._marks = deque([(step, time.perf_counter())], maxlen=20)  # the recent pace, not that of the whole run
 
     def line(self, step: int, means: Mapping[str, float]) -> str:
-        """The line for `step`, with the means of losses and rates since the line before."""
+        """The line for `step`, with the means of losses and rates since the previous line."""
         now = time.perf_counter()
         first, since = self._marks[0]
         self._marks.append((step, now))
@@ -104,16 +104,16 @@ def clock_time(seconds: float) -> str:
 
 
 class Writers:
-    """Weights & Biases and TensorBoard, as far as the experiment asks for them.
+    """Weights & Biases and TensorBoard, if the experiment enables them.
 
     Args:
         experiment: the resolved experiment.
         folder: everything is written below it, nothing to the home folder.
-        wandb_id: id under which a resumed run continues; None: a new one.
+        wandb_id: id with which a resumed run continues; None: a new one.
 
     `step` is the one that the run continues after.
 
-    Raises UserError where Weights & Biases cannot be reached or has no key; `offline` and `disabled` need none.
+    Raises UserError if Weights & Biases cannot be reached or has no key; `offline` and `disabled` need none.
     """
 
     def __init__(self, experiment: Mapping, folder: Path, wandb_id: str | None, step: int):

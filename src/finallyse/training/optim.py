@@ -14,9 +14,9 @@ from finallyse.training.distributed import Group
 
 
 def learning_rate(step: int, epoch: int, base: float, scheduler: Mapping) -> float:
-    """The learning rate of step `step` (counted from 0), a pure function: it needs no state and no total of steps.
+    """The learning rate of step `step` (counted from 0), a pure function: no state, no total number of steps.
 
-    Decays by `gamma` once an epoch or every so many steps; rises linearly from base / warmup_steps to base before.
+    Rises linearly from base / warmup_steps to base, then decays by `gamma` once per epoch or every so many steps.
     """
     decays = epoch if scheduler["every"] == "epoch" else step // int(scheduler["every"])
     warmup = min(1.0, (step + 1) / max(1, scheduler["warmup_steps"]))
@@ -26,26 +26,26 @@ def learning_rate(step: int, epoch: int, base: float, scheduler: Mapping) -> flo
 class Guard:
     """Keeps non-finite losses and gradients away from the weights without waiting for the GPU.
 
-    The verdict of each update is a tensor that the fused optimizer obeys on the device. In `stop` mode one bad update
-    blocks all later ones, so that however late the host reads of it, the weights are those of the last good update.
+    The verdict for each update is a tensor that the fused optimizer applies on the device. In `stop` mode one bad
+    update blocks all later ones, so that however late the host reads it, the weights are those of the last good update.
     """
 
     def __init__(self, on_nonfinite: str, device: torch.device):
         self.sticky = on_nonfinite == "stop"
-        self.blocked = torch.zeros((), device=device)  # 1.0 where the last update was not made
+        self.blocked = torch.zeros((), device=device)  # 1.0 if the last update was skipped
 
     def judge(self, losses: Tensor, norm: Tensor) -> Tensor:
-        """1.0 where the update must not be made, else 0.0."""
+        """1.0 if the update must be skipped, else 0.0."""
         bad = (~(torch.isfinite(losses).all() & torch.isfinite(norm))).to(self.blocked.dtype)
         self.blocked = torch.maximum(self.blocked, bad) if self.sticky else bad
         return self.blocked
 
 
 class Updater:
-    """Makes the updates of one set of parameters.
+    """Updates one set of parameters.
 
     Args:
-        parameters: those that train.
+        parameters: the trained parameters.
         optimizer: options of AdamW: lr, betas, weight_decay.
         scheduler: options of the learning rate: gamma, every, warmup_steps.
         clipper, guard, group: see there.
@@ -84,7 +84,7 @@ class Updater:
         """Update the parameters from their gradients, which are freed, unless these or the `losses` [N] are not finite.
 
         `losses` are this process's, each weighted by its share of the global batch. Returns their sum over all
-        processes, the gradient's norm before clipping, and 1.0 where the update was withheld.
+        processes, the gradient norm before clipping, and 1.0 if the update was skipped.
         """
         losses = self.group.sum(losses)
         self.group.sum_gradients(self.parameters)
@@ -109,8 +109,8 @@ class Updater:
 class MovingAverage:
     """Exponential moving average of a network's weights.
 
-    The decay of the first updates is lower, (1 + n) / (10 + n) for the n-th, so that the untrained weights are soon
-    forgotten: the average then remembers about the last tenth of the updates, until `decay` remembers less than that.
+    The decay of the first updates is lower, (1 + n) / (10 + n) for the n-th, so that the untrained weights are quickly
+    forgotten: the average then covers about the last tenth of the updates, until `decay` covers less than that.
     """
 
     def __init__(self, module: nn.Module, decay: float):
@@ -118,7 +118,7 @@ class MovingAverage:
         self.weights = {name: value.detach().clone() for name, value in module.state_dict().items()}
 
     def update(self, module: nn.Module, step: int) -> None:
-        """Move the average towards the module's present weights, after the update of `step` (counted from 0)."""
+        """Move the average towards the module's current weights, after the update of `step` (counted from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         pairs = [(self.weights[name], value.detach()) for name, value in module.state_dict().items()]
         moving = [(average, value) for average, value in pairs if average.is_floating_point()]
@@ -129,7 +129,7 @@ class MovingAverage:
 
     @contextlib.contextmanager
     def in_place(self, module: nn.Module) -> Iterator[None]:
-        """The module with the averaged weights, for as long as the context lasts."""
+        """Context in which the module has the averaged weights."""
         own = {name: value.detach().clone() for name, value in module.state_dict().items()}
         module.load_state_dict(self.weights)
         try:
@@ -139,10 +139,10 @@ class MovingAverage:
 
 
 class SpectralNorms:
-    """The spectral norms of some networks, with one power iteration whenever `advance` is called and none elsewhere.
+    """The spectral norms of some networks, with one power iteration per call of `advance` and none otherwise.
 
-    Left to itself PyTorch iterates in each forward pass in training mode, so that the weights of one and the same step
-    would depend on how many pieces its batch is split into, and differ between the real and the generated pass.
+    By default PyTorch iterates in each forward pass in training mode, so that the weights of a step would depend on how
+    many pieces its batch is split into, and differ between the real and the generated pass.
     """
 
     def __init__(self, *modules: nn.Module):
@@ -164,14 +164,14 @@ class SpectralNorms:
         self.settle()
 
     def settle(self) -> None:
-        """No power iterations until the next `advance`, also after the network was put in training mode."""
+        """No power iterations until the next `advance`, even after the network was put in training mode."""
         for chain in self.chains:
             chain.eval()
 
 
 @contextlib.contextmanager
 def frozen(module: nn.Module | None) -> Iterator[None]:
-    """No gradients for the module's parameters, for as long as the context lasts; they still flow through it."""
+    """Context without gradients for the module's parameters; they still flow through it."""
     parameters = [] if module is None else [p for p in module.parameters() if p.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)

@@ -1,8 +1,8 @@
-"""Which items a step trains on: a pure function of (seed, step), so that nothing about it has to be saved.
+"""The items of each step: a pure function of (seed, step), so that no sampler state has to be saved.
 
 The training data is an endless stream of epochs, each a fresh permutation of the dataset; step s takes positions
-s * batch_size .. (s + 1) * batch_size - 1 of it. No item is dropped, and a dataset smaller than a batch is just gone
-through more than once.
+s * batch_size .. (s + 1) * batch_size - 1 of it. No item is dropped, and a dataset smaller than a batch is simply
+repeated.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Order:
 
     Args:
         length: number of items in the dataset.
-        batch_size: items of one step, over all processes.
+        batch_size: items per step, over all processes.
         seed: seed of the run.
     """
 

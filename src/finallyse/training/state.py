@@ -1,11 +1,11 @@
-"""Resume state: what a run is (its definition and key), and the files from which it continues.
+"""Resume state: the identity of a run (its definition and key), and the files from which it continues.
 
     <folder>/step-00001000.pt      everything that the next step depends on
     <folder>/step-00001000.json    written after it: bytes, CRC-32, key, definition; without it the .pt does not count
     <folder>/superseded/           the last run of another recipe under this name
 
-Both files are written beside their name, flushed to the disk and renamed, so that a kill leaves either none or all of
-them; the last two states are kept, so that one that the disk has lost is not the end of the run.
+Both files are written under a temporary name, flushed to the disk and renamed, so that a kill leaves either a complete
+file or none; the last two states are kept in case the disk loses one.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ FORMAT = 1
 
 
 def definition(experiment: Mapping) -> dict[str, Any]:
-    """What defines the run's result: dotted key -> value, with every file and folder replaced by a hash of its content.
+    """The options that define the run's result: dotted key -> value, with files and folders replaced by content hashes.
 
-    Each option says whether it does (`defines` in :mod:`finallyse.options`). No schedule depends on the total of steps,
-    so a longer run continues a shorter one.
+    Which options these are is declared with each (`defines` in :mod:`finallyse.options`). No schedule depends on the
+    total number of steps, so a longer run continues a shorter one.
 
-    Paths do not count, so that a project can be moved; manifests, WavLM's weights and the checkpoint that a stage
-    starts from do, by what is in them.
+    Paths do not count, so that a project can be moved; the contents of manifests, WavLM's weights and the checkpoint
+    that a stage starts from do.
     """
     flat = dict(_flatten(experiment))
     return {
@@ -62,7 +62,7 @@ def key_of(definition: Mapping[str, Any]) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], limit: int = 6) -> str:
-    """`train.clip.mode: none -> norm; ...` for the keys in which two definitions differ."""
+    """`train.clip.mode: none -> norm; ...` for the keys that differ between two definitions."""
     missing = "(not set)"
     changed = [key for key in sorted({*old, *new}) if old.get(key, missing) != new.get(key, missing)]
     told = [f"{key}: {old.get(key, missing)} -> {new.get(key, missing)}" for key in changed[:limit]]
@@ -82,7 +82,7 @@ def _is_path(value: Any) -> bool:
 
 
 def _fingerprint(path: str) -> str:
-    """Hash of a file, or of the files of a folder: by content, by names and sizes where there are many of them."""
+    """Hash of a file, or of the files of a folder: by content, or by names and sizes if there are many of them."""
     digest = hashlib.sha256()
     if Path(path).is_file():
         _feed(digest, Path(path))
@@ -120,16 +120,16 @@ class StateFolder:
         self._lock = None
 
     def lock(self) -> None:
-        """Hold the folder for this process until it ends, however it ends.
+        """Lock the folder for this process until it exits, however it exits.
 
-        Raises UserError where another process trains into it.
+        Raises UserError if another process trains into it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = (self.folder / "lock").open("a")
         try:
             fcntl.lockf(
                 self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # of this process only: forked loaders do not hold it
+            )  # owned by this process only: forked loaders do not hold it
         except BlockingIOError:
             raise UserError(f"{self.folder}: another process is training into this folder; end it first") from None
         except OSError as error:
@@ -140,16 +140,16 @@ class StateFolder:
             left.unlink()
 
     def unlock(self) -> None:
-        """Let others have the folder."""
+        """Release the folder."""
         if self._lock:
             self._lock.close()
             self._lock = None
 
     def newest(self, last: int) -> Path | None:
-        """The newest state of this run that is whole and not beyond step `last`; None where there is none.
+        """The newest complete state of this run that is not beyond step `last`, or None.
 
-        States of another recipe are moved aside, with a warning that says in what they differ; damaged ones are passed
-        over with a warning.
+        States of another recipe are moved aside, with a warning that lists the differences; damaged ones are skipped
+        with a warning.
         """
         records = {path: self._record(path) for path in sorted(self.folder.glob("step-*.json"), reverse=True)}
         others = [record for record in records.values() if record and record["key"] != self.key]
@@ -164,18 +164,18 @@ class StateFolder:
         return None
 
     def has(self, step: int) -> bool:
-        """Whether the state after `step` steps is there."""
+        """Whether the state after `step` steps exists."""
         return (self.folder / f"step-{step:08d}.json").is_file()
 
     @staticmethod
     def read(path: Path) -> dict:
-        """A state that `newest` found."""
+        """Read a state found by `newest`."""
         return torch.load(path, map_location="cpu", weights_only=True)
 
     def save(self, step: int, state: Mapping[str, Any]) -> Path:
         """Write the state after `step` steps; then remove all but the last `keep`.
 
-        Raises UserError where the disk is full; what was there before stays.
+        Raises UserError if the disk is full; previous states are kept.
         """
         path = self.folder / f"step-{step:08d}.pt"
         path.with_suffix(".json").unlink(missing_ok=True)  # of a damaged state of the same step
@@ -244,16 +244,16 @@ class StateFolder:
 
 
 def write_whole(path: Path, write: Callable[[Any], Any]) -> tuple[int, int]:
-    """Let `write(file)` write a file that appears whole or not at all; returns its size and CRC-32.
+    """Let `write(file)` write a file atomically; returns its size and CRC-32.
 
-    Raises UserError where it cannot be written; what was at `path` stays.
+    Raises UserError if it cannot be written; an existing file at `path` is kept.
     """
     try:
         with atomic.replacing(path, durable=True) as part, part.open("wb") as raw:
             file = _Summing(raw)
             try:
                 write(file)
-            except RuntimeError as error:  # torch.save reports a failed write of its file so
+            except RuntimeError as error:  # how torch.save reports a failed write
                 raise file.error or error from None
     except OSError as error:
         raise UserError(
@@ -263,7 +263,7 @@ def write_whole(path: Path, write: Callable[[Any], Any]) -> tuple[int, int]:
 
 
 class _Summing:
-    """A file to write to that counts bytes, sums them up and remembers what went wrong."""
+    """A writable file that counts bytes, computes their checksum and remembers errors."""
 
     def __init__(self, file):
         self.file, self.size, self.crc, self.error = file, 0, 0, None
@@ -303,7 +303,7 @@ def seed_everything(seed: int) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """The state of every generator of random numbers, in types that `torch.load(weights_only=True)` accepts."""
+    """The state of every random number generator, in types that `torch.load(weights_only=True)` accepts."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()
     return {

@@ -1,4 +1,4 @@
-"""The six trainers, in the order in which the workflow uses them. Each says what a step does; `base` says how."""
+"""The six trainers, in the order in which the workflow uses them. Each defines a step; `base` implements its parts."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class FinallyStage2Trainer(FinallyTrainer):
 
 @trainers_registry.register("finally_stage3_pretrainer")
 class FinallyStage3Pretrainer(FinallyStage1Trainer):
-    """Stage 1's step for the 48 kHz head alone: `generator.train_only` freezes what stage 2 has learned."""
+    """Stage 1's step for the 48 kHz head alone: `generator.train_only` freezes the weights learned in stage 2."""
 
 
 @trainers_registry.register("finally_stage3_trainer")

@@ -1,4 +1,4 @@
-"""Validation while training: metrics over a fixed part of the validation set, and a few waveforms to listen to."""
+"""Validation during training: metrics over a fixed part of the validation set, and a few waveforms to listen to."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from finallyse.training.history import Writers
 log = logging.getLogger(__name__)
 
 SAMPLES = 3  # items whose waveforms are kept
-OUTPUTS = 5  # validations of which their outputs are kept
+OUTPUTS = 5  # validations whose outputs are kept
 
 
 class Validation:
@@ -31,7 +31,7 @@ class Validation:
         metrics: names in the metrics registry.
         resources: folder with the weights that some metrics need.
         limit: number of items measured, spread evenly over the set; None: all.
-        folder: where samples/<item>/{input,target,output-<step>}.wav go.
+        folder: folder of samples/<item>/{input,target,output-<step>}.wav.
         group: the processes that share the work.
     """
 
@@ -46,7 +46,7 @@ class Validation:
             log.warning("metric %s: %s", name, reason)
 
     def check(self, column: str) -> None:
-        """Raise a UserError where no validation will measure this column, which `train.best` names."""
+        """Raise a UserError if no validation will compute `column`, named by `train.best`."""
         of = next((name for name, metric in self.metrics.metrics.items() if column in metric.columns), None)
         if of is None:
             known = ", ".join(self.metrics.columns()) or "none"
@@ -61,7 +61,7 @@ class Validation:
             )
 
     def run(self, step: int, trainer: BaseTrainer, writers: Writers | None) -> dict[str, Any]:
-        """A row for validation.csv: step, the mean of each metric (absent where none could be computed), seconds."""
+        """A row for validation.csv: step, the mean of each metric (absent if it could not be computed), seconds."""
         from finallyse.metrics import summarise
 
         began = time.perf_counter()

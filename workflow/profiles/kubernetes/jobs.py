@@ -1,11 +1,11 @@
-"""Submit a job of Snakemake to Kubernetes, tell how it is, delete it: the commands that the profile beside this names.
+"""Submit a Snakemake job to Kubernetes, print its status, delete it: the commands of the profile in this folder.
 
     python jobs.py submit JOBSCRIPT     prints the new Job's name
     python jobs.py status NAME          prints running, success or failed
     python jobs.py cancel NAME ...
     python jobs.py clear                deletes all Jobs that job.yaml labels and waits until they are gone
 
-Runs in a pod and speaks to the cluster that the pod is in, as its service account. KUBERNETES_API replaces the address.
+Runs in a pod and talks to the pod's cluster with its service account. KUBERNETES_API overrides the address.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def manifest(jobscript: str, properties: dict) -> dict:
     job["metadata"]["generateName"] = f"{label}-"
     job["spec"]["activeDeadlineSeconds"] = 60 * int(resources["runtime"])
     container = job["spec"]["template"]["spec"]["containers"][0]
-    # tini passes SIGTERM on to all processes, where a shell as the first process of a container would ignore it.
+    # tini forwards SIGTERM to all processes; a shell as the first process of a container would ignore it.
     container["command"] = ["tini", "-g", "--", "sh", jobscript]
     needs = {"cpu": str(properties.get("threads") or resources.get("_cores", 1)), "memory": f"{resources['mem_mb']}M"}
     limits = {"memory": needs["memory"]}
@@ -64,7 +64,7 @@ def submit(jobscript: str) -> None:
 
 
 def status(name: str) -> None:
-    """Print how the Job is. An API server that does not answer says nothing about the Job: it counts as running."""
+    """Print the Job's status. If the API server does not answer, the Job counts as running."""
     try:
         response = _request("GET", f"/{name}")
     except requests.RequestException as error:
@@ -88,9 +88,9 @@ def cancel(*names: str) -> None:
 
 
 def clear() -> None:
-    """Delete the Jobs that a driver left behind: one that is started anew would submit the same work a second time.
+    """Delete the Jobs that a driver left behind: a restarted driver would submit the same work a second time.
 
-    Waits until their pods are gone, which is when trainings have saved.
+    Waits until their pods are gone, by which time trainings have saved.
     """
     chosen = {"labelSelector": ",".join("=".join(pair) for pair in _labels().items())}
     response = _request("DELETE", "", params={**chosen, "propagationPolicy": "Foreground"})
