@@ -165,7 +165,7 @@ class Train:
     balance_step: int | None = option(
         1_000,
         "steps between logs of each loss's gradient at the waveform (docs/training.md), each costing a fifth to a "
-        "third of a step: 0.03 % at 1000; null: never",
+        "third of a step: 0.02 to 0.03 % at 1000; null: never",
         minimum=1,
         defines=False,
     )
