@@ -3,8 +3,8 @@ frozen gets any. The recipes are those of config/experiments; widths are small."
 
 import pytest
 import torch
-import yaml
 
+from finallyse.config import read_yaml
 from finallyse.losses import losses_registry
 from finallyse.models import models_registry
 from finallyse.models.wavlm import WavLM
@@ -30,7 +30,7 @@ def wavlm(tmp_path_factory):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_gradients(root, wavlm, recipe):
-    experiment = yaml.safe_load((root / "config" / "experiments" / f"{recipe}.yaml").read_text())
+    experiment = read_yaml(root / "config" / "experiments" / f"{recipe}.yaml")
     torch.manual_seed(0)
     name = experiment["generator"]["name"]
     head = UPSAMPLING if experiment["generator"].get("args", {}).get("use_upsamplewaveunet") else {}
