@@ -186,13 +186,17 @@ def test_what_is_asked_of_a_network_is_overlaid(schema, tmp_path):
     assert (networks["hifipp_bwe1"]["improves"], networks["hifipp_bwe1"]["reaches"]) == ([], {})
 
 
-def test_values_of_the_command_line_are_read_as_yaml(schema):
+def test_values_of_the_command_line_get_their_types(schema):
     """As Snakemake hands them over: text, but for numbers at the top."""
     typed = {"allow_cpu": "true", "common": {"train": {"steps": "7", "val_step": "null"}, "metrics": ["stoi"]}}
+    typed["common"]["generator"] = {"optimizer": {"lr": "1e-3", "betas": [".5", "0.9"]}, "init_from": "no"}
     config = load_pipeline(["config/config.yaml"], typed | {"results": "results/7"}, schema)
     assert config["allow_cpu"] is True and config["results"] == "results/7"
     train = config["experiments"]["hifigan"]["train"]
     assert train["steps"] == 7 and train["val_step"] is None
+    generator = config["experiments"]["hifigan"]["generator"]
+    assert generator["optimizer"]["lr"] == 0.001 and generator["optimizer"]["betas"] == [0.5, 0.9]
+    assert generator["init_from"] == "no"
 
 
 def test_null_removes_a_network_and_a_loss(schema, tmp_path):

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 
+PIPELINE = Path("config/config.yaml")
+WORDS = {"true": True, "false": False, "null": None}
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
 class Layer(NamedTuple):
     """Options from one place, unresolved: a file, or a part of one."""
 
@@ -147,8 +152,8 @@ def load_experiment(arguments: Sequence[str], schema: dict | None = None) -> Dic
         path = path[1:-1]
 
     schema = schema or build_schema()
-    layers = [*experiment_layers(path, schema), Layer("", {"exp": {"config_path": path}})]
-    full = override_experiment(merge(*(layer.values for layer in layers)), overrides, path, schema)
+    values = [layer.values for layer in experiment_layers(path, schema)]
+    full = override_experiment(merge(*values, {"exp": {"config_path": path}}), overrides, path, schema)
     experiment = OmegaConf.create(full)
     OmegaConf.set_readonly(experiment, True)
     return experiment
@@ -246,15 +251,18 @@ def pipeline_layers(files: Sequence[str | Path], overrides: dict, schema: dict) 
 
 
 def _typed(value: Any) -> Any:
-    """Truth values, null and numbers of the command line, in YAML's spelling, which Snakemake leaves as text."""
+    """Truth values, null and numbers of the command line, which Snakemake leaves as text."""
     if isinstance(value, dict):
         return {key: _typed(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_typed(inner) for inner in value]
     if not isinstance(value, str):
         return value
-    read = yaml.safe_load(value) if re.fullmatch(r"[\w.+-]+", value) else value
-    return read if read is None or isinstance(read, (bool, int, float)) else value
+    if value.lower() in WORDS:
+        return WORDS[value.lower()]
+    if not NUMBER.fullmatch(value):
+        return value
+    return float(value) if set(value) & set(".eE") else int(value)
 
 
 def load_pipeline(files: Sequence[str | Path], overrides: dict, schema: dict) -> dict:
@@ -299,9 +307,6 @@ def paths_below(config: Any, prefix: str) -> list[str]:
         inner = config.values() if isinstance(config, dict) else config
         return list(dict.fromkeys(path for item in inner for path in paths_below(item, prefix)))
     return [config] if isinstance(config, str) and config.startswith(prefix) else []
-
-
-PIPELINE = Path("config/config.yaml")
 
 
 def read_config(arguments: Sequence[str]) -> dict:
