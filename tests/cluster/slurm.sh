@@ -8,6 +8,7 @@
 # The node offers two pretended GPUs (device files that are always there), in the partitions of workflow/profiles/slurm.
 # FOLDER must be short: the path of a Unix socket has at most 107 characters.
 set -euo pipefail
+PATH="$PATH:/usr/sbin:/sbin"  # the daemons are there, which is not on every user's PATH
 
 action=$1 folder=$2
 sudo=""
