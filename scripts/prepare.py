@@ -25,6 +25,12 @@ def main() -> None:
     parser.add_argument(
         "--max-dropped", type=float, default=0.5, help="fail if more than this share is unusable (default: 0.5)"
     )
+    parser.add_argument(
+        "--min-bak",
+        type=float,
+        default=1.0,
+        help="leave out recordings whose DNSMOS BAK, from 1 to 5, is below this (default: 1, not measured)",
+    )
     prepare(**vars(parser.parse_args()))
 
 

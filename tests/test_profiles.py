@@ -65,7 +65,7 @@ def check_slurm(jobs: dict[str, dict]) -> None:
     assert (train["slurm_partition"], train["gpu"], train["nodes"]) == ("gpu", 1, 1)
     assert (train["runtime"], train["stop_after"]) == (1440, 1425)
     assert jobs["enhance_validation"]["slurm_partition"] == "gpu"
-    for rule in ("unpack", "prepare_corpus", "prepare_pairs", "compute_metrics", "report"):
+    for rule in ("unpack", "prepare_corpus", "prepare_corpus_with_test", "compute_metrics", "report"):
         assert jobs[rule]["slurm_partition"] == "cpu" and "gpu" not in jobs[rule], rule
     for rule, needed in jobs.items():
         if rule != "all":

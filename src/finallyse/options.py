@@ -251,6 +251,22 @@ class Corpus:
         "published", "`lock`: the contents differ from the published ones; record their own checksums"
     )
     folder: str | None = option(None, "a local folder of audio files to use instead of a download")
+    min_bak: float = option(
+        1.0,
+        "leave out recordings whose DNSMOS BAK (background, from 1 to 5) is below this, listed in `dropped.csv`; 1: "
+        "not measured (it takes half a second per recording and core)",
+        minimum=1,
+        maximum=5,
+    )
+
+
+@dataclasses.dataclass
+class Rooms:
+    """The corpus `simulated-rooms`: impulse responses of random rooms."""
+
+    count: int = option(400, "number of rooms", minimum=2)
+    rt60_s: list[float] = option([0.1, 0.8], "least and greatest reverberation time, s", minItems=2, maxItems=2)
+    rate: int = option(16000, "sample rate of the simulation, Hz", minimum=8000)
 
 
 @dataclasses.dataclass
@@ -268,6 +284,7 @@ class Pipeline:
     networks: dict = option({}, "network name -> experiment; null removes one of an overlaid file")
     common: dict = option({}, "options to override in every experiment, as in the experiment files")
     corpora: dict = option({}, "corpus or weight -> its source")
+    rooms: Rooms = option(Rooms, "the simulated rooms")
     prepare_jobs: int = option(8, "processes that prepare one corpus", minimum=1)
     evaluate_jobs: int = option(4, "processes that measure one network's files", minimum=1)
     metrics: list[str] = option([], "metrics of the report")

@@ -19,7 +19,7 @@ downloaded_files = LOCATIONS.downloads
 ARCHIVES = [
     name
     for name, source in LOCATIONS.sources.items()
-    if source.unpack not in (None, "files")
+    if source.unpack not in (None, "files", "simulated")
 ]
 COLLECTIONS = [
     name for name, source in LOCATIONS.sources.items() if source.unpack == "files"
@@ -122,6 +122,32 @@ rule unpack:
         "Unpacking {wildcards.archive} of {wildcards.corpus}; progress: {log}"
     shell:
         "python scripts/unpack.py {input.archive:q} --into {params.folder:q} --marker {output.done:q} > {log:q} 2>&1"
+
+
+rule simulate_rooms:
+    output:
+        done=LOCATIONS.unpacked("simulated-rooms"),
+    log:
+        f"{RESULTS}/logs/simulate_rooms.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/simulate_rooms.tsv"
+    conda:
+        "../../envs/finallyse.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=240,
+    params:
+        folder=LOCATIONS.folder("simulated-rooms"),
+        rooms=config["rooms"]["count"],
+        rate=config["rooms"]["rate"],
+        rt60_s=config["rooms"]["rt60_s"],
+        seed=config["seed"],
+    message:
+        "Simulating {params.rooms} rooms; progress: {log}"
+    shell:
+        "python scripts/simulate_rooms.py --into {params.folder:q} --count {params.rooms} --rate {params.rate} "
+        "--rt60 {params.rt60_s} --seed {params.seed} --marker {output.done:q} > {log:q} 2>&1"
 
 
 # The demo's archives: used only if a base URL in the config is the folder that they are written to.

@@ -34,24 +34,26 @@ rule prepare_corpus:
         content=lambda wildcards: LOCATIONS.fingerprint(wildcards.corpus),
         folder=lambda wildcards: f"{RESOURCES}/prepared/{wildcards.corpus}/{wildcards.rate}",
         seed=config["seed"],
+        min_bak=lambda wildcards: LOCATIONS.min_bak(wildcards.corpus),
     message:
         "Preparing {wildcards.corpus} at {wildcards.rate} Hz; progress: {log}"
     shell:
         "python scripts/prepare.py --corpus {wildcards.corpus} --source {params.source:q} --output {params.folder:q} "
-        "--rate {wildcards.rate} --jobs {threads} --seed {params.seed} > {log:q} 2>&1"
+        "--rate {wildcards.rate} --jobs {threads} --seed {params.seed} "
+        "--min-bak {params.min_bak} > {log:q} 2>&1"
 
 
-# Corpora of clean and noisy pairs define their own test speakers.
-use rule prepare_corpus as prepare_pairs with:
+# Some corpora also have recordings that no training may use.
+use rule prepare_corpus as prepare_corpus_with_test with:
     output:
         train=f"{RESOURCES}/prepared/{{corpus}}/{{rate}}/train.csv",
         validation=f"{RESOURCES}/prepared/{{corpus}}/{{rate}}/validation.csv",
         test=f"{RESOURCES}/prepared/{{corpus}}/{{rate}}/test.csv",
         dropped=f"{RESOURCES}/prepared/{{corpus}}/{{rate}}/dropped.csv",
     log:
-        f"{RESULTS}/logs/prepare_pairs/{{corpus}}_{{rate}}.log",
+        f"{RESULTS}/logs/prepare_corpus_with_test/{{corpus}}_{{rate}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/prepare_pairs/{{corpus}}_{{rate}}.tsv"
+        f"{RESULTS}/benchmarks/prepare_corpus_with_test/{{corpus}}_{{rate}}.tsv"
     wildcard_constraints:
         corpus="|".join(
             name for name, corpus in CORPORA.items() if "test" in corpus.splits

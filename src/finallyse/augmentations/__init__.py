@@ -14,7 +14,7 @@ from finallyse.registry import Registry
 augmentations_registry = Registry("augmentation")
 
 # Each module registers its augmentations in `augmentations_registry`, which must be defined first.
-from finallyse.augmentations import codec, effects, impulse_response, noise  # noqa: E402, F401
+from finallyse.augmentations import band_limit, codec, effects, impulse_response, noise  # noqa: E402, F401
 from finallyse.augmentations.base import Augmentation, AugmentationError  # noqa: E402
 from finallyse.augmentations.chain import Chain, Link  # noqa: E402
 

@@ -33,7 +33,14 @@ from finallyse.corpora.space import require_space
 from finallyse.errors import UserError
 from finallyse.progress import Progress
 
-Kind = Literal["zip", "tar.gz", "tar.bz2"]
+Kind = Literal["zip", "tar.gz", "tar.bz2", "deb"]
+SUFFIXES: dict[str, Kind] = {
+    ".zip": "zip",
+    ".tar.gz": "tar.gz",
+    ".tgz": "tar.gz",
+    ".tar.bz2": "tar.bz2",
+    ".deb": "deb",
+}
 BLOCK = 1 << 20
 BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
 
@@ -49,7 +56,7 @@ class Member:
 
 def kind_of(name: str) -> Kind | None:
     """The kind of archive according to a file's name, None for other files."""
-    for suffix, kind in ((".zip", "zip"), (".tar.gz", "tar.gz"), (".tgz", "tar.gz"), (".tar.bz2", "tar.bz2")):
+    for suffix, kind in SUFFIXES.items():
         if name.lower().endswith(suffix):
             return kind
     return None
@@ -167,8 +174,25 @@ def _list_tar(archive: Path, kind: Kind, label: str, progress: Progress) -> list
 @contextlib.contextmanager
 def _decompressed(raw: BinaryIO, kind: Kind) -> Iterator[BinaryIO]:
     # tarfile's own "r|gz" does not verify the checksum at the end.
-    with gzip.GzipFile(fileobj=raw) if kind == "tar.gz" else bz2.BZ2File(raw) as stream:
+    open_stream = {"tar.gz": gzip.open, "tar.bz2": bz2.open, "deb": _deb_contents}[kind]
+    with open_stream(raw) as stream:
         yield stream
+
+
+def _deb_contents(raw: BinaryIO) -> BinaryIO:
+    """The tar stream inside a Debian package, an ar archive of debian-binary, control.tar.* and data.tar.* (deb(5))."""
+    if raw.read(8) != b"!<arch>\n":
+        raise tarfile.ReadError("it is not a Debian package")
+    while len(header := raw.read(60)) == 60:
+        member = header[:16].decode("ascii", "replace").rstrip(" /")
+        opener = {"data.tar.xz": lzma.open, "data.tar.gz": gzip.open, "data.tar.bz2": bz2.open}.get(member)
+        if opener:
+            return opener(raw)
+        if member.startswith("data.tar"):
+            raise tarfile.ReadError(f"its {member} is compressed in a way that is not supported")
+        size = int(header[48:58])
+        raw.seek(size + size % 2, os.SEEK_CUR)  # members are padded to even lengths
+    raise EOFError("it holds no data.tar")
 
 
 def _inside(name: str, label: str) -> str:
@@ -224,7 +248,7 @@ def unpack(
     archive, folder = Path(archive), Path(folder)
     kind = kind or kind_of(archive.name)
     if kind is None:
-        raise UserError(f"{archive}: not an archive that can be unpacked; known: .zip, .tar.gz, .tgz, .tar.bz2")
+        raise UserError(f"{archive}: not an archive that can be unpacked; known: {', '.join(SUFFIXES)}")
     if not archive.is_file():
         raise UserError(f"{archive}: no such archive")
     members = inspect_archive(archive, kind)

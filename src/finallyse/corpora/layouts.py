@@ -7,10 +7,11 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
+from hashlib import sha1, sha256
 from pathlib import Path
 from typing import Literal
 
+from finallyse.corpora.locations import MARKERS
 from finallyse.corpora.manifest import utterance_name
 from finallyse.errors import UserError, nearest
 
@@ -49,20 +50,31 @@ class Recording:
 class Corpus:
     """How a corpus is read and split.
 
-    held_out: split -> its share of the groups, if the corpus does not define splits.
+    held_out: split -> its share of the groups that are in no other split.
     published: the published layout as a regular expression of paths, with the groups `speaker`, `set` and `side`.
-    sets: name of a published set (a prefix) -> split.
+    sets: name of a published set (a prefix) -> split.    group: name of a recording -> its group.
+    speaker: the only speaker of the corpus.
+    reserved: recordings of a split that no training may use: its name and a predicate of the recording's path.
+    rest: split of the recordings that are in no other one.
     """
 
     kind: Kind
-    held_out: dict[str, float]
+    held_out: dict[str, float] = field(default_factory=dict)
     published: str | None = None
     sets: dict[str, str] = field(default_factory=dict)
     group: Callable[[str], str] | None = None
+    speaker: str = ""
+    reserved: tuple[str, Callable[[str], bool]] | None = None
+    rest: str = "train"
 
     @property
     def splits(self) -> tuple[str, ...]:
-        return ("train", *self.held_out)
+        """All splits; the last one to be written first."""
+        return tuple(dict.fromkeys((self.rest, *self.held_out, *(self.reserved or ())[:1])))
+
+    def reserved_split(self, path: str) -> str | None:
+        """The split that a recording is reserved for, if any."""
+        return self.reserved[0] if self.reserved and self.reserved[1](path) else None
 
 
 def _freesound_recording(path: str) -> str:
@@ -74,6 +86,16 @@ def _freesound_recording(path: str) -> str:
 def _parent(path: str) -> str:
     """Responses of one simulated room are in one folder."""
     return path.rpartition("/")[0]
+
+
+def _freesound_clip(path: str) -> str:
+    """ESC's clips of one Freesound recording: `<fold>-<recording>-<letter>.ogg`."""
+    return re.sub(r"-[A-Z]$", "", path.rpartition("/")[2].rsplit(".", 1)[0])
+
+
+def _tenth_by_sha1(path: str) -> bool:
+    """Whether the SHA-1 of the file's name, as a number, is a multiple of 10."""
+    return int(sha1(path.rpartition("/")[2].encode("utf-8", "surrogateescape")).hexdigest(), 16) % 10 == 0
 
 
 CORPORA: dict[str, Corpus] = {
@@ -107,6 +129,44 @@ CORPORA: dict[str, Corpus] = {
         group=_parent,
     ),
     "micirp": Corpus("response", {"validation": 0.1}),
+    "simulated-rooms": Corpus("response", {"validation": 0.1}),
+    # The corpora of config/small.yaml
+    "picovoice-intents": Corpus(
+        "speech",
+        published=r"(?:^|/)data/speech/clean/(?P<name>[^/]+\.wav)$",
+        reserved=("test", _tenth_by_sha1),
+    ),
+    "picovoice-wake-words": Corpus("speech", published=r"(?:^|/)audio/(?P<name>[^/]+/[^/]+\.(?:flac|wav))$"),
+    "kerstin": Corpus("speech", published=r"(?:^|/)verified/(?P<name>[^/]+\.flac)$", speaker="kerstin"),
+    "nathalie": Corpus("speech", published=r"(?:^|/)verified/(?P<name>[^/]+\.flac)$", speaker="nathalie"),
+    "kathleen": Corpus("speech", published=r"(?:^|/)data/(?P<name>[^/]+\.wav)$", speaker="kathleen"),
+    "flemishguy": Corpus(
+        "speech", published=r"(?:^|/)wavs/(?P<name>[^/]+\.wav)$", speaker="flemishguy", rest="validation"
+    ),
+    "festvox-ru": Corpus("speech", published=r"/msu_ru_nsh_clunits/wav/(?P<name>[^/]+\.wav)$", speaker="msu_ru_nsh"),
+    "asterisk-sounds": Corpus(
+        "speech",
+        {"validation": 0.5},
+        r"(?:^|/)asterisk/sounds/(?P<name>(?P<speaker>[^/]+)/(?:[^/]+/)*[^/]+\.g722)$",
+    ),
+    "esc-10": Corpus(
+        "noise",
+        {"validation": 0.1},
+        r"(?:^|/)(?P<name>\d{3} - [^/]+/[^/]+\.ogg)$",
+        group=_freesound_clip,
+        reserved=("test", lambda path: path.rpartition("/")[2].startswith("5-")),
+    ),
+    "noisekun": Corpus("noise", published=r"(?:^|/)assets/sounds/(?P<name>[^/]+\.ogg)$"),
+    # the others are from the same Freesound recordings as Noisekun's
+    "blanket": Corpus(
+        "noise", published=r"(?:^|/)data/resources/sounds/(?P<name>(?:city|fireplace|summer-night)\.ogg)$"
+    ),
+    "moodist": Corpus(
+        "noise",
+        {"validation": 0.1},
+        r"(?:^|/)public/sounds/(?P<name>(?!binaural/|noise/)[^/]+/[^/]+\.(?:mp3|wav))$",
+        reserved=("test", lambda path: re.search(r"(?:^|/)(?:places|transport)/[^/]+$", path) is not None),
+    ),
 }
 
 
@@ -129,7 +189,8 @@ def find_recordings(name: str, source: Path) -> tuple[list[Recording], list[str]
         raise UserError(f"{source}: no such folder; it should hold the recordings of {name}")
     files = list(audio_files(source))
     remarks = []
-    recordings = _published(corpus, files) if corpus.published else []
+    # A published layout may have a hidden folder, such as .github.
+    recordings = _published(corpus, list(audio_files(source, hidden=True))) if corpus.published else []
     if recordings:
         used = {r.source for r in recordings} | {r.noisy_source for r in recordings}
         unused = sum(path not in used for path in files)
@@ -144,8 +205,11 @@ def find_recordings(name: str, source: Path) -> tuple[list[Recording], list[str]
     return _unique_outputs(sorted(recordings, key=lambda r: r.source)), remarks
 
 
-def audio_files(source: Path) -> Iterator[str]:
-    """Relative paths of everything that may be audio, sorted, without hidden files (macOS leaves `._x.wav`)."""
+def audio_files(source: Path, hidden: bool = False) -> Iterator[str]:
+    """Relative paths of everything that may be audio, sorted, without hidden files (macOS leaves `._x.wav`).
+
+    hidden: search hidden folders too.
+    """
     seen = set()
     for folder, folders, files in os.walk(source, followlinks=True):
         real = os.path.realpath(folder)
@@ -153,7 +217,7 @@ def audio_files(source: Path) -> Iterator[str]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__MACOSX")
+        folders[:] = sorted(f for f in folders if (hidden or not f.startswith(".")) and f not in ("__MACOSX", MARKERS))
         for file in sorted(files):
             if not file.startswith(".") and Path(file).suffix.lower() not in NO_AUDIO:
                 yield Path(folder, file).relative_to(source).as_posix()
@@ -170,9 +234,9 @@ def _published(corpus: Corpus, files: Sequence[str]) -> list[Recording]:
         found = match.groupdict()
         if found.get("side") == "noisy":
             continue
-        name, speaker = found["name"], found.get("speaker", "")
-        group = corpus.group(name) if corpus.group else speaker
-        split = corpus.sets.get(found.get("set", ""))
+        name, speaker = found["name"], found.get("speaker", corpus.speaker)
+        group = corpus.group(name) if corpus.group else speaker or name
+        split = corpus.reserved_split(name) or corpus.sets.get(found.get("set", ""))
         recording = Recording(match.string, _wav(name), group, speaker, split)
         if "side" in found:
             recording = replace(
@@ -195,7 +259,7 @@ def _own_files(corpus: Corpus, files: Sequence[str]) -> list[Recording]:
             group = speaker = name.split("/")[0] if "/" in name else _stem(name)
         else:
             group, speaker = corpus.group(name) if corpus.group else name, ""
-        recordings.append(Recording(file, _wav(name), group or name, speaker))
+        recordings.append(Recording(file, _wav(name), group or name, speaker, corpus.reserved_split(name)))
     return recordings
 
 
@@ -253,7 +317,7 @@ def assign_splits(recordings: Sequence[Recording], name: str, seed: int) -> tupl
     corpus = corpus_by_name(name)
     remarks = []
     if set(corpus.sets.values()) - {r.split for r in recordings}:  # a published set is missing: split the rest
-        recordings = [replace(r, split=None) for r in recordings]
+        recordings = [replace(r, split=corpus.reserved_split(r.source)) for r in recordings]
     given = {r.split for r in recordings}
     wanted = {split: share for split, share in corpus.held_out.items() if split not in given}
     undecided = sorted({r.group for r in recordings if r.split is None})
@@ -267,7 +331,7 @@ def assign_splits(recordings: Sequence[Recording], name: str, seed: int) -> tupl
         undecided = sorted({r.group for r in recordings if r.split is None})
     if undecided and len(undecided) <= len(wanted):
         raise UserError(
-            f"{name}: {len(recordings)} usable recordings cannot fill the splits {', '.join(('train', *wanted))}"
+            f"{name}: {len(recordings)} usable recordings cannot fill the splits {', '.join((corpus.rest, *wanted))}"
         )
     undecided.sort(key=lambda group: sha256(f"{seed}/{name}/{group}".encode("utf-8", "surrogateescape")).digest())
     split_of: dict[str, str] = {}
@@ -277,7 +341,7 @@ def assign_splits(recordings: Sequence[Recording], name: str, seed: int) -> tupl
         spare -= extra
         for group in undecided[len(split_of) : len(split_of) + 1 + extra]:
             split_of[group] = split
-    recordings = [replace(r, split=r.split or split_of.get(r.group, "train")) for r in recordings]
+    recordings = [replace(r, split=r.split or split_of.get(r.group, corpus.rest)) for r in recordings]
     for split in corpus.splits:
         if not any(r.split == split for r in recordings):
             raise UserError(f"{name}: no usable recording is left for its {split} split")

@@ -19,6 +19,8 @@ from finallyse.errors import UserError, nearest
 
 # The status of the files of a collection, in the same folder.
 COLLECTION = "collection.csv"
+# The place of a simulated corpus among the names of archives.
+SIMULATED = "simulated"
 # Complete unpackings are marked in this folder of a corpus.
 MARKERS = ".unpacked"
 
@@ -51,6 +53,10 @@ class Locations:
             if name not in self.sources:
                 raise UserError(f"config: corpora.{name}: unknown corpus; {nearest(name, self.sources)}")
             base_url, folder = setting.get("base_url"), setting.get("folder")
+            if base_url and self.sources[name].unpack == "simulated":
+                raise UserError(
+                    f"config: corpora.{name}.base_url: {name} is simulated; use folder for measured responses"
+                )
             if base_url and urlsplit(base_url).scheme not in ("http", "https", "file"):
                 raise UserError(
                     f"config: corpora.{name}.base_url: must begin with https://, http:// or file://, got {base_url!r}"
@@ -133,7 +139,9 @@ class Locations:
         source = self.source(name)
         if self.own_folder(name):
             return []
-        archives = [COLLECTION] if source.unpack == "files" else [file.name for file in source.files]
+        archives = {"files": [COLLECTION], "simulated": [SIMULATED]}.get(
+            source.unpack, [file.name for file in source.files]
+        )
         return [f"{self.resources}/unpacked/{name}/{MARKERS}/{archive}.txt" for archive in archives]
 
     def archives(self, name: str) -> list[str]:
@@ -151,6 +159,10 @@ class Locations:
     def archives_folder(self, name: str) -> str:
         """The folder of `archives`."""
         return f"{self.resources}/archives/{name}"
+
+    def min_bak(self, name: str) -> float:
+        """The least DNSMOS BAK of the recordings to use; 1: not measured."""
+        return self.settings.get(name, {}).get("min_bak", 1.0)
 
     def fingerprint(self, name: str) -> str:
         """Changes whenever a folder that replaces the corpus changes; empty if there is none."""

@@ -43,74 +43,112 @@ class Strings(Sequence[str]):
 
 
 class Manifest:
-    """A manifest in compact form: about 120 bytes per row, and no more while it is being read.
+    """One or several manifests in compact form: about 120 bytes per row, and no more while they are being read.
 
-    rate: Hz, the same in all rows.    samples: int64 [N].    offsets: int64 [N], 0 if the manifest has none.
-    peaks: float32 [N], nan if the manifest has none.
+    Args:
+        path: a CSV, or a list of CSVs of one rate; one that is listed twice counts twice.
+
+    Attributes:
+        rate: Hz, the same in all rows.
+        samples: int64 [N].
+        offsets: int64 [N], 0 if the manifest has none.
+        peaks: float32 [N], nan if the manifest has none.
 
     Raises UserError for a file that is missing, empty, or not a manifest.
     """
 
-    def __init__(self, path: str | Path):
-        self.file = Path(path)
-        self.folder = self.file.parent
-        if not self.file.is_file():
-            raise UserError(f"{self.file}: no such manifest; prepare its corpus (`snakemake data`, scripts/prepare.py)")
-        paths: list[bytes] = []
-        noisy_paths: list[bytes] = []
-        numbers = {"samples": array("q"), "rate": array("q"), "offset": array("q")}
-        peaks = array("f")
-        try:
-            with self.file.open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
-                reader = csv.reader(stream)
-                header = next(reader, [])
-                missing = [column for column in ("path", "samples", "rate") if column not in header]
-                if missing:
-                    raise UserError(f"{self.file}: not a manifest: it has no column {missing[0]!r}")
-                at = {column: position for position, column in enumerate(header)}
-                for row in reader:
-                    if len(row) != len(header):
-                        raise UserError(
-                            f"{self.file}: line {reader.line_num} has {len(row)} columns, not {len(header)}"
-                        )
-                    paths.append(row[at["path"]].encode("utf-8", "surrogateescape"))
-                    if "noisy_path" in at:
-                        noisy_paths.append(row[at["noisy_path"]].encode("utf-8", "surrogateescape"))
-                    for column, values in numbers.items():
-                        values.append(int(row[at[column]]) if column in at else 0)
-                    peaks.append(float((row[at["peak"]] if "peak" in at else "") or "nan"))
-        except ValueError as error:
-            raise UserError(f"{self.file}: line {reader.line_num} is not a manifest's row ({error})") from None
-        except (OSError, csv.Error) as error:
-            raise UserError(f"{self.file}: cannot be read ({error})") from error
-        if not paths:
-            raise UserError(f"{self.file}: lists no recordings; prepare its corpus again")
-        self.samples, rates, self.offsets = (np.array(values, dtype=np.int64) for values in numbers.values())
+    def __init__(self, path: str | Path | Sequence[str | Path]):
+        files = [Path(path)] if isinstance(path, (str, Path)) else [Path(file) for file in path]
+        if not files:
+            raise UserError("a manifest is an empty list; name at least one CSV")
+        self.file = files[0]
+        self.folders = [file.parent for file in files]
+        rows = _Rows()
+        ends = []
+        for file in files:
+            rows.read(file)
+            ends.append(len(rows.paths))
+        self._ends = np.array(ends)
+        self.samples, rates, self.offsets = (np.array(values, dtype=np.int64) for values in rows.numbers.values())
         self.rate = int(rates[0])
-        if (rates != self.rate).any():
-            raise UserError(f"{self.file}: holds recordings of different sample rates; prepare its corpus again")
-        if (self.samples <= 0).any():
-            raise UserError(f"{self.file}: lists a recording without samples; prepare its corpus again")
-        self.peaks = np.array(peaks, dtype=np.float32)
-        self.paths = Strings(paths)
-        self.noisy_paths = Strings(noisy_paths) if "noisy_path" in at else None
+        for file, start in zip(files, [0, *ends], strict=False):
+            if rates[start] != self.rate:
+                raise UserError(
+                    f"{file}: holds {rates[start]} Hz recordings, and {files[0]}, used with it, {self.rate} Hz; "
+                    "name manifests prepared at one rate"
+                )
+        self.peaks = np.array(rows.peaks, dtype=np.float32)
+        self.paths = Strings(rows.paths)
+        self.noisy_paths = Strings(rows.noisy_paths) if len(rows.noisy_paths) == len(rows.paths) else None
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def path(self, index: int) -> Path:
         """The recording's file."""
-        return self.folder / self.paths[index]
+        return self._folder(index) / self.paths[index]
 
     def noisy_path(self, index: int) -> Path:
         """The noisy counterpart's file (VoiceBank)."""
         if self.noisy_paths is None:
             raise UserError(f"{self.file}: has no column 'noisy_path': pairs of clean and noisy recordings are needed")
-        return self.folder / self.noisy_paths[index]
+        return self._folder(index) / self.noisy_paths[index]
+
+    def _folder(self, index: int) -> Path:
+        """The folder of the CSV that lists a recording."""
+        return self.folders[np.searchsorted(self._ends, range(len(self))[index], side="right")]
 
     def name(self, index: int) -> str:
-        """The recording's name: its path without `wav/`, `clean/` and the suffix, usable as a file name."""
-        return utterance_name(self.paths[index])
+        """The recording's name: its path without `wav/`, `clean/` and the suffix, usable as a file name.
+
+        If there are several manifests, it begins with the corpus' name (of `<corpus>/<rate>/<split>.csv`).
+        """
+        name = utterance_name(self.paths[index])
+        return name if len(self.folders) == 1 else f"{self._folder(index).parent.name}_{name}"
+
+
+class _Rows:
+    """The columns of several CSVs, one after the other."""
+
+    def __init__(self):
+        self.paths: list[bytes] = []
+        self.noisy_paths: list[bytes] = []
+        self.numbers = {"samples": array("q"), "rate": array("q"), "offset": array("q")}
+        self.peaks = array("f")
+
+    def read(self, file: Path) -> None:
+        """Append the rows of a manifest, after checking them."""
+        if not file.is_file():
+            raise UserError(f"{file}: no such manifest; prepare its corpus (`snakemake data`, scripts/prepare.py)")
+        first = len(self.paths)
+        try:
+            with file.open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
+                reader = csv.reader(stream)
+                header = next(reader, [])
+                missing = [column for column in ("path", "samples", "rate") if column not in header]
+                if missing:
+                    raise UserError(f"{file}: not a manifest: it has no column {missing[0]!r}")
+                at = {column: position for position, column in enumerate(header)}
+                for row in reader:
+                    if len(row) != len(header):
+                        raise UserError(f"{file}: line {reader.line_num} has {len(row)} columns, not {len(header)}")
+                    self.paths.append(row[at["path"]].encode("utf-8", "surrogateescape"))
+                    if "noisy_path" in at:
+                        self.noisy_paths.append(row[at["noisy_path"]].encode("utf-8", "surrogateescape"))
+                    for column, values in self.numbers.items():
+                        values.append(int(row[at[column]]) if column in at else 0)
+                    self.peaks.append(float((row[at["peak"]] if "peak" in at else "") or "nan"))
+        except ValueError as error:
+            raise UserError(f"{file}: line {reader.line_num} is not a manifest's row ({error})") from None
+        except (OSError, csv.Error) as error:
+            raise UserError(f"{file}: cannot be read ({error})") from error
+        samples, rates = self.numbers["samples"][first:], self.numbers["rate"][first:]
+        if not samples:
+            raise UserError(f"{file}: lists no recordings; prepare its corpus again")
+        if min(rates) != max(rates):
+            raise UserError(f"{file}: holds recordings of different sample rates; prepare its corpus again")
+        if min(samples) <= 0:
+            raise UserError(f"{file}: lists a recording without samples; prepare its corpus again")
 
 
 def utterance_name(path: str) -> str:

@@ -7,7 +7,8 @@ one of the reasons below, each with a line in `dropped.csv`; nothing is cut from
 - it cannot be decoded, is truncated, has no samples, or has values that are not finite;
 - it is silent: its peak is below -60 dBFS (impulse responses: it has no energy);
 - it is shorter than 0.1 s (speech and noise);
-- a clean recording has no noisy counterpart, or one of another length.
+- a clean recording has no noisy counterpart, or one of another length;
+- its background, as DNSMOS predicts listeners' scores of it (BAK, 1 to 5), is below a threshold, if one is set.
 
 A recording whose peak does not fit into 16 bits is scaled down as a whole (column `gain`), a pair by the same factor.
 Impulse responses are normalised to unit energy; of the silence before the sound arrives 2.5 ms are kept (all, if it has
@@ -37,7 +38,7 @@ from pathlib import Path
 import numpy as np
 
 from finallyse import atomic
-from finallyse.audio.io import decode, mono, write_wav
+from finallyse.audio.io import decode, mono, read, write_wav
 from finallyse.audio.resample import resample
 from finallyse.corpora.layouts import Kind, Recording, assign_splits, corpus_by_name, find_recordings
 from finallyse.corpora.manifest import COLUMNS, write_csv
@@ -47,12 +48,13 @@ SILENT_PEAK = 1e-3  # -60 dBFS
 SHORTEST = 0.1  # seconds of speech or noise
 LEAD = 0.0025  # seconds kept before the direct path of an impulse response
 NEGLIGIBLE_LEAD, NEGLIGIBLE_TAIL = 1e-3, 1e-6  # shares of an impulse response's energy that may be cut
+WORST_BAK = 1.0  # of DNSMOS' scale
 FORMAT = 1  # of the prepared files; changing it prepares everything again
 
 
 @dataclass(frozen=True)
 class Task:
-    """Input of a worker to prepare one recording; `known` is its journal entry."""
+    """Input of a worker to prepare one recording; `known` is its journal entry, `scored`: also measure DNSMOS BAK."""
 
     recording: Recording
     kind: Kind
@@ -60,6 +62,7 @@ class Task:
     output: Path
     rate: int
     known: dict | None
+    scored: bool = False
 
 
 def prepare(
@@ -70,11 +73,13 @@ def prepare(
     jobs: int = 1,
     seed: int = 0,
     max_dropped: float = 0.5,
+    min_bak: float = WORST_BAK,
 ) -> dict[str, int]:
     """Prepare a corpus: writes wav/, one manifest per split and dropped.csv to `output`.
 
     corpus: name in `layouts.CORPORA`.    source: its folder, or a folder of user recordings.    rate: Hz.
     jobs: processes.    seed: of the splits.    max_dropped: share of unusable recordings above which to stop.
+    min_bak: least DNSMOS BAK of the 9 s in the middle of a recording; 1: not measured.
     Returns the number of recordings per split. Prints progress to stdout.
 
     Raises UserError if there are no or too few usable recordings.
@@ -89,7 +94,7 @@ def prepare(
     settings = {"format": FORMAT, "corpus": corpus, "rate": rate}
     journal = output / "journal.jsonl"
     known = _read_journal(journal, settings)
-    tasks = [Task(r, kind, source, output, rate, known.get(r.source)) for r in recordings]
+    tasks = [Task(r, kind, source, output, rate, known.get(r.source), min_bak > WORST_BAK) for r in recordings]
     results: dict[str, dict] = {}
     progress = _Progress(label, len(tasks), jobs)
     with _journal_writer(journal, settings, fresh=not known) as note:
@@ -103,6 +108,9 @@ def prepare(
     progress.finish()
     _write_journal(journal, settings, results.values())
 
+    for result in results.values():  # not in the journal: the threshold may change
+        if min_bak > WORST_BAK and "dropped" not in result and result["bak"] < min_bak:
+            result["dropped"] = f"background: DNSMOS BAK {result['bak']:.2f}, below {min_bak:g}"
     dropped = [{"path": r.source, "reason": why} for r in recordings if (why := results[r.source].get("dropped"))]
     write_csv(output / "dropped.csv", ("path", "reason"), dropped)
     usable = [r for r in recordings if "dropped" not in results[r.source]]
@@ -120,7 +128,8 @@ def prepare(
     _remove_stale(output / "wav", usable)
     columns = (*COLUMNS, *{"pairs": ("noisy_path",), "response": ("offset",)}.get(kind, ()))
     counts = {}
-    for split in reversed(corpus_by_name(corpus).splits):  # train.csv last: if it exists, so do all the others
+    # Every corpus has these two, of which one may be empty; train.csv last: if it exists, so do all the others.
+    for split in reversed(dict.fromkeys(("train", "validation", *corpus_by_name(corpus).splits))):
         rows = [
             {
                 **results[r.source],
@@ -147,8 +156,19 @@ def prepare_recording(task: Task) -> dict:
     """Prepare one recording, unless the journal lists it as done and its source and result are unchanged.
 
     Returns the journal's entry: `source`, `size`, `mtime`, `source_checksum`, and either `dropped` (the reason) or
-    `samples`, `peak`, `gain`, `bytes` of the result (and `offset`).
+    `samples`, `peak`, `gain`, `bytes` of the result (and `offset`; `bak` if it is scored).
     """
+    entry = _prepared(task)
+    if task.scored and not {"dropped", "bak"} & set(entry):
+        from finallyse.metrics.dnsmos import background  # ONNX Runtime: not every preparation needs it
+
+        wav, rate = read(task.output / "wav" / task.recording.output)
+        entry = {**entry, "bak": round(background(resample(wav, rate, 16000)), 4)}
+        entry.pop("kept", None)
+    return entry
+
+
+def _prepared(task: Task) -> dict:
     recording = task.recording
     sources = [task.source / recording.source]
     outputs = [task.output / "wav" / recording.output]

@@ -16,7 +16,7 @@ from finallyse.errors import UserError, nearest
 REGISTRY = Path("resources/datasets.yaml")
 CHECKSUM = re.compile(r"md5:[0-9a-f]{32}|sha1:[0-9a-f]{40}|sha256:[0-9a-f]{64}")
 
-Unpack = Literal["zip", "tar.gz", "tar.bz2", "files"]
+Unpack = Literal["zip", "tar.gz", "tar.bz2", "deb", "files", "simulated"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,18 +39,21 @@ class RemoteFile:
 class Source:
     """A corpus or a set of weights: source, contents, purpose and licence.
 
-    unpack: format of a corpus' archives; `files`: many small files instead of archives, fetched together;
-    None: weights, used as they are.    sample_rate: Hz.    layout: a path inside, as an example.
+    unpack: format of a corpus' archives; `files`: many small files instead of archives, fetched together; `simulated`:
+    computed by the workflow, without any files; None: weights, used as they are.
+    sample_rate: Hz.    layout: a path inside, as an example.
+    attribution: whom the licence asks to name, and where single files' licences are listed.
     """
 
     name: str
     title: str
     homepage: str
-    base_url: str
     used_for: list[str]
     licence: str
     citation: str
-    files: list[RemoteFile]
+    base_url: str = ""
+    files: list[RemoteFile] = dataclasses.field(default_factory=list)
+    attribution: str | None = None
     unpack: Unpack | None = None
     sample_rate: int | None = None
     layout: str | None = None
@@ -98,6 +101,10 @@ def read_sources(path: str | Path = REGISTRY) -> dict[str, Source]:
 def _check(source: Source, kind: str, at: str) -> None:
     if source.is_corpus != (kind == "corpora"):
         raise UserError(f"{at}.unpack: {'is required' if kind == 'corpora' else 'weights are used as they are'}")
+    if source.unpack == "simulated":
+        if source.files or source.base_url:
+            raise UserError(f"{at}: is simulated, so it has neither files nor a base_url")
+        return
     if not source.files:
         raise UserError(f"{at}.files: is empty")
     if not re.match(r"(https?|file)://", source.base_url):
@@ -129,7 +136,7 @@ def _build(cls: type, entry: Any, at: str) -> Any:
         if key not in fields:
             raise UserError(f"{at}.{key}: unknown key; {nearest(key, [name for name in fields if name != 'name'])}")
     for key, field in fields.items():
-        if key not in entry and field.default is dataclasses.MISSING:
+        if key not in entry and field.default is field.default_factory is dataclasses.MISSING:
             raise UserError(f"{at}.{key}: is required")
     return cls(**{key: _value(hints[key], value, f"{at}.{key}") for key, value in entry.items()})
 

@@ -74,11 +74,11 @@ class ItemDataset(Dataset):
 class ManifestDataset(ItemDataset):
     """One item per recording of a manifest.
 
-    manifest: CSV of prepared recordings.    sample_rate: their rate, Hz.    segment: samples per item, cut out at a
-    random position; None for whole recordings.
+    manifest: CSV of prepared recordings, or a list of them.    sample_rate: their rate, Hz.
+    segment: samples per item, cut out at a random position; None for whole recordings.
     """
 
-    def __init__(self, manifest: str, sample_rate: int, segment: int | None, seed: int):
+    def __init__(self, manifest: str | list[str], sample_rate: int, segment: int | None, seed: int):
         if segment is not None and segment < 1:
             raise UserError(f"segment={segment}: must be at least 1 sample, or null for whole recordings")
         if seed < 0:
@@ -109,6 +109,15 @@ class ManifestDataset(ItemDataset):
         if wav.ndim != 1:
             raise UserError(f"{path}: has {wav.shape[1]} channels; prepared recordings have one: prepare it again")
         return wav if length is None else fit(wav, length)
+
+
+def evenly_spread(count: int, limit: int | None) -> np.ndarray:
+    """Which `limit` of `count` recordings to use, evenly spread over the list: int64 [min(count, limit)]; None: all."""
+    if limit is None:
+        return np.arange(count)
+    if limit < 1:
+        raise UserError(f"limit={limit}: must be at least 1, or null for all recordings")
+    return np.unique(np.linspace(0, count - 1, min(limit, count)).round().astype(np.int64))
 
 
 def peak_normalised(wav: np.ndarray, peak: float) -> np.ndarray:

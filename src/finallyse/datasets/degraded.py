@@ -6,9 +6,9 @@ import numpy as np
 
 from finallyse.audio.resample import resample
 from finallyse.augmentations import Chain
-from finallyse.augmentations.base import fit
+from finallyse.augmentations.base import fit, interval
 from finallyse.datasets import datasets_registry
-from finallyse.datasets.base import ManifestDataset, Task, tensor
+from finallyse.datasets.base import ManifestDataset, Task, evenly_spread, tensor
 from finallyse.errors import UserError
 
 WAVLM_HOP = 320  # samples at 16 kHz between WavLM's frames
@@ -20,19 +20,23 @@ class DegradedDataset(ManifestDataset):
     augmentations: list of {name, probability, args}.    segment: samples of the target; None: whole recordings.
     context: samples degraded as a whole, including the segment; None: the segment alone.
     input_rate, output_rate: Hz; the recordings are at `output_rate`.
+    level_db: [min, max] largest magnitude of the input, dBFS, to which input and target are scaled by the same factor;
+    None: levels are as recorded, clamped to [-1, 1].
     """
 
     def __init__(
         self,
-        manifest: str,
+        manifest: str | list[str],
         augmentations: list[dict],
         segment: int | None,
         context: int | None,
         input_rate: int,
         output_rate: int,
         seed: int,
+        level_db: list[float] | None = None,
     ):
         super().__init__(manifest, output_rate, segment, seed)
+        self.level_db = level_db and interval(level_db, "level_db", -80, 0)
         if output_rate % input_rate:
             raise UserError(f"output_rate={output_rate} is not a multiple of input_rate={input_rate}")
         self.input_rate, self.factor = input_rate, output_rate // input_rate
@@ -53,6 +57,9 @@ class DegradedDataset(ManifestDataset):
         path = self.manifest.path(row)
         degraded = self.chain.apply(clean, self.output_rate, self.chain.draw(self.seed, epoch, index), str(path))
         degraded = fit(resample(degraded, self.output_rate, self.input_rate), len(clean) // self.factor)
+        if self.level_db and (peak := float(np.abs(degraded).max())):
+            gain = np.float32(10 ** (self.rng(epoch, index, "level").uniform(*self.level_db) / 20) / peak)
+            degraded, clean = degraded * gain, clean * gain
         context, start = tensor(np.clip(degraded, -1, 1), path), begin // self.factor
         item = {
             "input_wav": context[start : start + cut // self.factor],
@@ -105,6 +112,57 @@ class AugmentedLibriTTS(DegradedDataset):
             places = max(0, frames - cut) // WAVLM_HOP + 1
             begin = WAVLM_HOP * int(self.rng(epoch, index, "cut").integers(places))
         return self.degraded(epoch, index, index, clean, begin, cut)
+
+
+@datasets_registry.register("degraded_speech")
+class DegradedSpeech(DegradedDataset):
+    """Recordings of one or several corpora, degraded: for networks that clean speech at its own rate.
+
+    Args:
+        manifest: CSV of prepared speech, or a list of them; one that is listed twice is used twice per epoch.
+        augmentations: list of {name, probability, args}.
+        segment: samples per item; null: whole recordings.
+        context: samples degraded as a whole, from which the segment is cut, so that reverberation includes sound before
+            the segment; null: the segment is degraded alone.
+        level_db: [min, max] largest magnitude of the input, dBFS, to which input and target are scaled together; null:
+            as recorded, clamped to [-1, 1].
+        limit: number of recordings, evenly spread over the list; null: all.
+        sample_rate: sample rate of the manifests' recordings, Hz.
+        seed: seed of segments, degradations and levels.
+
+    Items: input_wav [segment] (degraded), wav [segment] (clean), name. Recordings shorter than the segment are padded
+    with zeros before they are degraded.
+    """
+
+    @classmethod
+    def task_of(cls, **args) -> Task:
+        return Task("speech enhancement", "Noisy", "the input, degraded")
+
+    def __init__(
+        self,
+        manifest: str | list[str],
+        augmentations: list[dict],
+        segment: int | None = 32768,
+        context: int | None = None,
+        level_db: list[float] | None = None,
+        limit: int | None = None,
+        sample_rate: int = 16000,
+        seed: int = 0,
+    ):
+        super().__init__(manifest, augmentations, segment, context, sample_rate, sample_rate, seed, level_db)
+        self.has_context = False  # it is not part of the items
+        self.chosen = evenly_spread(len(self.manifest), limit)
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def item(self, epoch: int, index: int) -> dict:
+        row = int(self.chosen[index])
+        start, frames = self.place(epoch, row)
+        clean = self.read(self.manifest.path(row), start, frames, self.segment)
+        cut = len(clean) if self.cut is None else self.cut
+        begin = int(self.rng(epoch, row, "cut").integers(max(0, min(frames, len(clean)) - cut) + 1))
+        return self.degraded(epoch, row, row, clean, begin, cut)
 
 
 @datasets_registry.register("augmented_daps")

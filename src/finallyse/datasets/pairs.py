@@ -7,7 +7,7 @@ import numpy as np
 from finallyse.augmentations.base import fit
 from finallyse.corpora.manifest import Manifest
 from finallyse.datasets import datasets_registry
-from finallyse.datasets.base import PEAK, ManifestDataset, Task, peak_normalised, tensor
+from finallyse.datasets.base import PEAK, ManifestDataset, Task, evenly_spread, peak_normalised, tensor
 from finallyse.errors import UserError
 
 
@@ -79,13 +79,8 @@ class VctkDemand(ManifestDataset):
     ):
         super().__init__(manifest, sample_rate, None, 0)
         self.manifest.noisy_path(0)
-        chosen = np.arange(len(self.manifest))
-        if limit is not None:
-            if limit < 1:
-                raise UserError(f"vctk-demand: limit={limit}: must be at least 1, or null for all utterances")
-            chosen = np.unique(np.linspace(0, len(chosen) - 1, min(limit, len(chosen))).round().astype(np.int64))
-        self.chosen = chosen
-        self.targets, self.target_of = self.manifest, chosen
+        self.chosen = evenly_spread(len(self.manifest), limit)
+        self.targets, self.target_of = self.manifest, self.chosen
         if target_manifest is not None:
             self.targets, self.target_of = self._targets(target_manifest)
         self.output_rate = self.targets.rate

@@ -92,6 +92,14 @@ class _Dnsmos(Metric):
         return dict(zip(self.columns, values, strict=True))
 
 
+def background(wav: np.ndarray) -> float:
+    """DNSMOS BAK of the 9.01 s in the middle of wav [T], 16 kHz; a shorter signal is repeated."""
+    start = max(0, len(wav) - WINDOW) // 2
+    window = np.resize(wav[start : start + WINDOW], WINDOW).astype(np.float32)
+    bak = _session("dnsmos_models/sig_bak_ovr.onnx").run(None, {"input_1": window[None]})[0][0, 1]
+    return float(np.polyval(POLYNOMIALS["dnsmos"][1], float(bak)))
+
+
 @metrics_registry.register("dnsmos")
 class Dnsmos(_Dnsmos):
     """Overall quality (`dnsmos`), signal, background (P.835) and the single score of P.808."""

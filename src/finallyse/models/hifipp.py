@@ -139,6 +139,8 @@ class MultiScaleResnet2d(MultiScaleResnet):
     def forward(self, x: Tensor) -> Tensor:
         bins = x.shape[2]
         step = max(16, self.multiple)
+        if x.device.type == "cpu":  # on which convolutions of few channels are faster in this layout
+            x = x.contiguous(memory_format=torch.channels_last)
         return self.net(F.pad(x, (0, 0, 0, step - bins % step)))[:, :, :bins]
 
 
@@ -225,15 +227,20 @@ class SpectralUNet(nn.Module):
 class SpectralMaskNet(nn.Module):
     """Multiplies each channel's STFT by a mask that a 2-d U-Net predicts from the magnitudes of all channels.
 
-    Bin 0 and frame 0 pass unchanged. The transforms and the multiplication are float32 even under autocast.
+    Bin 0 and frame 0 pass unchanged. The U-Net sees the magnitudes to the power of `compression`. The transforms and
+    the multiplication are float32 even under autocast.
 
     Shapes: waveform features [B, C, T] -> [B, C, T], any T.
     """
 
     n_fft, hop = 1024, 256
+    floor = 1e-4
 
-    def __init__(self, channels: int, block_widths: list[int], block_depth: int, norm_type: NormType):
+    def __init__(
+        self, channels: int, block_widths: list[int], block_depth: int, norm_type: NormType, compression: float = 1.0
+    ):
         super().__init__()
+        self.compression = compression
         self.net = MultiScaleResnet2d(
             block_widths, block_depth, in_width=channels, out_width=channels, scale_factor=2, norm_type=norm_type
         )
@@ -251,6 +258,8 @@ class SpectralMaskNet(nn.Module):
         padding = -frames % max(8, self.net.multiple)
         right = padding // 2
         left = padding - right
+        if self.compression != 1:
+            magnitudes = (magnitudes + self.floor) ** self.compression  # the floor bounds the gradient of silence
         x = self.net(F.pad(magnitudes, (left, right)))
         return F.softplus(x[..., left : left + frames].float())
 
@@ -274,6 +283,8 @@ class HiFiPlusPlusGenerator(Generator):
             each inner level of this U-Net.
         spectralunet_positional_encoding: give the SpectralUNet the position of each bin, 0 to 1, as an extra channel.
         spectralunet_out_channels: output channels of the SpectralUNet.
+        spectralmasknet_compression: exponent of the magnitudes that the SpectralMaskNet sees, in (0, 1]; published: 1.
+            Below 1, quiet and loud parts of a spectrum are of similar size, from which it learns faster.
         norm_type: norm of the weights of all convolutions: "weight" or "spectral".
         use_skip_connect: add the input of each of the last two U-Nets to its output through a 1x1 convolution
             (initialised to the identity; kept, unused and frozen, if that U-Net is missing).
@@ -313,12 +324,15 @@ class HiFiPlusPlusGenerator(Generator):
         use_spectralmasknet: bool = True,
         spectralmasknet_block_widths: list[int] = (8, 12, 24, 32),
         spectralmasknet_block_depth: int = 4,
+        spectralmasknet_compression: float = 1.0,
         norm_type: Literal["weight", "spectral"] = "weight",
         use_skip_connect: bool = True,
         waveunet_before_spectralmasknet: bool = True,
         time_padding: Literal["multiple", "power_of_two"] = "multiple",
     ):
         super().__init__()
+        if not 0 < spectralmasknet_compression <= 1:
+            raise UserError(f"spectralmasknet_compression={spectralmasknet_compression} must lie in (0, 1]")
         norm = norm_of(norm_type)
         self.waveunet_before_spectralmasknet = waveunet_before_spectralmasknet
         self.hifi = Upsampler(
@@ -351,7 +365,11 @@ class HiFiPlusPlusGenerator(Generator):
             )
         if use_spectralmasknet:
             self.spectralmasknet = SpectralMaskNet(
-                channels, spectralmasknet_block_widths, spectralmasknet_block_depth, norm_type
+                channels,
+                spectralmasknet_block_widths,
+                spectralmasknet_block_depth,
+                norm_type,
+                spectralmasknet_compression,
             )
         if use_skip_connect:  # both, as in published checkpoints, even if one of the nets is missing
             self.waveunet_skip_connect = init_identity(norm(nn.Conv1d(channels, channels, 1)))
