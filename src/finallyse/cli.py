@@ -59,7 +59,13 @@ def config(
 def enhance(
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="recordings or folders of them; -: stdin")],
     output: Annotated[str, typer.Argument(help="output file, or folder for several inputs; -: WAV to stdout")],
-    checkpoint: Annotated[str, typer.Option(help="trained network, results/NETWORK.ckpt")],
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME | FILE",
+            help="trained network: results/NETWORK.ckpt, or one that comes with the package; default: small",
+        ),
+    ] = None,
     rate: Annotated[int, typer.Option(help="sample rate of the output, Hz")] = 48000,
     format: Annotated[str, typer.Option(help="output format in a folder: wav, flac, ogg, opus, mp3")] = "wav",
     subtype: Annotated[
@@ -105,15 +111,16 @@ def enhance(
 def pack(
     checkpoint: Annotated[str, typer.Argument(help="trained network, results/NETWORK.ckpt")],
     output: Annotated[str, typer.Argument(help="checkpoint to write")],
+    card: Annotated[str | None, typer.Option(help="model card, a text file, to embed")] = None,
     wavlm: Annotated[
         str | None, typer.Option(help="folder of WavLM, if the path in the checkpoint no longer exists")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="overwrite an existing file")] = False,
 ) -> None:
-    """Write a self-contained checkpoint: drops the discriminators, embeds WavLM."""
+    """Write a self-contained checkpoint: drops the discriminators, embeds WavLM and a model card."""
     from finallyse.inference.pack import pack as write
 
-    write(checkpoint, output, wavlm, force)
+    write(checkpoint, output, wavlm, force, card)
 
 
 @app.command()
@@ -159,8 +166,21 @@ def convert(
 @app.command()
 def models(
     seconds: Annotated[float, typer.Option(min=0.1, help="length of the clip for counting operations")] = 1.024,
+    card: Annotated[
+        str | None, typer.Option(metavar="NAME | FILE", help="print a checkpoint's model card instead")
+    ] = None,
 ) -> None:
-    """List the networks: paper, parameters, input, output, multiply-accumulate operations per second of audio."""
+    """List the trained networks that come with the package, and the networks that can be trained.
+
+    For the latter: paper, parameters, input, output, multiply-accumulate operations per second of audio.
+    """
+    if card:
+        from finallyse.models.checkpoint import load_checkpoint
+        from finallyse.pretrained import checkpoint_file
+
+        loaded = load_checkpoint(checkpoint_file(card))
+        print(loaded.card or f"{loaded.path}: without a model card (`finallyse pack --card` embeds one)")
+        return
     from finallyse.models.table import show
 
     show(seconds)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from finallyse.errors import UserError
 from finallyse.inference.files import Options, enhance_files, plan_outputs
+from finallyse.pretrained import checkpoint_file
 
 
 def run(
     inputs: Sequence[str],
     output: str,
-    checkpoint: str,
+    checkpoint: str | None,
     *,
     rate: int,
     suffix: str,
@@ -32,8 +32,7 @@ def run(
     if options["precision"] not in ("fp32", "bf16"):
         raise UserError(f"--precision {options['precision']}: must be fp32 or bf16")
     writing = Options(rate=rate, suffix=suffix, subtype=subtype, force=force)
-    if not Path(checkpoint).is_file():
-        raise UserError(f"--checkpoint {checkpoint}: no such file")
+    trained = checkpoint_file(checkpoint)
     pairs = plan_outputs(inputs, output, writing)
     # on termination, remove temporary files
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
@@ -45,5 +44,5 @@ def run(
     if threads:
         torch.set_num_threads(threads)
     tune_process()
-    enhancer = Enhancer.from_checkpoint(checkpoint, **options)
+    enhancer = Enhancer.from_checkpoint(trained, **options)
     return 1 if enhance_files(enhancer, pairs, writing) else 0

@@ -17,16 +17,25 @@ KEY = "wavlm_files"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
-def pack(checkpoint: str | Path, output: str | Path, wavlm: str | Path | None = None, force: bool = False) -> None:
+def pack(
+    checkpoint: str | Path,
+    output: str | Path,
+    wavlm: str | Path | None = None,
+    force: bool = False,
+    card: str | Path | None = None,
+) -> None:
     """Write a self-contained checkpoint: the generator and, if it needs WavLM, the contents of WavLM's folder.
 
-    wavlm: that folder; None: the path in the checkpoint's config. The output can be used like any checkpoint.
+    wavlm: that folder; None: the path in the checkpoint's config.    card: text file of its model card.
+    The output can be used like any checkpoint.
     Raises UserError for missing files, and for an existing output, unless `force`.
     """
     if Path(output).exists() and not force:
         raise UserError(f"{output}: exists; give --force to replace it")
     loaded = load_checkpoint(checkpoint)
     content = load_tensors(checkpoint) | {"discriminators": {}, "level": loaded.level}
+    if card:
+        content["card"] = Path(card).read_text(encoding="utf-8")
     if loaded.build_generator().input_kind == "wav+ssl" and (wavlm or KEY not in content):
         folder = find_wavlm(loaded, wavlm)
         WavLM(folder)  # fail here rather than when the packed file is used

@@ -4,7 +4,8 @@ A checkpoint is a dict of plain values and tensors that `torch.load(weights_only
 
     format "finallyse checkpoint", format_version, package_version, network, config (the resolved experiment),
     level {"peak": largest magnitude of each waveform that the network was trained on} or None (levels as recorded),
-    step, devices {name: steps trained there}, generator (state_dict), discriminators {name: state_dict}
+    step, devices {name: steps trained there}, generator (state_dict), discriminators {name: state_dict},
+    card (model card, Markdown; only of packed checkpoints)
 
 It is written atomically and loaded strictly.
 """
@@ -45,6 +46,7 @@ class Checkpoint:
     devices: dict[str, int]
     generator: dict[str, Tensor]
     discriminators: dict[str, dict[str, Tensor]]
+    card: str = ""
 
     def build_generator(self) -> nn.Module:
         """Build the generator that the config describes, in eval mode, and strictly load the checkpoint's weights."""
@@ -100,6 +102,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         )
     if "level" not in content and "config" in content:  # written before the level was recorded
         content["level"] = _level_of(content["config"])
+    content.setdefault("card", "")
     fields = {field.name for field in dataclasses.fields(Checkpoint)} - {"path"}
     if missing := sorted(fields - content.keys()):
         raise UserError(f"{path}: damaged checkpoint, without {', '.join(missing)}")

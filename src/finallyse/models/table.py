@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from finallyse.models import models_registry
 from finallyse.models.base import Generator
 from finallyse.models.norms import fold
+from finallyse.pretrained import PRETRAINED
 
 WAVLM_LARGE = 1024  # channels
 VARIANTS = {"finally_gen": [{}, {"use_upsamplewaveunet": True}]}  # the others: their defaults
@@ -40,6 +41,10 @@ def show(seconds: float, console: Console | None = None) -> None:
         cost = f"{row.macs_per_second / 1e9:.2f}"
         table.add_row(row.name, row.paper, f"{row.parameters:,}", row.takes, row.gives, cost)
     console = console or Console(width=160)
+    console.print("Trained, in the package (finallyse enhance --checkpoint NAME; --card NAME prints the model card):")
+    for name, network in PRETRAINED.items():
+        console.print(f"  [bold]{name}[/bold]  {network.summary}", highlight=False)
+    console.print("\nTo train:")
     console.print(table)
     console.print(
         "Parameters without the norms' gains; WavLM, which finally_gen is conditioned on, apart. Multiply-accumulate "

@@ -1,0 +1,54 @@
+"""Trained networks that come with the package, for use without training.
+
+    finallyse.load()                        the default
+    finallyse.load("small")                 by name
+
+Each is a self-contained checkpoint in this folder, with its model card inside (`finallyse models --card NAME`). The
+SHA-256 of the file is pinned here, so that a damaged installation is noticed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+from finallyse.errors import UserError, nearest
+
+FOLDER = Path(__file__).parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A built-in network. sha256: of its checkpoint, `<name>.ckpt`.    summary: one line for `finallyse models`."""
+
+    sha256: str
+    summary: str
+
+
+PRETRAINED = {
+    "small": Pretrained(
+        sha256="0" * 64,
+        summary="removes noise and moderate reverberation; HiFi++ of 0.33 M parameters, 16 kHz",
+    ),
+}
+DEFAULT = "small"
+
+
+def checkpoint_file(checkpoint: str | Path | None = None) -> Path:
+    """The file of a checkpoint: a path, the name of a built-in network, or None for the default one.
+
+    A file of that name in the current folder has priority. Raises UserError for a file that does not exist and for a
+    built-in one that is damaged.
+    """
+    name = DEFAULT if checkpoint is None else str(checkpoint)
+    path = Path(name)
+    if path.is_file() and checkpoint is not None:
+        return path
+    if name not in PRETRAINED:
+        suggestion = f"; {nearest(name, PRETRAINED)}" if path.name == name and not path.suffix else ""
+        raise UserError(f"{name}: no such checkpoint{suggestion}")
+    path = FOLDER / f"{name}.ckpt"
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != PRETRAINED[name].sha256:
+        raise UserError(f"{path}: the built-in network {name!r} is missing or damaged; install the package again")
+    return path
