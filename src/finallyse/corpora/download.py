@@ -11,6 +11,7 @@ import dataclasses
 import json
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,6 @@ from finallyse.progress import Progress
 
 if TYPE_CHECKING:
     import requests
-    import tenacity
 
 BLOCK = 1 << 20
 TIMEOUT_S = (15, 60)  # connecting, waiting for the next bytes
@@ -185,41 +185,30 @@ class _Download:
 
     def _fetch(self) -> None:
         """Complete the part."""
-        import tenacity
-
         if self.source is not None:
             self._copy(Path(self.source))
             return
         fruitless, furthest = 0, 0
-
-        def count(_state: tenacity.RetryCallState) -> None:
-            nonlocal fruitless, furthest
-            fruitless = 0 if self._here() > furthest else fruitless + 1
-            furthest = max(self._here(), furthest)
-
-        def pause(state: tenacity.RetryCallState) -> float:
-            backed_off = min(60.0, self.wait_s * 2 ** (fruitless - 1)) if fruitless else self.wait_s / 4
-            return max(backed_off, state.outcome.exception().again_after_s)
-
-        def tell(state: tenacity.RetryCallState) -> None:
-            self.say(f"{self.url}: {state.outcome.exception()}; trying again in {state.next_action.sleep:.2g} s")
-
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(_Retry),
-            after=count,
-            stop=lambda _state: fruitless >= self.attempts,
-            wait=pause,
-            before_sleep=tell,
-            reraise=True,
-        )
-        try:
-            for attempt in retrying:
-                with attempt, self._http_errors():
+        while True:
+            try:
+                with self._http_errors():
                     self._transfer()
-        except _Retry as error:
-            goes_on = f" (it goes on after the {megabytes(self._here())} that are here)" if self._here() else ""
-            remedy = f"check the network and run the same command again{goes_on}, or {self.other_source}"
-            raise UserError(f"{self.url}: {error}, {self.attempts} times in a row; {error.remedy or remedy}") from error
+                return
+            except _Retry as error:
+                here = self._here()
+                fruitless = 0 if here > furthest else fruitless + 1
+                furthest = max(here, furthest)
+                if fruitless >= self.attempts:
+                    raise self._given_up(error) from error
+                backed_off = min(60.0, self.wait_s * 2 ** (fruitless - 1)) if fruitless else self.wait_s / 4
+                pause = max(backed_off, error.again_after_s)
+                self.say(f"{self.url}: {error}; trying again in {pause:.2g} s")
+            time.sleep(pause)
+
+    def _given_up(self, error: _Retry) -> UserError:
+        resumes = f" (it resumes after the {megabytes(self._here())} that are here)" if self._here() else ""
+        remedy = f"check the network and run the same command again{resumes}, or {self.other_source}"
+        return UserError(f"{self.url}: {error}, {self.attempts} times in a row; {error.remedy or remedy}")
 
     def _copy(self, source: Path) -> None:
         if not source.is_file():
