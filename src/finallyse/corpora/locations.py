@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
+from finallyse.corpora.checksums import sha256
 from finallyse.corpora.sources import RemoteFile, Source
 from finallyse.errors import UserError, nearest
 
@@ -197,5 +198,5 @@ def folder_fingerprint(folder: str | Path) -> str:
     digest = hashlib.sha256()
     for name, path, stat in stats:
         digest.update(f"{name}\0{stat.st_size}\0".encode("utf-8", "surrogateescape"))
-        digest.update(hashlib.sha256(path.read_bytes()).digest() if small else str(stat.st_mtime_ns).encode())
+        digest.update(bytes.fromhex(sha256(path)) if small else str(stat.st_mtime_ns).encode())
     return digest.hexdigest()[:16]
