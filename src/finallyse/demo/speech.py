@@ -162,7 +162,7 @@ def collect_speech(
 
 def _find(folder: Path, left_out: dict[str, str]) -> list[Recording]:
     recordings = []
-    for path in files_below(folder):
+    for path in sorted(files_below(folder)):
         suffix = Path(path).suffix.lower()
         if suffix in NO_AUDIO:
             left_out[path] = "not audio"
