@@ -16,6 +16,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from finallyse.cli import positive
 from finallyse.errors import one_line_errors
 from finallyse.metrics import metrics_registry
 from finallyse.metrics.evaluate import describe, evaluate
@@ -38,10 +39,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="device of neural-network metrics"
     )
-    parser.add_argument("--jobs", type=int, metavar="N", help="processes; default: one per core")
+    parser.add_argument("--jobs", type=positive, metavar="N", help="processes; default: one per core")
     options = parser.parse_args(arguments)
-    if options.jobs is not None and options.jobs < 1:
-        parser.error("--jobs must be 1 or more")
     if options.metrics == ["all"]:
         options.metrics = list(metrics_registry)
     return options

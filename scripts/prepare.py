@@ -5,12 +5,10 @@
 """
 
 import argparse
-import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes are the parallelism
 
 from finallyse.corpora.prepare import prepare
 from finallyse.errors import one_line_errors
+from finallyse.hardware import cores
 
 
 def main() -> None:
@@ -20,7 +18,7 @@ def main() -> None:
     parser.add_argument("--source", required=True, help="folder of the unpacked corpus, or of your own recordings")
     parser.add_argument("--output", required=True, help="output folder")
     parser.add_argument("--rate", required=True, type=int, help="sample rate of the prepared files, Hz")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: all cores)")
+    parser.add_argument("--jobs", type=int, default=cores(), help="processes (default: all cores)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the splits (default: 0)")
     parser.add_argument(
         "--max-dropped", type=float, default=0.5, help="fail if more than this share is unusable (default: 0.5)"

@@ -11,16 +11,8 @@ written.
 import argparse
 from pathlib import Path
 
+from finallyse.cli import positive
 from finallyse.errors import UserError, one_line_errors
-
-
-def positive(text: str) -> int:
-    """Parse an option's value that must be 1 or more."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value
-
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--results", type=Path, required=True, metavar="DIR", help="results folder of the workflow")

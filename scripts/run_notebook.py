@@ -61,7 +61,7 @@ def execute(path: Path, values: list[str], timeout: int, sockets: Path) -> str:
 
     try:
         notebook = nbformat.read(path, as_version=4)
-    except (OSError, nbformat.reader.NotJSONError) as error:
+    except nbformat.reader.NotJSONError as error:
         raise UserError(f"{path}: cannot be read as a notebook ({error})") from error
     position = next((i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])), None)
     if values and position is None:

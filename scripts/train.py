@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 
-from finallyse.errors import UserError, one_line_errors
+from finallyse.errors import one_line_errors
 
 HELP = """\
 usage: python scripts/train.py exp.config_path=FILE [exp.run_name=NAME] [key=value ...]
@@ -46,12 +46,7 @@ def main(arguments: list[str]) -> int:
     from finallyse.config import load_experiment
     from finallyse.training.engine import train
 
-    try:
-        return train(load_experiment(arguments))
-    except OSError as error:
-        if error.strerror is None:
-            raise
-        raise UserError(f"{error.filename or 'a file'}: {error.strerror}") from error
+    return train(load_experiment(arguments))
 
 
 if __name__ == "__main__":

@@ -484,7 +484,7 @@ def test_errors_name_the_file(corpora, tmp_path):
     path = list_files(tmp_path, {"a.wav": np.ones(20000) * 0.1})
     (tmp_path / "a.wav").write_bytes((tmp_path / "a.wav").read_bytes()[:900])
     for name in ("mel_dataset", "vctk", "voicebank", "augmented_libritts-r"):
-        with pytest.raises(UserError, match=r"a\.wav: cut short"):
+        with pytest.raises(UserError, match=r"a\.wav: truncated"):
             build(name, corpora, manifest=path)[(1, 0)]
     sf.write(tmp_path / "a.wav", np.full(20000, np.nan), 16000, subtype="FLOAT")
     for name in ("mel_dataset", "vctk", "voicebank", "augmented_libritts-r"):

@@ -206,7 +206,7 @@ def test_a_recording_of_zero_samples_stops_with_its_name(folder):
     for speaker in "abcd":
         write(folder / speaker / "good.wav", voice(5), 16_000)
     write(folder / "b" / "ünd leer.wav", np.zeros(0), 16_000)
-    with pytest.raises(UserError, match=r"b/ünd leer.wav: holds no samples"):
+    with pytest.raises(UserError, match=r"b/ünd leer.wav: has no samples"):
         collect(folder)
 
 

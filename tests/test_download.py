@@ -71,7 +71,7 @@ def test_progress_counts_drops_as_no_failure(server, target):
 
 def test_an_interrupted_run_is_continued_by_the_next(server, target, lock):
     server.faults["/file.bin"] = Faults(drops=1, drop_after=120_000)
-    with pytest.raises(UserError, match="it goes on after the 120 kB that are here"):
+    with pytest.raises(UserError, match="it resumes after the 120 kB that are here"):
         server.faults["/file.bin"].unavailable = 0
         interrupted(server, target, lock)
     assert not target.exists()

@@ -529,7 +529,7 @@ def test_a_bad_file_does_not_stop_the_others(checkpoints, tmp_path, minute, capf
     report = capfd.readouterr().err
     assert "enhanced 3 of 6 files" in report and "real-time factor" in report
     listed = report.split("3 of 6 files were not enhanced:")[1]
-    for name, why in (("b.mp3", "cannot be decoded"), ("d.wav", "cut short"), ("f.wav", "holds no samples")):
+    for name, why in (("b.mp3", "cannot be decoded"), ("d.wav", "truncated"), ("f.wav", "has no samples")):
         assert f"{inputs / name}: " in listed and why in listed
 
 

@@ -15,7 +15,7 @@ import pytest
 import soundfile
 
 from finallyse.corpora.archives import unpack
-from finallyse.corpora.checksums import ChecksumLock, digest
+from finallyse.corpora.checksums import ChecksumLock, sha256
 from finallyse.corpora.layouts import find_recordings
 from finallyse.corpora.sources import read_sources
 from finallyse.demo import synthesis
@@ -122,7 +122,7 @@ def test_the_same_input_gives_the_same_bytes(packed, sources, speech_table, tmp_
     for name in ("vctk", "libritts-r", "dns5-rooms"):
         pack(sources[name], speech_table, tmp_path / name)
         for path in (tmp_path / name).iterdir():
-            assert digest(path, "sha256") == digest(packed / name / path.name, "sha256"), path
+            assert sha256(path) == sha256(packed / name / path.name), path
 
 
 def test_it_is_said_whose_voice_it_is(packed):

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from finallyse.errors import UserError
+from finallyse.errors import naming
 
 
 @contextlib.contextmanager
@@ -15,15 +15,16 @@ def replacing(path: str | Path, durable: bool = False) -> Iterator[Path]:
     """The path of a file to write in the place of `path`, which it replaces when the block ends without an error.
 
     After an error it is removed, and what was at `path` is untouched. `durable`: also safe from a power failure, at the
-    price of waiting for the disk.
+    price of waiting for the disk. An OSError of the file, for example of a full disk, names `path`.
     """
     path = Path(path)
     part = path.with_name(f"{path.name}.part")
     try:
-        yield part
-        if durable:
-            sync(part)
-        part.replace(path)
+        with naming(path, part):
+            yield part
+            if durable:
+                sync(part)
+            part.replace(path)
         if durable:
             sync(path.parent)
     except BaseException:
@@ -32,13 +33,10 @@ def replacing(path: str | Path, durable: bool = False) -> Iterator[Path]:
 
 
 def write_bytes(path: str | Path, *parts: bytes) -> None:
-    """Write `parts` to a file; raises a UserError with the path on failure."""
-    try:
-        with replacing(path) as part, part.open("wb") as file:
-            for chunk in parts:
-                file.write(chunk)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+    """Write `parts` to a file."""
+    with replacing(path) as part, part.open("wb") as file:
+        for chunk in parts:
+            file.write(chunk)
 
 
 def sync(path: Path) -> None:

@@ -2,194 +2,223 @@
 
 from __future__ import annotations
 
+import argparse
+import inspect
 import sys
-from typing import Annotated
-
-import typer
+from argparse import ArgumentParser
+from collections.abc import Sequence
 
 from finallyse.errors import one_line_errors
 
-app = typer.Typer(
-    help="Enhance speech, convert checkpoints, inspect networks, corpora and runs.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
+
+def positive(text: str) -> int:
+    """Type of options that must be 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
 
 
-@app.callback()
-def finallyse() -> None:
-    """Enhance speech, convert checkpoints, inspect networks, corpora and runs."""
-
-
-@app.command()
-def status(
-    config: Annotated[
-        list[str] | None,
-        typer.Option(help="config file over config/config.yaml, or key=value, as for Snakemake"),
-    ] = None,
-    more: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[FILE | KEY=VALUE]...", help="additional config files or overrides"),
-    ] = None,
-) -> None:
+def status(parser: ArgumentParser, words: Sequence[str]) -> None:
     """Show which outputs exist, which jobs are running, and the step and time left of each training."""
+    _add_pipeline(parser)
+    options = parser.parse_intermixed_args(words)
     from finallyse.status import show
 
-    show([*(config or []), *(more or [])])
+    show([*options.config, *options.more])
 
 
-@app.command()
-def config(
-    name: Annotated[str, typer.Argument(metavar="NETWORK | FILE", help="network of the pipeline, or experiment file")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="options to override, as for scripts/train.py")
-    ] = None,
-    configfile: Annotated[
-        list[str] | None, typer.Option(help="config file over config/config.yaml, as for Snakemake; may be repeated")
-    ] = None,
-) -> None:
+def config(parser: ArgumentParser, words: Sequence[str]) -> None:
     """Print an experiment in full: the resolved value of every option and where it comes from."""
+    parser.add_argument("name", metavar="NETWORK|FILE", help="network of the pipeline, or experiment file")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="options to override, as for scripts/train.py"
+    )
+    parser.add_argument(
+        "--configfile",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="config file over config/config.yaml, as for Snakemake; may be repeated",
+    )
+    options = parser.parse_intermixed_args(words)
     from finallyse.provenance import show
 
-    show(name, overrides or [], configfile or [])
+    show(options.name, options.overrides, options.configfile)
 
 
-@app.command()
-def enhance(
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="recordings or folders of them; -: stdin")],
-    output: Annotated[str, typer.Argument(help="output file, or folder for several inputs; -: WAV to stdout")],
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME | FILE",
-            help="trained network: results/NETWORK.ckpt, or one that comes with the package; default: small",
-        ),
-    ] = None,
-    rate: Annotated[int, typer.Option(help="sample rate of the output, Hz")] = 48000,
-    format: Annotated[str, typer.Option(help="output format in a folder: wav, flac, ogg, opus, mp3")] = "wav",
-    subtype: Annotated[
-        str | None, typer.Option(help="sample format of WAV and FLAC: PCM_16 (default), PCM_24, FLOAT")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="overwrite existing files")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, or bf16: faster, differs from fp32 by about -45 dB")] = "fp32",
-    batch: Annotated[int | None, typer.Option(min=1, help="windows per batch; default: 1 on a CPU, 4 on a GPU")] = None,
-    chunk: Annotated[float, typer.Option(help="window length in seconds")] = 20.48,
-    wavlm: Annotated[
-        str | None, typer.Option(help="folder of WavLM, if the path in the checkpoint no longer exists")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: PyTorch's own")] = None,
-) -> None:
+def enhance(parser: ArgumentParser, words: Sequence[str]) -> int:
     """Enhance recordings of any format, rate, length and number of channels, or the sound track of a video.
 
     Several inputs, or folders, are written to the folder OUTPUT. Files are written atomically. A file that cannot be
     enhanced does not stop the others; it is listed at the end and the exit status is 1.
     """
+    add = parser.add_argument
+    add("inputs", nargs="+", metavar="INPUT", help="recordings or folders of them; -: stdin")
+    add("output", metavar="OUTPUT", help="output file, or folder for several inputs; -: WAV to stdout")
+    add(
+        "--checkpoint",
+        metavar="NAME|FILE",
+        help="trained network: results/NETWORK.ckpt, or one that comes with the package (default: small)",
+    )
+    add("--rate", type=int, default=48000, metavar="HZ", help="sample rate of the output, Hz (default: %(default)s)")
+    add(
+        "--format",
+        default="wav",
+        help="output format in a folder: wav, flac, ogg, opus, mp3 (default: %(default)s)",
+    )
+    add("--subtype", help="sample format of WAV and FLAC: PCM_16 (default), PCM_24, FLOAT")
+    add("--force", action="store_true", help="overwrite existing files")
+    add("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
+    add(
+        "--precision",
+        default="fp32",
+        help="fp32, or bf16: faster, differs from fp32 by about -45 dB (default: %(default)s)",
+    )
+    add("--batch", type=positive, metavar="N", help="windows per batch (default: 1 on a CPU, 4 on a GPU)")
+    add("--chunk", type=float, default=20.48, metavar="S", help="window length in seconds (default: %(default)s)")
+    add("--wavlm", metavar="DIR", help="folder of WavLM, if the path in the checkpoint no longer exists")
+    add("--threads", type=positive, metavar="N", help="CPU threads (default: PyTorch's own)")
+    options = vars(parser.parse_intermixed_args(words))
     from finallyse.inference.command import run
 
-    sys.exit(
-        run(
-            inputs,
-            output,
-            checkpoint,
-            rate=rate,
-            suffix=f".{format.lower().lstrip('.')}",
-            subtype=subtype,
-            force=force,
-            device=device,
-            precision=precision,
-            batch=batch,
-            window_s=chunk,
-            wavlm=wavlm,
-            threads=threads,
-        )
+    suffix = f".{options.pop('format').lower().lstrip('.')}"
+    return run(
+        options.pop("inputs"),
+        options.pop("output"),
+        options.pop("checkpoint"),
+        suffix=suffix,
+        window_s=options.pop("chunk"),
+        **options,
     )
 
 
-@app.command()
-def pack(
-    checkpoint: Annotated[str, typer.Argument(help="trained network, results/NETWORK.ckpt")],
-    output: Annotated[str, typer.Argument(help="checkpoint to write")],
-    card: Annotated[str | None, typer.Option(help="model card, a text file, to embed")] = None,
-    wavlm: Annotated[
-        str | None, typer.Option(help="folder of WavLM, if the path in the checkpoint no longer exists")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="overwrite an existing file")] = False,
-) -> None:
+def pack(parser: ArgumentParser, words: Sequence[str]) -> None:
     """Write a self-contained checkpoint: drops the discriminators, embeds WavLM and a model card."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="trained network, results/NETWORK.ckpt")
+    parser.add_argument("output", metavar="OUTPUT", help="checkpoint to write")
+    parser.add_argument(
+        "--wavlm", metavar="DIR", help="folder of WavLM, if the path in the checkpoint no longer exists"
+    )
+    parser.add_argument("--card", metavar="FILE", help="text file of a model card to embed")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing file")
+    options = parser.parse_intermixed_args(words)
     from finallyse.inference.pack import pack as write
 
-    write(checkpoint, output, wavlm, force, card)
+    write(options.checkpoint, options.output, options.wavlm, options.force, options.card)
 
 
-@app.command()
-def data(
-    plan: Annotated[bool, typer.Option("--plan", help="size of each corpus in bytes, and what is present")] = False,
-    citations: Annotated[bool, typer.Option("--citations", help="licence and citation of each corpus")] = False,
-    config: Annotated[
-        list[str] | None,
-        typer.Option(help="config file over config/config.yaml, or key=value, as for Snakemake"),
-    ] = None,
-    more: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[FILE | KEY=VALUE]...", help="additional config files or overrides"),
-    ] = None,
-) -> None:
+def data(parser: ArgumentParser, words: Sequence[str]) -> None:
     """Show the size, source and citation of the corpora and weights. `snakemake data` downloads them."""
+    parser.add_argument("--plan", action="store_true", help="size of each corpus in bytes, and what is present")
+    parser.add_argument("--citations", action="store_true", help="licence and citation of each corpus")
+    _add_pipeline(parser)
+    options = parser.parse_intermixed_args(words)
     from finallyse.corpora.plan import show_citations, show_plan
 
-    if citations:
+    if options.citations:
         show_citations()
-    if plan or not citations:
-        show_plan([*(config or []), *(more or [])])
+    if options.plan or not options.citations:
+        show_plan([*options.config, *options.more])
 
 
-@app.command()
-def convert(
-    source: Annotated[str, typer.Argument(help="published checkpoint: HiFi-GAN, HiFi++, or the original FINALLY's")],
-    output: Annotated[str, typer.Argument(metavar="OUT.ckpt", help="checkpoint to write")],
-    network: Annotated[list[str], typer.Option(help="network it contains, e.g. hifigan_gen; twice for mpd and msd")],
-    experiment: Annotated[str | None, typer.Option(help="experiment file that describes the network")] = None,
-    arg: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="network argument, overriding its default")
-    ] = None,
-) -> None:
+def convert(parser: ArgumentParser, words: Sequence[str]) -> None:
     """Convert a published checkpoint to this package's format. Every key must match; those that do not are listed."""
+    parser.add_argument(
+        "source", metavar="SOURCE", help="published checkpoint: HiFi-GAN, HiFi++, or the original FINALLY's"
+    )
+    parser.add_argument("output", metavar="OUT.ckpt", help="checkpoint to write")
+    parser.add_argument(
+        "--network",
+        action="append",
+        required=True,
+        metavar="NAME",
+        help="network it contains, e.g. hifigan_gen; twice for mpd and msd",
+    )
+    parser.add_argument("--experiment", metavar="FILE", help="experiment file that describes the network")
+    parser.add_argument(
+        "--arg",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="network argument, overriding its default; may be repeated",
+    )
+    options = parser.parse_intermixed_args(words)
     from finallyse.models.convert import convert, parse_arguments
 
-    for line in convert(source, output, network, experiment, parse_arguments(arg or [])):
+    for line in convert(
+        options.source, options.output, options.network, options.experiment, parse_arguments(options.arg)
+    ):
         print(line)
-    print(f"{output} written")
+    print(f"{options.output} written")
 
 
-@app.command()
-def models(
-    seconds: Annotated[float, typer.Option(min=0.1, help="length of the clip for counting operations")] = 1.024,
-    card: Annotated[
-        str | None, typer.Option(metavar="NAME | FILE", help="print a checkpoint's model card instead")
-    ] = None,
-) -> None:
+def models(parser: ArgumentParser, words: Sequence[str]) -> None:
     """List the trained networks that come with the package, and the networks that can be trained.
 
     For the latter: paper, parameters, input, output, multiply-accumulate operations per second of audio.
     """
-    if card:
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=1.024,
+        metavar="S",
+        help="length of the clip for counting operations, at least 0.1 (default: %(default)s)",
+    )
+    parser.add_argument("--card", metavar="NAME|FILE", help="print the model card of a checkpoint instead")
+    options = parser.parse_args(words)
+    if options.seconds < 0.1:
+        parser.error("argument --seconds: must be at least 0.1")
+    if options.card:
         from finallyse.models.checkpoint import load_checkpoint
         from finallyse.pretrained import checkpoint_file
 
-        loaded = load_checkpoint(checkpoint_file(card))
+        loaded = load_checkpoint(checkpoint_file(options.card))
         print(loaded.card or f"{loaded.path}: without a model card (`finallyse pack --card` embeds one)")
         return
     from finallyse.models.table import show
 
-    show(seconds)
+    show(options.seconds)
 
 
-def main() -> None:
-    """Entry point of the `finallyse` command."""
+def _add_pipeline(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "more", nargs="*", metavar="FILE|KEY=VALUE", help="config files over config/config.yaml, or overrides"
+    )
+    parser.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        metavar="FILE|KEY=VALUE",
+        help="the same, as for Snakemake; may be repeated",
+    )
+
+
+COMMANDS = {command.__name__: command for command in (status, config, enhance, pack, data, convert, models)}
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Entry point of the `finallyse` command; `words`: the command line without its first word."""
+    words = sys.argv[1:] if words is None else words
+    listed = "\n".join(f"  {name:8} {inspect.getdoc(command).splitlines()[0]}" for name, command in COMMANDS.items())
+    parser = ArgumentParser(
+        "finallyse",
+        description="Enhance speech, convert checkpoints, inspect networks, corpora and runs.",
+        epilog=f"commands:\n{listed}\n\n`finallyse COMMAND --help` describes a command and its options.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
+    if not words:
+        parser.print_help()
+        sys.exit(2)
+    name = parser.parse_args(words[:1]).command
+    parser = ArgumentParser(
+        f"finallyse {name}",
+        description=inspect.getdoc(COMMANDS[name]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     with one_line_errors():
-        app()
+        sys.exit(COMMANDS[name](parser, words[1:]))
 
 
 if __name__ == "__main__":

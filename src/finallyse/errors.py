@@ -1,16 +1,19 @@
 """User errors, reported in one line.
 
 Everything below the command line raises :class:`UserError` (or a subclass) with a message that names the file,
-option or value and the remedy. Entry points wrap their work in :func:`one_line_errors`, which prints that message
-without a traceback and exits with status 2. Any other exception is a bug and keeps its traceback.
+option or value and the remedy. Files that cannot be read or written raise the :class:`OSError` of the system, which
+names the file. Entry points wrap their work in :func:`one_line_errors`, which prints either as one line without a
+traceback and exits with status 2. Any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
 
 import contextlib
 import difflib
+import os
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -27,10 +30,32 @@ def nearest(name: object, known: Iterable[str]) -> str:
 
 
 @contextlib.contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Print a :class:`UserError` as one line on stderr and exit with status 2."""
+def naming(path: str | Path, part: Path | None = None) -> Iterator[None]:
+    """Name `path` in an OSError without a file, since an open file does not know its name, or of `part`, its draft."""
     try:
         yield
+    except OSError as error:
+        if error.strerror and (error.filename is None or str(error.filename) == str(part)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+@contextlib.contextmanager
+def one_line_errors(status: int = 2) -> Iterator[None]:
+    """Print a :class:`UserError`, or an OSError of the system, as one line on stderr and exit with `status`."""
+    try:
+        yield
+    except BrokenPipeError:  # whatever reads the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the output that is still buffered
+        sys.exit(1)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        line = str(error)
+    except OSError as error:
+        if error.strerror is None:  # raised by a library for reasons of its own
+            raise
+        files = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        line = f"{' -> '.join(files) or 'a file'}: {error.strerror}"
+    else:
+        return
+    print(f"error: {line}", file=sys.stderr, flush=True)
+    sys.exit(status)

@@ -18,6 +18,11 @@ def processor() -> str:
     return next(names, "") or platform.processor() or platform.machine()
 
 
+def cores() -> int:
+    """Number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def visible_gpus() -> int:
     """Number of GPUs that a process started here can see (NVIDIA by its driver's tool, AMD by its kernel driver)."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")

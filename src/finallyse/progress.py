@@ -1,4 +1,4 @@
-"""Progress of long work on standard error: one line that is rewritten on a terminal, a line now and then in a log."""
+"""Progress of long work: one line that is rewritten on a terminal, a line now and then in a log; times and sizes."""
 
 from __future__ import annotations
 
@@ -30,31 +30,56 @@ class Progress:
 
     def begin(self, total: float | None) -> None:
         """Restart counting."""
-        self.total, self.done, self.started = total, 0.0, time.monotonic()
+        self.total, self.done, self.kept, self.started = total, 0.0, 0.0, time.monotonic()
+
+    def keep(self, amount: float) -> None:
+        """Count `amount` that an earlier run has done."""
+        self.kept += amount
+        self.add(amount)
 
     def add(self, amount: float) -> None:
         """Count `amount` more."""
         self.done += amount
         if time.monotonic() - self.written >= self.every_s:
             self.written = time.monotonic()
-            line = f"{self.label}: {self.describe(self.written - self.started)}"
+            line = self.line()
             self.stream.write(f"\r\x1b[K{line}" if self.terminal else f"{line}\n")
             self.stream.flush()
 
+    def line(self) -> str:
+        """What is written."""
+        return f"{self.label}: {self.describe(max(time.monotonic() - self.started, 1e-3))}"
+
     def describe(self, elapsed: float) -> str:
         """Description of the work done in `elapsed` seconds."""
-        speed = self.done / elapsed if elapsed else 0.0
         amount = f"{self.done:,.0f}" if self.total is None else f"{self.done:,.0f} of {self.total:,.0f}"
-        return f"{amount} {self.unit}, {speed:.3g} per s{self.left(speed)}"
+        kept = f" ({self.kept:,.0f} kept from an earlier run)" if self.kept else ""
+        return f"{amount} {self.unit}{kept}, {(self.done - self.kept) / elapsed:.3g} per s{self.left(elapsed)}"
 
-    def left(self, speed: float) -> str:
-        """The time left at `speed`, if it can be known."""
-        return f", {duration((self.total - self.done) / speed)} left" if self.total and speed else ""
+    def left(self, elapsed: float) -> str:
+        """The time left, if it is known, at the speed of the `elapsed` seconds."""
+        done = self.done - self.kept
+        return (
+            f", {duration((self.total - self.done) * elapsed / done)} left"
+            if done and self.done < (self.total or 0)
+            else ""
+        )
 
-    def say(self, line: str) -> None:
-        """Write a separate line above the progress line."""
+    def say(self, *lines: str) -> None:
+        """Write separate lines above the progress line."""
         self.close()
-        print(line, file=self.stream, flush=True)
+        for line in lines:
+            print(line, file=self.stream, flush=True)
+
+    def finish(self) -> None:
+        """Write the final count as a separate line."""
+        self.say(self.line())
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Remove the progress line."""
@@ -73,7 +98,7 @@ class AudioProgress(Progress):
         """`2:05 of 1:00:00 of audio, real-time factor 0.08, 4:37 left`."""
         amount = duration(self.done) if self.total is None else f"{duration(self.done)} of {duration(self.total)}"
         factor = f", real-time factor {elapsed / self.done:.3g}" if self.done else ""
-        return f"{amount} of audio{factor}{self.left(self.done / elapsed if elapsed else 0.0)}"
+        return f"{amount} of audio{factor}{self.left(elapsed)}"
 
 
 def duration(seconds: float) -> str:
@@ -84,3 +109,11 @@ def duration(seconds: float) -> str:
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def data_size(size: float) -> str:
+    """`12.3 MB`, `4.56 GB` (powers of ten)."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.3g} {unit}"
+    return f"{size:.0f} bytes"

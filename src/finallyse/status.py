@@ -29,8 +29,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finallyse.config import paths_below, read_config
-from finallyse.corpora.space import megabytes
-from finallyse.progress import duration
+from finallyse.progress import data_size, duration
 
 PACE_STEPS = 200  # recent steps whose mean duration gives the time left, without start-up
 FRESH_S = 180  # a history written to within so many seconds counts as alive where files cannot be locked
@@ -196,7 +195,7 @@ def _rows(manifest: Path) -> int:
 def read_history(path: Path) -> tuple[int, float | None]:
     """The last step in a history.csv and the recent mean of seconds per step; (0, None) if there is none yet.
 
-    Reads the end of the file only: that of a finished training has tens of megabytes.
+    Reads the end of the file only: that of a finished training has tens of data_size.
     """
     if not path.is_file():
         return 0, None
@@ -298,7 +297,7 @@ def _data_table(status: Status) -> Table:
             data.name,
             Text("yes", "green") if data.there else Text("no", "yellow"),
             "" if data.clips is None else f"{data.clips:,}",
-            megabytes(data.downloaded_bytes) if data.downloaded_bytes else "",
+            data_size(data.downloaded_bytes) if data.downloaded_bytes else "",
         )
     return table
 

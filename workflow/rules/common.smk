@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from finallyse.config import load_pipeline, paths_below
-from finallyse.errors import UserError
+from finallyse.errors import one_line_errors
 from finallyse.hardware import visible_gpus
 from finallyse.schema import read_schema
 
@@ -32,14 +32,12 @@ for variable, folder in (
 ):
     os.environ.setdefault(variable, str(Path(workflow.basedir) / ".snakemake" / folder))
 
-try:
+with one_line_errors(status=1):
     config = load_pipeline(
         ["config/config.yaml", *workflow.overwrite_configfiles],
         workflow.config_settings.config,
         read_schema("config/schema.json"),
     )
-except UserError as error:
-    sys.exit(f"error: {error}")
 
 if config["container"]:
 

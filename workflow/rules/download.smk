@@ -6,14 +6,12 @@ from finallyse.corpora.sources import read_sources
 
 DEMO_SPEECH = config["demo_speech"] or "resources/demo/speech"
 
-try:
+with one_line_errors(status=1):
     LOCATIONS = Locations(
         read_sources("resources/datasets.yaml"), config["corpora"], RESOURCES
     )
     if LOCATIONS.packs():
         DEMO_SPEECH_CONTENT = folder_fingerprint(DEMO_SPEECH)
-except UserError as error:
-    sys.exit(f"error: {error}")
 
 downloaded_files = LOCATIONS.downloads
 ARCHIVES = [

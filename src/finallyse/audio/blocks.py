@@ -1,4 +1,4 @@
-"""Decoding in constant memory: what `finallyse.audio.io.decode` reads, block by block, for recordings of hours."""
+"""Decoding in constant memory, block by block: for recordings of hours, and for `finallyse.audio.io.decode`."""
 
 from __future__ import annotations
 
@@ -10,26 +10,34 @@ from pathlib import Path
 import numpy as np
 import soundfile as sf
 
-from finallyse.audio.io import PathLike, _data_is_cut_short, _planes
 from finallyse.errors import UserError
 
 BLOCK = 1 << 16  # samples per channel
 
 
 class BlockReader:
-    """An open recording of any format that libsndfile or FFmpeg knows, video sound tracks included.
+    """An open recording of any format that libsndfile or FFmpeg supports, video sound tracks included.
 
-    path: the file; its first sound track is read.    name: what messages call it; None: its path.
+    Iterating yields float32 [C, n] blocks, once.
 
-    Attributes: `rate` (Hz), `channels`, `frames` (what the header promises; None where it says nothing).
-    Iterating yields float32 [C, n] blocks, once. Raises UserError with the path for a file that cannot be read, is cut
-    short, holds no samples or samples that are not finite.
+    Args:
+        path: the file; its first sound track is read.
+        name: its name in messages; None: its path.
+
+    Attributes:
+        rate: Hz.
+        channels: number of channels.
+        frames: number of samples per channel according to the header; None if it does not state any.
+
+    Raises:
+        UserError: with the name, for a file that cannot be read, is truncated, or has no samples or samples that are
+            not finite.
     """
 
-    def __init__(self, path: PathLike, name: str | None = None):
+    def __init__(self, path: str | os.PathLike, name: str | None = None):
         self.path, self.name = Path(path), name or str(path)
         if not self.path.is_file():
-            raise UserError(f"{self.name}: no such file")
+            raise UserError(f"{self.name}: {'is not a file' if self.path.exists() else 'no such file'}")
         if self.path.stat().st_size == 0:
             raise UserError(f"{self.name}: the file is empty (0 bytes)")
         self._resources = contextlib.ExitStack()
@@ -53,14 +61,14 @@ class BlockReader:
         empty = True
         for block in self._blocks:
             if not np.isfinite(block).all():
-                raise UserError(f"{self.name}: holds samples that are not finite numbers")
+                raise UserError(f"{self.name}: contains samples that are not finite numbers")
             empty = empty and block.shape[1] == 0
             yield block
         if empty:
-            raise UserError(f"{self.name}: holds no samples")
+            raise UserError(f"{self.name}: has no samples")
 
     def _open_soundfile(self) -> tuple[int, int, int | None, Iterator[np.ndarray]] | None:
-        # An open file, not a name: libsndfile then goes by the content, and takes no ".raw" or ".g722" for raw samples.
+        # An open file, not a name: libsndfile then judges by the content; it takes ".raw" or ".g722" for raw samples.
         try:
             stream = self._resources.enter_context(self.path.open("rb"))
         except OSError as error:
@@ -72,8 +80,8 @@ class BlockReader:
         return file.samplerate, file.channels, file.frames, self._soundfile_blocks(file)
 
     def _soundfile_blocks(self, file: sf.SoundFile) -> Iterator[np.ndarray]:
-        # libsndfile fixes the length in the header of a truncated WAV; its log keeps the original.
-        mended = file.format in ("WAV", "WAVEX", "AIFF") and _data_is_cut_short(file.extra_info)
+        # libsndfile corrects the length in the header of a truncated WAV; its log has the original.
+        corrected = file.format in ("WAV", "WAVEX", "AIFF") and _data_is_truncated(file.extra_info)
         done = 0
         try:
             while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
@@ -81,8 +89,8 @@ class BlockReader:
                 yield np.ascontiguousarray(block.T)
         except sf.LibsndfileError as error:
             raise UserError(f"{self.name}: cannot be read ({error.error_string})") from error
-        if mended or done < file.frames:
-            raise UserError(f"{self.name}: cut short: it holds less than its header promises ({done} samples left)")
+        if corrected or done < file.frames:
+            raise UserError(f"{self.name}: truncated: the header states more than the {done} samples that are left")
 
     def _open_ffmpeg(self) -> tuple[int, int, int | None, Iterator[np.ndarray]]:
         import av  # 40 MB of shared libraries that plain WAV and FLAC files do not need
@@ -98,30 +106,54 @@ class BlockReader:
         except (av.FFmpegError, OSError, ValueError) as error:
             raise UserError(f"{self.name}: cannot be decoded ({error})") from error
         if first is None:
-            raise UserError(f"{self.name}: holds no samples")
+            raise UserError(f"{self.name}: has no samples")
         planes = _planes(first)
         rate = first.sample_rate
-        seconds = float(track.duration * track.time_base) if track.duration else None
-        return rate, len(planes), round(seconds * rate) if seconds else None, self._ffmpeg_blocks(planes, rate, frames)
+        seconds = track.duration * track.time_base if track.duration else (container.duration or 0) / av.time_base
+        return rate, len(planes), round(seconds * rate) or None, self._ffmpeg_blocks(planes, rate, frames)
 
     def _ffmpeg_blocks(self, first: np.ndarray, rate: int, frames: Iterator) -> Iterator[np.ndarray]:
         import av
 
-        held, samples = [first], first.shape[1]
+        # FFmpeg's frames are about 1000 samples; the resampler works better on more.
+        pieces, samples = [first], first.shape[1]
         while True:
             try:
                 frame = next(frames, None)
             except (av.FFmpegError, OSError, ValueError) as error:
                 raise UserError(f"{self.name}: cannot be decoded ({error})") from error
+            if frame is None or samples >= BLOCK:
+                yield np.concatenate(pieces, axis=1)
+                pieces, samples = [], 0
             if frame is None:
-                break
+                return
             planes = _planes(frame)
             if (frame.sample_rate, len(planes)) != (rate, len(first)):
                 raise UserError(f"{self.name}: its sample rate or number of channels changes midway; split the file")
-            held.append(planes)
+            pieces.append(planes)
             samples += planes.shape[1]
-            if samples >= BLOCK:  # FFmpeg's frames are about 1000 samples; the resampler works better on more
-                yield np.concatenate(held, axis=1)
-                held, samples = [], 0
-        if held:
-            yield np.concatenate(held, axis=1)
+
+
+def _data_is_truncated(log: str) -> bool:
+    """Whether the data chunk of a WAV is shorter than its header states, according to libsndfile's log.
+
+    Headers of streams, whose length was unknown when they were written (0, or nearly 2**31 or 2**32), do not count.
+    """
+    for line in log.splitlines():
+        name, _, rest = line.partition(":")
+        if name.strip() in ("data", "SSND") and "should be" in rest:
+            stated = rest.split("(")[0].strip()
+            return stated.isdigit() and 0 < int(stated) < 0x7FFF0000
+    return False
+
+
+def _planes(frame) -> np.ndarray:
+    """A decoded frame as float32 [C, T] in [-1, 1]."""
+    samples = frame.to_ndarray()
+    if not frame.format.is_planar:
+        samples = samples.reshape(-1, len(frame.layout.channels)).T
+    if samples.dtype == np.uint8:
+        return (samples.astype(np.float32) - 128) / 128
+    if samples.dtype.kind == "i":
+        return (samples / np.float64(2 ** (8 * samples.itemsize - 1))).astype(np.float32)
+    return samples.astype(np.float32)

@@ -30,7 +30,7 @@ from typing import BinaryIO, Literal
 from finallyse import atomic
 from finallyse.corpora.locations import MARKERS
 from finallyse.corpora.space import require_space
-from finallyse.errors import UserError
+from finallyse.errors import UserError, naming
 from finallyse.progress import Progress
 
 Kind = Literal["zip", "tar.gz", "tar.bz2", "deb"]
@@ -211,14 +211,13 @@ def _inside(name: str, label: str) -> str:
 def _as_user_error(label: str, archive: Path) -> Iterator[None]:
     """Convert errors of a damaged archive to a one-line UserError with its name."""
     try:
-        yield
+        with naming(archive):
+            yield
     except BROKEN as error:
         reason = " ".join(str(error).split()) or type(error).__name__
     except OSError as error:
-        if not archive.exists():
-            raise UserError(f"{archive}: no such archive") from error
         if error.errno is not None:  # a failing disk, not a failing archive
-            raise UserError(f"{archive}: cannot be read ({error.strerror})") from error
+            raise
         reason = " ".join(str(error).split())
     else:
         return
@@ -307,19 +306,11 @@ def _contents(archive: Path, kind: Kind) -> Iterator[tuple[str, BinaryIO]]:
 
 def _write_member(folder: Path, name: str, size: int, content: BinaryIO, progress: Progress) -> None:
     path = folder / name
-    with contextlib.ExitStack() as stack:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = stack.enter_context(atomic.replacing(path))
-            writing = stack.enter_context(part.open("wb"))
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
-        written = 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = 0
+    with atomic.replacing(path) as part, part.open("wb") as writing:
         while block := content.read(BLOCK):
-            try:
-                writing.write(block)
-            except OSError as error:
-                raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+            writing.write(block)
             written += len(block)
             progress.add(len(block) / 1e6)
         if written != size:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from filelock import FileLock
@@ -17,19 +17,19 @@ from finallyse import atomic
 from finallyse.errors import UserError
 
 
-def digest(path: Path, algorithm: str) -> str:
-    """Hex digest of a file's contents."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
+def sha256(*paths: Path) -> str:
+    """SHA-256 of the contents of files, one after the other, as hex digits."""
+    return digests(paths, "sha256")["sha256"]
 
 
-def digests(path: Path, *algorithms: str) -> dict[str, str]:
-    """Hex digests of a file's contents, which is read once: algorithm -> digest."""
+def digests(paths: Iterable[Path], *algorithms: str) -> dict[str, str]:
+    """Hex digests of the contents of files, one after the other, which are read once: algorithm -> digest."""
     hashes = {algorithm: hashlib.new(algorithm) for algorithm in algorithms}
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(1 << 20):
-            for running in hashes.values():
-                running.update(block)
+    for path in paths:
+        with path.open("rb", buffering=0) as file:
+            while block := file.read(1 << 20):
+                for running in hashes.values():
+                    running.update(block)
     return {algorithm: running.hexdigest() for algorithm, running in hashes.items()}
 
 
@@ -51,16 +51,16 @@ class ChecksumLock:
         """The recorded sum of a file."""
         return self._read().get(self.key(file))
 
-    def record(self, file: Path, sha256: str) -> None:
+    def record(self, file: Path, checksum: str) -> None:
         """Record a file's sum, replacing any other."""
         with self._exclusive():
-            self._write({**self._read(), self.key(file): sha256})
+            self._write({**self._read(), self.key(file): checksum})
 
     def forget_other_than(self, file: Path, contents: Path) -> None:
         """Drop a file's sum if it is not that of `contents`, which was rebuilt to replace it."""
         with self._exclusive():
             sums = self._read()
-            if sums.get(self.key(file), "") not in ("", digest(contents, "sha256")):
+            if sums.get(self.key(file), "") not in ("", sha256(contents)):
                 del sums[self.key(file)]
                 self._write(sums)
 
@@ -75,12 +75,12 @@ class ChecksumLock:
             return {}
         sums = {}
         for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), 1):
-            sha256, separator, key = line.partition("  ")
-            if not separator or len(sha256) != 64:
-                raise UserError(f"{self.path}: line {number} is not `<sha256>  <path>`; mend or delete the line")
-            sums[key] = sha256
+            checksum, separator, key = line.partition("  ")
+            if not separator or len(checksum) != 64:
+                raise UserError(f"{self.path}: line {number} is not `<sha256>  <path>`; correct or delete the line")
+            sums[key] = checksum
         return sums
 
     def _write(self, sums: dict[str, str]) -> None:
-        lines = "".join(f"{sha256}  {key}\n" for key, sha256 in sorted(sums.items()))
+        lines = "".join(f"{checksum}  {key}\n" for key, checksum in sorted(sums.items()))
         atomic.write_bytes(self.path, lines.encode("utf-8"))

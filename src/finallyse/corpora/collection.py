@@ -9,7 +9,7 @@ import csv
 import sys
 from pathlib import Path
 
-from finallyse.corpora.checksums import ChecksumLock, digest
+from finallyse.corpora.checksums import ChecksumLock, sha256
 from finallyse.corpora.download import Missing, download
 from finallyse.corpora.locations import Locations
 from finallyse.corpora.manifest import write_csv
@@ -31,7 +31,7 @@ def download_collection(locations: Locations, name: str, table: str | Path, lock
         expected = locations.expected(name, file.name)
         target = table.parent / file.name
         try:
-            sha256 = _held(target, lock) or download(
+            checksum = _held(target, lock) or download(
                 locations.url(name, file.name),
                 target,
                 name=name,
@@ -46,7 +46,7 @@ def download_collection(locations: Locations, name: str, table: str | Path, lock
             rows.append({"file": file.name, "status": MISSING})
             continue
         size = target.stat().st_size
-        rows.append({"file": file.name, "status": FETCHED, "bytes": size, "sha256": sha256})
+        rows.append({"file": file.name, "status": FETCHED, "bytes": size, "sha256": checksum})
     if missing:
         raise UserError(
             f"{locations.base_url(name)} lacks {len(missing)} of the {len(rows)} files of {name}: "
@@ -64,7 +64,7 @@ def _held(target: Path, lock: ChecksumLock | None) -> str | None:
     if lock is None or not target.is_file():
         return None
     known = lock.get(target)
-    return known if known and digest(target, "sha256") == known else None
+    return known if known and sha256(target) == known else None
 
 
 def files_of_collection(table: str | Path) -> list[Path]:

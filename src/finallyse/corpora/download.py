@@ -11,6 +11,7 @@ import dataclasses
 import json
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,13 +20,12 @@ from finallyse import atomic
 from finallyse.corpora.archives import inspect_archive, kind_of
 from finallyse.corpora.checksums import ChecksumLock, digests
 from finallyse.corpora.locations import local_path
-from finallyse.corpora.space import megabytes, require_space
-from finallyse.errors import UserError
-from finallyse.progress import Progress
+from finallyse.corpora.space import require_space
+from finallyse.errors import UserError, naming
+from finallyse.progress import Progress, data_size
 
 if TYPE_CHECKING:
     import requests
-    import tenacity
 
 BLOCK = 1 << 20
 TIMEOUT_S = (15, 60)  # connecting, waiting for the next bytes
@@ -140,7 +140,7 @@ class _Download:
         self.about_part.unlink(missing_ok=True)
         if self.lock and not self.checksum and self.lock.get(self.target) is None:
             self.lock.record(self.target, sha256)
-        self.say(f"{self.target}: {megabytes(self.target.stat().st_size)}, sha256 {sha256}")
+        self.say(f"{self.target}: {data_size(self.target.stat().st_size)}, sha256 {sha256}")
         return sha256
 
     def _verify(self) -> str:
@@ -149,7 +149,7 @@ class _Download:
         if self.size is not None and found != self.size:
             raise UserError(f"{self.url}: has {found} bytes, published are {self.size}; {self.other_contents}")
         algorithm, _, published = (self.checksum or "sha256:").partition(":")
-        sums = digests(self.part, "sha256", algorithm)
+        sums = digests([self.part], "sha256", algorithm)
         if self.checksum and sums[algorithm] != published:
             raise UserError(
                 f"{self.url}: its {algorithm} is {sums[algorithm]}, published is {published}; {self.other_contents}"
@@ -185,57 +185,45 @@ class _Download:
 
     def _fetch(self) -> None:
         """Complete the part."""
-        import tenacity
-
         if self.source is not None:
             self._copy(Path(self.source))
             return
         fruitless, furthest = 0, 0
-
-        def count(_state: tenacity.RetryCallState) -> None:
-            nonlocal fruitless, furthest
-            fruitless = 0 if self._here() > furthest else fruitless + 1
-            furthest = max(self._here(), furthest)
-
-        def pause(state: tenacity.RetryCallState) -> float:
-            backed_off = min(60.0, self.wait_s * 2 ** (fruitless - 1)) if fruitless else self.wait_s / 4
-            return max(backed_off, state.outcome.exception().again_after_s)
-
-        def tell(state: tenacity.RetryCallState) -> None:
-            self.say(f"{self.url}: {state.outcome.exception()}; trying again in {state.next_action.sleep:.2g} s")
-
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(_Retry),
-            after=count,
-            stop=lambda _state: fruitless >= self.attempts,
-            wait=pause,
-            before_sleep=tell,
-            reraise=True,
-        )
-        try:
-            for attempt in retrying:
-                with attempt, self._http_errors():
+        while True:
+            try:
+                with self._http_errors():
                     self._transfer()
-        except _Retry as error:
-            goes_on = f" (it goes on after the {megabytes(self._here())} that are here)" if self._here() else ""
-            remedy = f"check the network and run the same command again{goes_on}, or {self.other_source}"
-            raise UserError(f"{self.url}: {error}, {self.attempts} times in a row; {error.remedy or remedy}") from error
+                return
+            except _Retry as error:
+                here = self._here()
+                fruitless = 0 if here > furthest else fruitless + 1
+                furthest = max(here, furthest)
+                if fruitless >= self.attempts:
+                    raise self._given_up(error) from error
+                backed_off = min(60.0, self.wait_s * 2 ** (fruitless - 1)) if fruitless else self.wait_s / 4
+                pause = max(backed_off, error.again_after_s)
+                self.say(f"{self.url}: {error}; trying again in {pause:.2g} s")
+            time.sleep(pause)
+
+    def _given_up(self, error: _Retry) -> UserError:
+        resumes = f" (it resumes after the {data_size(self._here())} that are here)" if self._here() else ""
+        remedy = f"check the network and run the same command again{resumes}, or {self.other_source}"
+        return UserError(f"{self.url}: {error}, {self.attempts} times in a row; {error.remedy or remedy}")
 
     def _copy(self, source: Path) -> None:
         if not source.is_file():
             raise Missing(f"{self.url}: no such file: {source}; correct corpora.{self.name}.base_url in the config")
         size = source.stat().st_size
         require_space(self.target.parent, size, self.target.name)
-        progress = Progress(self.target.name, size / 1e6, "MB")
-        try:
-            with source.open("rb") as reading, self.part.open("wb") as writing:
-                while block := reading.read(BLOCK):
-                    writing.write(block)
-                    progress.add(len(block) / 1e6)
-        except OSError as error:
-            raise UserError(f"{source}: cannot be copied to {self.target} ({error.strerror or error})") from error
-        finally:
-            progress.close()
+        with (
+            Progress(self.target.name, size / 1e6, "MB") as progress,
+            source.open("rb") as reading,
+            naming(self.part),
+            self.part.open("wb") as writing,
+        ):
+            while block := reading.read(BLOCK):
+                writing.write(block)
+                progress.add(len(block) / 1e6)
 
     def _transfer(self) -> None:
         """One HTTP request that starts or resumes the part; raises _Retry or UserError."""
@@ -265,15 +253,19 @@ class _Download:
                 raise _Retry(f"it now has {total} bytes instead of {version.total}; starting anew")
             if here:
                 self.say(
-                    f"{self.url}: {'going on' if offset else 'cannot go on, starting anew'} after {megabytes(here)}"
+                    f"{self.url}: {'going on' if offset else 'cannot go on, starting anew'} after {data_size(here)}"
                 )
             needed = total or self.size or self.about_size or 0
             require_space(self.target.parent, max(0, needed - offset), self.target.name)
             version = _Version(self.url, total, _validator(response))
             atomic.write_bytes(self.about_part, json.dumps(dataclasses.asdict(version)).encode())
-            progress = Progress(self.target.name, (needed - offset) / 1e6 if needed else None, "MB")
+            megabytes = (needed - offset) / 1e6 if needed else None
             try:
-                with self.part.open("r+b" if offset else "wb") as file:
+                with (
+                    Progress(self.target.name, megabytes, "MB") as progress,
+                    naming(self.part),
+                    self.part.open("r+b" if offset else "wb") as file,
+                ):
                     file.seek(offset)
                     file.truncate()
                     # read1 returns what has arrived; iter_content would lose a block if the connection breaks.
@@ -282,8 +274,6 @@ class _Download:
                         progress.add(len(block) / 1e6)
             except urllib3.exceptions.HTTPError as error:
                 raise _Retry(_reason(error)) from error
-            finally:
-                progress.close()
         if total is not None and self._here() < total:
             raise _Retry(f"the connection closed after {self._here()} of {total} bytes")
 
@@ -300,7 +290,7 @@ class _Download:
 
     @contextlib.contextmanager
     def _http_errors(self) -> Iterator[None]:
-        """Convert network failures to _Retry, disk and URL errors to UserError."""
+        """Convert network failures to _Retry, URL errors to UserError."""
         import requests
 
         try:
@@ -311,8 +301,6 @@ class _Download:
             if isinstance(error, requests.exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
                 raise UserError(f"{self.url}: its certificate is not accepted: {_reason(error)}") from error
             raise _Retry(_reason(error)) from error
-        except OSError as error:
-            raise UserError(f"{self.part}: cannot be written ({error.strerror or error})") from error
 
 
 def _extent(response: requests.Response, here: int) -> tuple[int, int | None]:

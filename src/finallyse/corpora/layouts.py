@@ -11,7 +11,7 @@ from hashlib import sha1, sha256
 from pathlib import Path
 from typing import Literal
 
-from finallyse.corpora.locations import MARKERS
+from finallyse.corpora.locations import MARKERS, files_below
 from finallyse.corpora.manifest import utterance_name
 from finallyse.errors import UserError, nearest
 
@@ -210,17 +210,9 @@ def audio_files(source: Path, hidden: bool = False) -> Iterator[str]:
 
     hidden: search hidden folders too.
     """
-    seen = set()
-    for folder, folders, files in os.walk(source, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link back to a folder above
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(f for f in folders if (hidden or not f.startswith(".")) and f not in ("__MACOSX", MARKERS))
-        for file in sorted(files):
-            if not file.startswith(".") and Path(file).suffix.lower() not in NO_AUDIO:
-                yield Path(folder, file).relative_to(source).as_posix()
+    for path in files_below(source, hidden):
+        if Path(path).suffix.lower() not in NO_AUDIO and not {"__MACOSX", MARKERS}.intersection(path.split("/")):
+            yield path
 
 
 def _published(corpus: Corpus, files: Sequence[str]) -> list[Recording]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
+from finallyse.corpora.checksums import sha256
 from finallyse.corpora.sources import RemoteFile, Source
 from finallyse.errors import UserError, nearest
 
@@ -170,18 +171,22 @@ class Locations:
         return folder_fingerprint(folder) if folder else ""
 
 
-def files_below(folder: str | Path) -> list[str]:
-    """Relative paths of all files below `folder` (links followed, hidden files omitted), sorted."""
-    found, seen = [], set()
+def files_below(folder: str | Path, hidden: bool = False) -> Iterator[str]:
+    """Relative paths of all files below `folder` (links followed, hidden files omitted), folder by folder, sorted.
+
+    hidden: search hidden folders too.
+    """
+    seen = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
         if real in seen:  # a link back to a folder that was visited
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [os.path.relpath(Path(place, name), folder) for name in names if not name.startswith(".")]
-    return sorted(found)
+        folders[:] = sorted(name for name in folders if hidden or not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield Path(place, name).relative_to(folder).as_posix()
 
 
 def folder_fingerprint(folder: str | Path) -> str:
@@ -191,11 +196,11 @@ def folder_fingerprint(folder: str | Path) -> str:
     """
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such folder of recordings")
-    paths = [(name, Path(folder, name)) for name in files_below(folder)]
+    paths = [(name, Path(folder, name)) for name in sorted(files_below(folder))]
     stats = [(name, path, path.stat()) for name, path in paths if path.exists()]
     small = sum(stat.st_size for _, _, stat in stats) <= 32_000_000
     digest = hashlib.sha256()
     for name, path, stat in stats:
         digest.update(f"{name}\0{stat.st_size}\0".encode("utf-8", "surrogateescape"))
-        digest.update(hashlib.sha256(path.read_bytes()).digest() if small else str(stat.st_mtime_ns).encode())
+        digest.update(bytes.fromhex(sha256(path)) if small else str(stat.st_mtime_ns).encode())
     return digest.hexdigest()[:16]

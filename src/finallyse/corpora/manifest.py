@@ -140,7 +140,7 @@ class _Rows:
                     self.peaks.append(float((row[at["peak"]] if "peak" in at else "") or "nan"))
         except ValueError as error:
             raise UserError(f"{file}: line {reader.line_num} is not a manifest's row ({error})") from None
-        except (OSError, csv.Error) as error:
+        except csv.Error as error:
             raise UserError(f"{file}: cannot be read ({error})") from error
         samples, rates = self.numbers["samples"][first:], self.numbers["rate"][first:]
         if not samples:

@@ -17,7 +17,8 @@ from finallyse.config import paths_below, read_config
 from finallyse.corpora.collection import files_of_collection
 from finallyse.corpora.locations import COLLECTION, Locations, local_path
 from finallyse.corpora.sources import RemoteFile, Source, read_sources
-from finallyse.corpora.space import RESERVE, megabytes
+from finallyse.corpora.space import RESERVE
+from finallyse.progress import data_size
 
 
 @dataclasses.dataclass
@@ -128,7 +129,7 @@ def show_plan(arguments: Sequence[str], console: Console | None = None) -> None:
             escape(cost.origin),
             f"{cost.files_here} of {cost.files}" if cost.files else "",
             _download(cost),
-            "prepared" if cost.prepared and not cost.here else megabytes(cost.here) if cost.here else "",
+            "prepared" if cost.prepared and not cost.here else data_size(cost.here) if cost.here else "",
             _left(cost),
             style=None if cost.needed_by else "dim",
         )
@@ -138,10 +139,10 @@ def show_plan(arguments: Sequence[str], console: Console | None = None) -> None:
     unknown = sum(cost.unknown for cost in needed if not cost.prepared)
     free = shutil.disk_usage(_existing(Path(config["resources"]))).free
     console.print(
-        f"The networks of this config need {megabytes(sum(cost.known + cost.about for cost in needed))}"
-        + (f", of which {megabytes(about)} are estimates" if about else "")
+        f"The networks of this config need {data_size(sum(cost.known + cost.about for cost in needed))}"
+        + (f", of which {data_size(about)} are estimates" if about else "")
         + (f", and {unknown} files of unknown size" if unknown else "")
-        + f"; {megabytes(left)} are still to be fetched. Free in {config['resources']}: {megabytes(free)}."
+        + f"; {data_size(left)} are still to be fetched. Free in {config['resources']}: {data_size(free)}."
         + (" Not enough." if free < left + RESERVE else ""),
         highlight=False,
         soft_wrap=True,
@@ -162,7 +163,7 @@ def _networks(cost: Cost, networks: list[str]) -> str:
 def _download(cost: Cost) -> str:
     parts = []
     if cost.known or cost.about:
-        parts.append(("≈ " if cost.about else "") + megabytes(cost.known + cost.about))
+        parts.append(("≈ " if cost.about else "") + data_size(cost.known + cost.about))
     if cost.unknown:
         parts.append(f"? ({cost.unknown} files)")
     return " + ".join(parts) or "nothing"
@@ -171,7 +172,7 @@ def _download(cost: Cost) -> str:
 def _left(cost: Cost) -> str:
     if cost.prepared or cost.files_here == cost.files:
         return "–"
-    parts = [("≈ " if cost.about else "") + megabytes(cost.left)] if cost.left else []
+    parts = [("≈ " if cost.about else "") + data_size(cost.left)] if cost.left else []
     return " + ".join(parts + (["?"] if cost.unknown else []))
 
 

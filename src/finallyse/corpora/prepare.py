@@ -22,27 +22,25 @@ Finished recordings are recorded in `journal.jsonl` beside the manifests, so tha
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import multiprocessing
-import multiprocessing.connection
 import os
-import threading
-import time
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from finallyse import atomic
 from finallyse.audio.io import decode, mono, read, write_wav
 from finallyse.audio.resample import resample
+from finallyse.corpora.checksums import sha256
 from finallyse.corpora.layouts import Kind, Recording, assign_splits, corpus_by_name, find_recordings
 from finallyse.corpora.manifest import COLUMNS, write_csv
 from finallyse.errors import UserError
+from finallyse.journal import Journal
+from finallyse.processes import process_pool
+from finallyse.progress import Progress, duration
 
 SILENT_PEAK = 1e-3  # -60 dBFS
 SHORTEST = 0.1  # seconds of speech or noise
@@ -86,27 +84,32 @@ def prepare(
     """
     source, output = Path(source), Path(output)
     kind = corpus_by_name(corpus).kind
-    label = f"{corpus} {rate} Hz"
     recordings, remarks = find_recordings(corpus, source)
-    _say(label, f"{len(recordings)} recordings in {source}", *remarks)
+    label = f"{corpus} {rate} Hz"
+    progress = _Progress(label, len(recordings), jobs)
+
+    def say(*lines: str) -> None:
+        progress.say(*(f"{label}: {line}" for line in lines))
+
+    say(f"{len(recordings)} recordings in {source}", *remarks)
     _make_folders(output, recordings)
 
-    settings = {"format": FORMAT, "corpus": corpus, "rate": rate}
-    journal = output / "journal.jsonl"
-    known = _read_journal(journal, settings)
+    journal = Journal(output / "journal.jsonl", {"format": FORMAT, "corpus": corpus, "rate": rate})
+    known = {entry["source"]: entry for entry in journal.read()}
+    journal.write(known.values())
     tasks = [Task(r, kind, source, output, rate, known.get(r.source), min_bak > WORST_BAK) for r in recordings]
     results: dict[str, dict] = {}
-    progress = _Progress(label, len(tasks), jobs)
-    with _journal_writer(journal, settings, fresh=not known) as note:
+    with journal.appending() as append:
         for result in _run(tasks, jobs):
             results[result["source"]] = result
-            if kept := result.pop("kept", False):
-                progress.kept += 1
+            if result.pop("kept", False):
+                progress.keep(1)
             else:
-                note(result)
-            progress.advance(0.0 if kept else result.get("seconds", 0.0))
+                append(result)
+                progress.seconds += result.get("seconds", 0.0)
+                progress.add(1)
     progress.finish()
-    _write_journal(journal, settings, results.values())
+    journal.write(results.values())
 
     for result in results.values():  # not in the journal: the threshold may change
         if min_bak > WORST_BAK and "dropped" not in result and result["bak"] < min_bak:
@@ -115,7 +118,7 @@ def prepare(
     write_csv(output / "dropped.csv", ("path", "reason"), dropped)
     usable = [r for r in recordings if "dropped" not in results[r.source]]
     if dropped:
-        _say(label, f"{len(dropped)} recordings left out, listed in {output / 'dropped.csv'}")
+        say(f"{len(dropped)} recordings left out, listed in {output / 'dropped.csv'}")
     if len(dropped) > max_dropped * len(recordings):
         reasons = "; ".join(f"{row['path']}: {row['reason']}" for row in dropped[:2])
         raise UserError(
@@ -123,7 +126,7 @@ def prepare(
             f"{max_dropped:.0%} ({reasons}); see {output / 'dropped.csv'}"
         )
     usable, remarks = assign_splits(usable, corpus, seed)
-    _say(label, *remarks)
+    say(*remarks)
 
     _remove_stale(output / "wav", usable)
     columns = (*COLUMNS, *{"pairs": ("noisy_path",), "response": ("offset",)}.get(kind, ()))
@@ -144,7 +147,7 @@ def prepare(
         ]
         write_csv(output / f"{split}.csv", columns, rows)
         counts[split] = len(rows)
-    _say(label, ", ".join(f"{split} {count}" for split, count in reversed(counts.items())))
+    say(", ".join(f"{split} {count}" for split, count in reversed(counts.items())))
     return counts
 
 
@@ -176,19 +179,16 @@ def _prepared(task: Task) -> dict:
         outputs.append(task.output / "wav" / recording.noisy_output)
     if recording.noisy_source:
         sources.append(task.source / recording.noisy_source)
-    try:
-        status = [path.stat() for path in sources]
-        entry = {
-            "source": recording.source,
-            "outputs": [recording.output, recording.noisy_output],
-            "size": [s.st_size for s in status],
-            "mtime": [s.st_mtime_ns for s in status],
-        }
-        if _is_finished(task.known, outputs, entry, ("size", "mtime")):
-            return {**task.known, "kept": True}
-        entry["source_checksum"] = _checksum(sources)
-    except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}") from error
+    status = [path.stat() for path in sources]
+    entry = {
+        "source": recording.source,
+        "outputs": [recording.output, recording.noisy_output],
+        "size": [s.st_size for s in status],
+        "mtime": [s.st_mtime_ns for s in status],
+    }
+    if _is_finished(task.known, outputs, entry, ("size", "mtime")):
+        return {**task.known, "kept": True}
+    entry["source_checksum"] = sha256(*sources)
     if _is_finished(task.known, outputs, entry, ("size", "source_checksum")):  # touched, or unpacked again
         return {**task.known, **entry}
     if recording.noisy_source == "":
@@ -250,16 +250,6 @@ def _is_finished(known: dict | None, outputs: Sequence[Path], entry: dict, same:
     return all(path.is_file() and path.stat().st_size == n for path, n in zip(outputs, known["bytes"], strict=True))
 
 
-def _checksum(paths: Iterable[Path]) -> str:
-    """SHA-256 of the concatenated contents of the files."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
 def _reason(error: UserError, sources: Sequence[Path]) -> str:
     """The error's text without the path of the recording, which has its own column."""
     return str(error).removeprefix(f"{sources[0]}: ")
@@ -274,44 +264,25 @@ def _run(tasks: Sequence[Task], jobs: int) -> Iterator[dict]:
     if jobs <= 1:
         yield from map(prepare_recording, tasks)
         return
-    # Spawned, not forked: workers start clean regardless of the caller's threads. Few tasks are in flight at a time, so
-    # that an error stops the run quickly.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_exit_with_parent) as pool:
-        try:
+    try:
+        with process_pool(jobs) as pool:
             running, waiting = set(), iter(tasks)
             for task in waiting:
                 running.add(pool.submit(prepare_recording, task))
-                if len(running) >= 8 * jobs:
+                if len(running) >= 8 * jobs:  # few in flight, so that an error stops the run quickly
                     done, running = wait(running, return_when=FIRST_COMPLETED)
                     yield from (future.result() for future in done)
             while running:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
-        except BrokenProcessPool:
-            raise UserError("a preparing process was killed (out of memory?); try again with fewer --jobs") from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _exit_with_parent() -> None:
-    """End this worker when its parent process has exited, even if it was killed."""
-    sentinel = multiprocessing.parent_process().sentinel
-
-    def watch() -> None:
-        multiprocessing.connection.wait([sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    except BrokenProcessPool:
+        raise UserError("a preparing process was killed (out of memory?); try again with fewer --jobs") from None
 
 
 def _make_folders(output: Path, recordings: Iterable[Recording]) -> None:
     outputs = {o for r in recordings for o in (r.output, r.noisy_output) if o}
-    try:
-        for folder in sorted({(output / "wav" / o).parent for o in outputs}):
-            folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{error.filename}: cannot be made ({error.strerror})") from error
+    for folder in sorted({(output / "wav" / o).parent for o in outputs}):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _remove_stale(folder: Path, recordings: Iterable[Recording]) -> None:
@@ -326,78 +297,16 @@ def _remove_stale(folder: Path, recordings: Iterable[Recording]) -> None:
             Path(inside).rmdir()
 
 
-def _read_journal(path: Path, settings: dict) -> dict[str, dict]:
-    """source -> entry; empty if there is no journal or it was written for other settings."""
-    if not path.is_file():
-        return {}
-    entries = {}
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file):
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:  # a line truncated by a kill
-                continue
-            if number == 0:
-                if entry != settings:
-                    return {}
-            elif "source" in entry:
-                entries[entry["source"]] = entry
-    return entries
+class _Progress(Progress):
+    """Counts recordings, and their seconds of audio, on standard output."""
 
+    def __init__(self, label: str, total: int, jobs: int):
+        super().__init__(label, total, "recordings", sys.stdout, every_s=5)
+        self.jobs, self.seconds = jobs, 0.0
 
-@contextlib.contextmanager
-def _journal_writer(path: Path, settings: dict, fresh: bool) -> Iterator:
-    """A function that appends an entry and flushes it to the operating system."""
-    try:
-        with path.open("w" if fresh else "a", encoding="utf-8") as file:
-
-            def note(entry: dict) -> None:
-                file.write(json.dumps(entry) + "\n")
-                file.flush()
-
-            # A line feed first: the last line of a killed run may lack one.
-            file.write(json.dumps(settings) + "\n" if fresh else "\n")
-            yield note
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
-
-
-def _write_journal(path: Path, settings: dict, entries: Iterable[dict]) -> None:
-    lines = [json.dumps(settings), *(json.dumps(entry) for entry in entries)]
-    atomic.write_bytes(path, ("\n".join(lines) + "\n").encode())
-
-
-class _Progress:
-    """Progress lines on stdout: share done, speed, time left."""
-
-    def __init__(self, label: str, total: int, jobs: int, every: float = 5.0):
-        self.label, self.total, self.jobs, self.every = label, total, jobs, every
-        self.done = self.kept = 0
-        self.seconds = 0.0
-        self.began = self.told = time.monotonic()
-
-    def advance(self, seconds: float) -> None:
-        self.done += 1
-        self.seconds += seconds
-        if time.monotonic() - self.told > self.every:
-            self.told = time.monotonic()
-            spent = self.told - self.began
-            left = spent * (self.total - self.done) / max(self.done - self.kept, 1)
-            self._tell(f"about {left / 60:.0f} min left" if left > 90 else f"about {left:.0f} s left")
-
-    def finish(self) -> None:
-        self._tell("done")
-
-    def _tell(self, ending: str) -> None:
-        spent = max(time.monotonic() - self.began, 1e-3)
-        kept = f" ({self.kept} kept from an earlier run)" if self.kept else ""
-        work = (
-            f", {self.seconds / 3600:.2f} h of audio at {self.seconds / spent:.0f} x real time" if self.seconds else ""
-        )
-        processes = f"{self.jobs} process{'es' if self.jobs > 1 else ''}"
-        _say(self.label, f"{self.done} of {self.total} recordings{kept}{work}, {processes}, {ending}")
-
-
-def _say(label: str, *lines: str) -> None:
-    for line in lines:
-        print(f"{label}: {line}", flush=True)
+    def describe(self, elapsed: float) -> str:
+        """`3 of 9 recordings, 0.3 per s, 4:05 left, 0:40 of audio at 50 x real time, 2 processes`."""
+        parts = [super().describe(elapsed)]
+        if self.seconds:
+            parts.append(f"{duration(self.seconds)} of audio at {self.seconds / elapsed:.0f} x real time")
+        return ", ".join([*parts, f"{self.jobs} process{'es' if self.jobs > 1 else ''}"])

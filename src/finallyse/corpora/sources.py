@@ -76,8 +76,6 @@ def read_sources(path: str | Path = REGISTRY) -> dict[str, Source]:
     path = Path(path)
     try:
         tables = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: the registry of corpora cannot be read ({error.strerror})") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tables, dict) or set(tables) != {"corpora", "weights"}:

@@ -6,16 +6,9 @@ import shutil
 from pathlib import Path
 
 from finallyse.errors import UserError
+from finallyse.progress import data_size
 
 RESERVE = 200_000_000  # bytes of free space kept in reserve
-
-
-def megabytes(size: float) -> str:
-    """`12.3 MB`, `4.56 GB` (powers of ten)."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:.3g} {unit}"
-    return f"{size:.0f} bytes"
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:
@@ -24,6 +17,6 @@ def require_space(folder: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed + RESERVE:
         raise UserError(
-            f"not enough space in {folder}: {what} needs {megabytes(needed)} (and {megabytes(RESERVE)} to spare), "
-            f"{megabytes(free)} are free; make room, or put `resources` on another disk"
+            f"not enough space in {folder}: {what} needs {data_size(needed)} (and {data_size(RESERVE)} to spare), "
+            f"{data_size(free)} are free; make room, or put `resources` on another disk"
         )

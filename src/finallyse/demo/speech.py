@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import os
 import re
 import shutil
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from finallyse.audio.blocks import BlockReader
 from finallyse.audio.io import decode, mono
 from finallyse.audio.resample import resample
 from finallyse.corpora.layouts import NO_AUDIO
@@ -162,53 +162,25 @@ def collect_speech(
 
 def _find(folder: Path, left_out: dict[str, str]) -> list[Recording]:
     recordings = []
-    for path in files_below(folder):
+    for path in sorted(files_below(folder)):
         suffix = Path(path).suffix.lower()
         if suffix in NO_AUDIO:
             left_out[path] = "not audio"
             continue
         try:
             recordings.append(Recording(path, _seconds(folder / path)))
-        except UserError:
+        except UserError as error:
             if suffix in AUDIO:
-                raise
+                raise UserError(f"{error}; remove it, or replace it by the recording") from error
             left_out[path] = "not audio"
     return recordings
 
 
 def _seconds(path: Path) -> float:
-    """Length by the header; a UserError where there is nothing to read."""
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: the file is empty (0 bytes); remove it, or put the recording in its place")
-    # An open file, not a name: libsndfile then goes by the content.
-    with path.open("rb") as stream:
-        try:
-            with soundfile.SoundFile(stream.fileno(), closefd=False) as file:
-                seconds = file.frames / file.samplerate
-        except soundfile.LibsndfileError:
-            seconds = _seconds_by_ffmpeg(path)
-    if seconds <= 0:
-        raise UserError(f"{path}: holds no samples; remove it, or put the recording in its place")
-    return seconds
-
-
-def _seconds_by_ffmpeg(path: Path) -> float:
-    import av
-
-    av.logging.set_level(av.logging.PANIC)
-    try:
-        with av.open(os.fspath(path), metadata_errors="ignore") as container:
-            if not container.streams.audio:
-                raise UserError(f"{path}: has no sound track")
-            stream = container.streams.audio[0]
-            if stream.duration is not None and stream.time_base is not None:
-                return float(stream.duration * stream.time_base)
-            if container.duration is not None:
-                return container.duration / av.time_base
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as audio ({error})") from error
-    wav, rate = decode(path)  # a stream without a length
-    return wav.shape[1] / rate
+    """Duration according to the header, or of the samples if it does not state any."""
+    with BlockReader(path) as reader:
+        samples = reader.frames or sum(block.shape[1] for block in reader)
+        return samples / reader.rate
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -6,29 +6,23 @@ as it is available, so that a killed run resumes; both tables are written atomic
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import dataclasses
-import io
-import json
 import math
-import multiprocessing
-import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import connection
 from pathlib import Path
 
-from finallyse import atomic
 from finallyse.audio.io import decode, mono
 from finallyse.corpora.layouts import audio_files
+from finallyse.corpora.manifest import write_csv
 from finallyse.errors import UserError
+from finallyse.hardware import cores
+from finallyse.journal import Journal
 from finallyse.metrics.base import Utterance
 from finallyse.metrics.measure import MetricSet, Scores, Summary, summarise
+from finallyse.processes import process_pool
 from finallyse.progress import Progress
 
 
@@ -97,7 +91,6 @@ def evaluate(
     metric_set = MetricSet(metrics, resources, device)
     tasks, notes = _tasks(enhanced, reference, noisy, score_reference)
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(output.name + ".partial")
     definition = {
         "metrics": list(metrics),
         "missing": metric_set.missing,
@@ -108,31 +101,29 @@ def evaluate(
             if m.weights and m.weights.exists()
         ],
     }
-    rows = _resume(partial, definition, tasks)
-    progress = Progress("evaluate", len(tasks), "files", every_s=10)
-    for note in notes + list(metric_set.missing.values()):
-        progress.say(f"evaluate: {note}")
-    if rows:
-        progress.say(f"evaluate: {len(rows)} of {len(tasks)} files were measured before; going on")
+    journal = Journal(output.with_name(output.name + ".partial"), definition)
+    rows = _resume(journal, tasks)
     left = [task for task in tasks if task.utterance not in rows]
-    progress.add(len(rows))
-    try:
-        with partial.open("a", encoding="utf-8") as kept:
-            for task, row in _measure_all(left, (list(metrics), str(resources), device), jobs or _cores()):
-                rows[task.utterance] = row
-                kept.write(json.dumps({"stamp": task.stamp, "row": dataclasses.asdict(row)}) + "\n")
-                kept.flush()
-                progress.add(1)
-    finally:
-        progress.close()
+    with Progress("evaluate", len(tasks), "files", every_s=10) as progress, journal.appending() as append:
+        progress.say(*(f"evaluate: {note}" for note in (*notes, *metric_set.missing.values())))
+        if rows:
+            progress.say(f"evaluate: {len(rows)} of {len(tasks)} files were measured before; going on")
+        progress.keep(len(rows))
+        for task, row in _measure_all(left, (list(metrics), str(resources), device), jobs or cores()):
+            rows[task.utterance] = row
+            append(_entry(task, row))
+            progress.add(1)
     ordered = [rows[task.utterance] for task in tasks]
     missing = {
         column: reason for name, reason in metric_set.missing.items() for column in metric_set.metrics[name].columns
     }
     result = Evaluation(ordered, _summaries(ordered, metric_set, tasks[0].score), missing)
-    _write_csv(output.with_suffix(".summary.csv"), *_summary_table(result, metric_set))
-    _write_csv(output, *_row_table(result))
-    partial.unlink()
+    for path, (header, table) in (
+        (output.with_suffix(".summary.csv"), _summary_table(result, metric_set)),
+        (output, _row_table(result)),
+    ):
+        write_csv(path, header, (dict(zip(header, row, strict=True)) for row in table))
+    journal.path.unlink()
     return result
 
 
@@ -187,35 +178,25 @@ def _tasks(
     return tasks, notes
 
 
-def _resume(partial: Path, definition: dict, tasks: list[Task]) -> dict[str, Row]:
+def _entry(task: Task, row: Row) -> dict:
+    return {"stamp": task.stamp, "row": dataclasses.asdict(row)}
+
+
+def _resume(journal: Journal, tasks: list[Task]) -> dict[str, Row]:
     """Rows of an interrupted run of the same measurement whose files have not changed since."""
     rows: dict[str, Row] = {}
-    lines = partial.read_text(encoding="utf-8").splitlines() if partial.exists() else []
-    if lines and lines[0] == json.dumps(definition):
-        stamps = {task.utterance: task.stamp for task in tasks}
-        for line in lines[1:]:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue  # the line that was being written when the run was killed
-            entry["row"]["scores"] = {role: Scores(**scores) for role, scores in entry["row"]["scores"].items()}
-            row = Row(**entry["row"])
-            if stamps.get(row.utterance) == entry["stamp"]:
-                rows[row.utterance] = row
-    lines = [json.dumps(definition)]
-    for task in tasks:
-        if task.utterance in rows:
-            lines.append(json.dumps({"stamp": task.stamp, "row": dataclasses.asdict(rows[task.utterance])}))
-    atomic.write_bytes(partial, *(f"{line}\n".encode() for line in lines))
+    stamps = {task.utterance: task.stamp for task in tasks}
+    for entry in journal.read():
+        scores = {role: Scores(**scores) for role, scores in entry["row"]["scores"].items()}
+        row = Row(**entry["row"] | {"scores": scores})
+        if stamps.get(row.utterance) == entry["stamp"]:
+            rows[row.utterance] = row
+    journal.write(_entry(task, rows[task.utterance]) for task in tasks if task.utterance in rows)
     return rows
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Measuring, in processes
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def measure(task: Task, metric_set: MetricSet) -> Row:
@@ -256,14 +237,6 @@ _metric_set: MetricSet | None = None
 
 def _start_worker(metrics: list[str], resources: str, device: str) -> None:
     global _metric_set
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends its workers
-    parent = multiprocessing.parent_process()
-
-    def end_with_parent() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
     _metric_set = MetricSet(metrics, resources, device)
 
 
@@ -275,22 +248,6 @@ def _measure_in_worker(task: Task) -> Row:
         raise
 
 
-@contextlib.contextmanager
-def _one_thread_per_process() -> Iterator[None]:
-    """Workers are started with one thread each for BLAS, OpenMP and PyTorch."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
 def _measure_all(tasks: list[Task], settings: tuple, jobs: int) -> Iterator[tuple[Task, Row]]:
     """Score tasks in `jobs` processes, in no particular order.
 
@@ -298,18 +255,12 @@ def _measure_all(tasks: list[Task], settings: tuple, jobs: int) -> Iterator[tupl
     process; one that kills its process again is reported as such, and the rest continue.
     """
     waiting, suspects = deque(tasks), deque()
-    with _one_thread_per_process():
-        while waiting or suspects:
-            alone = bool(suspects)
-            queue = deque([suspects.popleft()]) if alone else waiting
-            under_way: dict = {}
-            pool = ProcessPoolExecutor(
-                1 if alone else min(jobs, len(queue)),
-                mp_context=multiprocessing.get_context("spawn"),  # a fork would inherit the threads of PyTorch
-                initializer=_start_worker,
-                initargs=settings,
-            )
-            try:
+    while waiting or suspects:
+        alone = bool(suspects)
+        queue = deque([suspects.popleft()]) if alone else waiting
+        under_way: dict = {}
+        try:
+            with process_pool(1 if alone else min(jobs, len(queue)), _start_worker, *settings) as pool:
                 while queue or under_way:
                     while queue and len(under_way) < 2 * jobs:
                         under_way[pool.submit(_measure_in_worker, queue[0])] = queue[0]
@@ -318,14 +269,12 @@ def _measure_all(tasks: list[Task], settings: tuple, jobs: int) -> Iterator[tupl
                     for future in finished:
                         row = future.result()
                         yield under_way.pop(future), row
-            except BrokenProcessPool:
-                if alone:
-                    task = next(iter([*under_way.values(), *queue]))
-                    yield task, _died(task, settings)
-                else:
-                    suspects.extend(under_way.values())
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+        except BrokenProcessPool:
+            if alone:
+                task = next(iter([*under_way.values(), *queue]))
+                yield task, _died(task, settings)
+            else:
+                suspects.extend(under_way.values())
 
 
 def _died(task: Task, settings: tuple) -> Row:
@@ -400,14 +349,6 @@ def _cells(summary: Summary) -> list[str]:
         str(summary.unscored),
         summary.reasons_text,
     ]
-
-
-def _write_csv(path: Path, header: list[str], table: list[list[str]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(table)
-    atomic.write_bytes(path, text.getvalue().encode())
 
 
 def describe(result: Evaluation) -> str:

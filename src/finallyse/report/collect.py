@@ -25,7 +25,7 @@ import yaml
 from finallyse import __version__
 from finallyse.datasets.base import Task
 from finallyse.errors import UserError
-from finallyse.hardware import processor
+from finallyse.hardware import cores, processor
 from finallyse.metrics import Better, goodness, label_of, metric_of, metrics_registry
 from finallyse.options import defines_run
 from finallyse.report.figures import Interval, number
@@ -230,7 +230,7 @@ def _table(path: Path, columns: Sequence[str] = ()) -> pandas.DataFrame:
     """A CSV file, checked for the columns that are read from it."""
     try:
         table = pandas.read_csv(path, skipinitialspace=True)
-    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
+    except ValueError as error:  # pandas' parser errors are ValueErrors
         raise UserError(f"{path}: not readable as CSV: {' '.join(str(error).split())}") from error
     for column in columns:
         if column not in table:
@@ -289,7 +289,7 @@ def _schema(path: Path | None) -> dict:
 def _yaml(path: Path) -> dict[str, Any]:
     try:
         loaded = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: holds no configuration")
@@ -569,8 +569,7 @@ def _commit() -> str:
 
 def _machine() -> str:
     """Processor, cores, memory and GPUs."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parts = [processor(), f"{cores} cores"]
+    parts = [processor(), f"{cores()} cores"]
     if sys.platform != "win32":
         parts.append(f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB of memory")
     try:
