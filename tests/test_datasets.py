@@ -42,6 +42,12 @@ def build(name: str, corpora: dict, **options):
             "manifest": manifest(corpora, "libritts-r"),
             "augmentations": recipe(corpora, 16000),
         },
+        "degraded_speech": lambda: {
+            "manifest": [manifest(corpora, "libritts-r"), manifest(corpora, "libritts-r", split="validation")],
+            "augmentations": recipe(corpora, 16000),
+            "segment": 8192,
+            "level_db": [-30, 0],
+        },
         "augmented_daps": lambda: {
             "manifest": manifest(corpora, "daps", 48000),
             "augmentations": recipe(corpora, 48000),
@@ -57,7 +63,7 @@ def build(name: str, corpora: dict, **options):
     return datasets_registry[name](**{**arguments[name](), **options})
 
 
-SEEDED = ["mel_dataset", "vctk", "voicebank", "augmented_libritts-r", "augmented_daps"]
+SEEDED = ["mel_dataset", "vctk", "voicebank", "augmented_libritts-r", "augmented_daps", "degraded_speech"]
 
 
 def same(a: dict, b: dict) -> bool:

@@ -146,7 +146,8 @@ def prepare(
             if r.split == split
         ]
         write_csv(output / f"{split}.csv", columns, rows)
-        counts[split] = len(rows)
+        if split in corpus_by_name(corpus).splits:
+            counts[split] = len(rows)
     say(", ".join(f"{split} {count}" for split, count in reversed(counts.items())))
     return counts
 
