@@ -100,7 +100,8 @@ PUBLISHED = {
     "festvox-ru": ["usr/share/festival/voices/russian/msu_ru_nsh_clunits/wav/ru_1.wav", "usr/share/doc/copyright"],
     "asterisk-sounds": [f"usr/share/asterisk/sounds/{name}.g722" for name in ("it_m/1", "it_m/digits/1", "ru_f/1")],
     "esc-10": [
-        f"ESC-10-1/001 - Dog bark/{fold}-{n}-{letter}.ogg" for fold, n, letter in itertools.product((1, 5), (7, 8), "AB")
+        f"ESC-10-1/001 - Dog bark/{fold}-{n}-{letter}.ogg"
+        for fold, n, letter in itertools.product((1, 5), (7, 8), "AB")
     ],
     "noisekun": ["Noisekun-1/.github/assets/sounds/rain.ogg", "Noisekun-1/apps/web/public/sounds/alarm.ogg"],
     "blanket": [f"blanket-1/data/resources/sounds/{name}.ogg" for name in ("city", "rain")],
@@ -175,7 +176,8 @@ def test_any_folder_of_recordings(corpus, tmp_path):
         write(tmp_path / "in" / "export" / speaker / "b.ogg", tone(0.5, 22050), 22050)
     write(tmp_path / "in" / "export" / "alone.wav")
     counts = prepare(corpus, tmp_path / "in", tmp_path / "out", 48000)
-    assert sum(counts.values()) == 9 and all(counts.values())
+    reserved = (CORPORA[corpus].reserved or ("none",))[0]
+    assert sum(counts.values()) == 9 and all(count for split, count in counts.items() if split != reserved)
     if CORPORA[corpus].kind == "speech":
         speakers = {split: {row["speaker"] for row in rows(tmp_path / "out" / f"{split}.csv")} for split in counts}
         assert set().union(*speakers.values()) == {"Anna Ä", "Bert", "Carl", "Dora", "alone"}
@@ -227,7 +229,8 @@ def test_a_link_to_a_folder_above_is_no_loop(tmp_path):
 )
 def test_splits_by_names_alone(corpus, speakers, files, seed):
     recordings = [Recording(f"{s}/{n}.wav", f"{s}/{n}.wav", f"s{s}", f"s{s}") for s in speakers for n in range(files)]
-    needed = len(CORPORA[corpus].splits)
+    wanted = {CORPORA[corpus].rest, *CORPORA[corpus].held_out}
+    needed = len(wanted)
     if len(recordings) < needed:
         with pytest.raises(UserError, match="cannot fill the splits"):
             assign_splits(recordings, corpus, seed)
@@ -235,7 +238,7 @@ def test_splits_by_names_alone(corpus, speakers, files, seed):
     split, _ = assign_splits(recordings, corpus, seed)
     again, _ = assign_splits(recordings[::-1], corpus, seed)
     assert {r.source: r.split for r in split} == {r.source: r.split for r in again}
-    assert {r.split for r in split} == set(CORPORA[corpus].splits)
+    assert {r.split for r in split} == wanted
     where = defaultdict(set)
     for r in split:
         where[r.speaker].add(r.split)
@@ -498,3 +501,23 @@ def test_a_manifest_that_is_none(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as error:
         Manifest(tmp_path / "train.csv")
     assert str(tmp_path / "train.csv") in str(error.value)
+
+
+def test_recordings_with_a_noisy_background_are_left_out(tmp_path, speech, monkeypatch):
+    clean, rate = sf.read(speech[0], dtype="float32")
+    noise = np.random.default_rng(0).standard_normal(len(clean)) * 0.1
+    for number in range(3):
+        write(tmp_path / "in" / f"clean{number}" / "a.wav", clean, rate)
+    write(tmp_path / "in" / "noisy" / "a.wav", (clean * 0.5 + noise).clip(-1, 1), rate)
+    counts = prepare("vctk", tmp_path / "in", tmp_path / "out", 16000, min_bak=3.0)
+    assert sum(counts.values()) == 3
+    [left_out] = rows(tmp_path / "out" / "dropped.csv")
+    assert left_out["path"] == "noisy/a.wav" and "DNSMOS BAK" in left_out["reason"]
+    assert left_out["reason"].endswith("below 3")
+
+    def again(wav):
+        raise AssertionError("scored twice")
+
+    monkeypatch.setattr("finallyse.metrics.dnsmos.background", again)  # scores are in the journal, thresholds are not
+    assert sum(prepare("vctk", tmp_path / "in", tmp_path / "out", 16000, min_bak=1.01).values()) == 4
+    assert sum(prepare("vctk", tmp_path / "in", tmp_path / "out", 16000).values()) == 4
