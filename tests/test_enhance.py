@@ -611,7 +611,7 @@ def test_which_files_go_where(tmp_path):
         with pytest.raises(UserError, match=message):
             names(inputs, output)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no recordings"):
+    with pytest.raises(UserError, match="contains no recordings"):
         names([tmp_path / "empty"], out)
 
 
@@ -643,7 +643,7 @@ def test_one_line_errors(tmp_path, checkpoints, minute):
     torch.save(content | {"format_version": 99}, tmp_path / "newer.ckpt")
     with pytest.raises(UserError, match="update the package"):
         enhance_all([tmp_path / "in.wav"], tmp_path / "out.wav", tmp_path / "newer.ckpt")
-    with pytest.raises(UserError, match="holds 2 channels"):
+    with pytest.raises(UserError, match="allows 2 channels"):
         sf.write(tmp_path / "three.wav", np.zeros((100, 3)) + 0.1, 16000)
         options = Options(suffix=".mp3")
         model = Enhancer.from_checkpoint(checkpoints["vocoder"], device="cpu")

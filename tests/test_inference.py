@@ -97,6 +97,6 @@ def test_mistakes(resources, tmp_path, inference):
     with pytest.raises(UserError, match=r"other\.ckpt: no such checkpoint"):
         inference([f"exp.config_path={config}", "exp.run_name=other"])
     vocoder = trained("hifigan", resources, tmp_path)
-    with pytest.raises(UserError, match=r"holds a a2a_hifi\+\+_gen, the experiment is of a hifigan_gen"):
+    with pytest.raises(UserError, match=r"contains a a2a_hifi\+\+_gen, the experiment is for hifigan_gen"):
         inference([f"exp.config_path={vocoder}", "exp.run_name=hifipp_denoise"])
     assert not (tmp_path / "enhanced").exists()

@@ -311,7 +311,7 @@ def test_page_says_what_it_must(parsed: Page) -> None:
         "FINALLY, stage by stage",
         "hifipp_bwe2: no results yet",
         "WV-MOS: missing: needs",
-        "Not asked for: ",
+        "Not requested: ",
         "ours is UTMOSv2: not comparable",
         "finallyse 0.1.0",
         "A CPU of the test (20 steps), 2 x a GPU of the test (100 steps)",

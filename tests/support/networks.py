@@ -38,6 +38,7 @@ SMALL = {
     "msd": {"widths": [16, 16, 16, 32, 32, 32, 32]},
     "ms-stft_disc": {"filters": 4, "n_ffts": [512, 128], "hop_lengths": [128, 32], "win_lengths": [512, 128]},
 }
+LAYER_NORM = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
 WAVLM = {"conv_dim": [16] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
 SMALL_WAVLM = WAVLM | {
     "hidden_size": 32,
@@ -57,7 +58,7 @@ def write_wavlm(folder, fill=None, safetensors=True, normalize=True, **sizes):
     """Write a WavLM with random weights as transformers does (or as published: a pickle with weight_g and weight_v).
 
     Args:
-        folder: where to.
+        folder: to write to.
         fill: called with the network to give it other weights.
         safetensors: the format.
         normalize: whether it was trained on normalised audio.
@@ -68,7 +69,7 @@ def write_wavlm(folder, fill=None, safetensors=True, normalize=True, **sizes):
     from transformers import WavLMConfig, WavLMModel
 
     torch.manual_seed(0)
-    network = WavLMModel(WavLMConfig(**sizes, feat_extract_norm="layer", do_stable_layer_norm=True)).eval()
+    network = WavLMModel(WavLMConfig(**LAYER_NORM | sizes)).eval()
     if fill:
         fill(network)
     if safetensors:
