@@ -8,12 +8,10 @@ responses are synthetic. Degraded items are those of config/experiments/finally_
 at 16 kHz, all augmentations with their probabilities. Items of stage 3 are degraded by the same at 48 kHz.
 """
 
-import argparse
 import contextlib
 import io
 import itertools
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -33,26 +31,25 @@ from finallyse.corpora.manifest import COLUMNS, write_csv
 from finallyse.corpora.prepare import prepare
 from finallyse.datasets import datasets_registry
 from finallyse.hardware import processor
+from support import ROOT
+from support.speech import SPEECH, clips
+from support.timing import parser_of, publish
 
-ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "config" / "experiments" / "finally_stage1.yaml"
 CONTEXT = 65536
 
 
 def main() -> None:
     """Run all measurements and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--speech", type=Path, default=ROOT / "resources" / "demo" / "speech", help="folder of speech")
-    parser.add_argument("--output", type=Path, help="also write the table here")
+    parser = parser_of(__doc__)
+    parser.add_argument("--speech", type=Path, default=SPEECH, help="folder of speech")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="finallyse-bench-") as folder:
         rows = measure(arguments.speech, Path(folder))
     lines = [processor(), "", "| measured, one core | value | goal |", "|---|---|---|"]
     lines += [f"| {what} | {value:,.0f} {unit} | {goal} |" for what, value, unit, goal in rows]
-    print("\n".join(lines))
-    if arguments.output:
-        arguments.output.write_text("\n".join(lines) + "\n")
+    publish(lines, arguments.output)
 
 
 def measure(speech: Path, folder: Path) -> list[tuple[str, float, str, str]]:
@@ -78,8 +75,8 @@ def measure(speech: Path, folder: Path) -> list[tuple[str, float, str, str]]:
     mels = datasets_registry["mel_dataset"](manifest=manifest)
     rows.append(("the same, with its mels (mel_dataset)", rate(lambda i: mels[(0, i % len(mels))]), "items/s", ""))
 
-    clips = sorted((folder / "libritts-r" / "16000" / "wav").rglob("*.wav"))
-    wav = np.concatenate([read(path)[0] for path in clips[:20]])
+    wavs = sorted((folder / "libritts-r" / "16000" / "wav").rglob("*.wav"))
+    wav = np.concatenate([read(path)[0] for path in wavs[:20]])
     wav = np.ascontiguousarray(wav[:CONTEXT])
     chain = Chain(augmentations)
     degrade = rate(lambda i: chain.apply(wav, 16000, chain.draw(0, 0, i)), least=200)
@@ -104,12 +101,9 @@ def measure(speech: Path, folder: Path) -> list[tuple[str, float, str, str]]:
 
 def make_sources(speech: Path, folder: Path) -> None:
     """FLAC at 48 kHz, noises, rooms and microphones, as published corpora hold them."""
-    clips = sorted(speech.rglob("*.flac"))
-    if not clips:
-        sys.exit(f"error: {speech}: holds no .flac files")
     for corpus in ("libritts-r", "dns5-noise", "dns5-rooms", "micirp"):
         (folder / corpus).mkdir(parents=True)
-    for number, path in enumerate(clips):
+    for number, path in enumerate(clips(speech)):
         wav, from_rate = read(path)
         sf.write(folder / "libritts-r" / f"{number:03d}.flac", resample(wav, from_rate, 48000), 48000)
     rng = np.random.default_rng(0)

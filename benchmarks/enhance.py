@@ -26,28 +26,27 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from finallyse.audio.io import read
-from finallyse.audio.resample import resample
 from finallyse.hardware import processor
 from finallyse.inference import enhancer as enhancer_module
 from finallyse.inference.enhancer import WAVLM_WINDOW_S, Enhancer, tune_process
 from finallyse.models import models_registry
 from finallyse.models.checkpoint import save_checkpoint
-from models import write_wavlm_large
+from support import ROOT
+from support.networks import WAVLM_LARGE, write_wavlm
+from support.speech import read_speech
+from support.timing import parser_of, publish
 
-ROOT = Path(__file__).resolve().parents[1]
 RATE = 16000
 
 
 def main() -> None:
     """Measure, each in a process of its own, and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--seconds", type=float, default=30, help="length of the signal that speed is measured on")
     parser.add_argument("--minutes", type=int, default=60, help="length of the long recording")
     parser.add_argument("--seams", action="store_true", help="also measure what windows change; minutes more")
     parser.add_argument("--checkpoint", type=Path, help="of this network, instead of one with random weights")
     parser.add_argument("--wavlm", type=Path, help="folder of WavLM for that checkpoint")
-    parser.add_argument("--output", type=Path, help="also write the tables here")
     parser.add_argument("--measure", choices=("plain", "fp32", "bf16"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
@@ -58,9 +57,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="finallyse-bench-") as folder:
             checkpoint = arguments.checkpoint or write_random_checkpoint(Path(folder))
             lines += ["", *seam_table(checkpoint, arguments.wavlm)]
-    print("\n".join(lines))
-    if arguments.output:
-        arguments.output.write_text("\n".join(lines) + "\n")
+    publish(lines, arguments.output)
 
 
 # --- speed ------------------------------------------------------------------------------------------------------------
@@ -89,7 +86,7 @@ def speed(kind: str, seconds: float) -> str:
     torch.set_num_threads(2)
     torch.manual_seed(0)
     generator = models_registry["finally_gen"]().eval()
-    wav = speech(seconds)
+    wav = read_speech(RATE, seconds)
     if kind == "plain":
         features = Features(generator.ssl_dim).last_hidden_state(torch.from_numpy(wav)[None])
 
@@ -126,15 +123,6 @@ class Features(nn.Module):
         return torch.randn(len(wav), self.dim, frames, generator=torch.Generator().manual_seed(0))
 
 
-def speech(seconds: float) -> np.ndarray:
-    """Speech of the embedded corpus at 16 kHz, repeated as needed, float32 [T]."""
-    clips = []
-    for path in sorted((ROOT / "resources" / "demo" / "speech").glob("*.flac"))[:20]:
-        wav, rate = read(path)
-        clips.append(resample(wav, rate, RATE))
-    return np.resize(np.concatenate(clips), int(seconds * RATE))
-
-
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
@@ -158,7 +146,7 @@ def memory_table(minutes: int) -> list[str]:
 def run_command(folder: Path, checkpoint: Path, minutes: int) -> tuple[float, float]:
     """(MB, seconds per second) of `finallyse enhance` on a recording of so many minutes."""
     source = folder / f"{minutes}.wav"
-    minute = speech(60)
+    minute = read_speech(RATE, 60)
     with sf.SoundFile(source, "w", RATE, 1) as file:
         for _ in range(minutes):
             file.write(minute)
@@ -180,7 +168,7 @@ def run_command(folder: Path, checkpoint: Path, minutes: int) -> tuple[float, fl
 
 def write_random_checkpoint(folder: Path) -> Path:
     """FINALLY at 16 kHz with WavLM-large, of the published sizes, with random weights."""
-    write_wavlm_large(folder / "wavlm")
+    write_wavlm(folder / "wavlm", **WAVLM_LARGE)
     torch.manual_seed(0)
     save_checkpoint(
         folder / "finally_gen.ckpt",
@@ -197,7 +185,7 @@ def seam_table(checkpoint: Path, wavlm: Path | None) -> list[str]:
     """Levels of the difference between the output in windows and in one piece: of all, and of the worst 0.1 s."""
     tune_process()
     torch.set_num_threads(2)
-    wav = speech(120)
+    wav = read_speech(RATE, 120)
     outputs = []
     for whole in (False, True):
         enhancer_module.WAVLM_WINDOW_S = 1e6 if whole else WAVLM_WINDOW_S

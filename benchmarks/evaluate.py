@@ -8,7 +8,6 @@ whole command. Two free cores are needed; about 15 minutes.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import subprocess
 import sys
@@ -19,21 +18,20 @@ from pathlib import Path
 import numpy as np
 import soundfile as sf
 
-from finallyse.audio.io import read
-from finallyse.audio.resample import resample
 from finallyse.hardware import processor
+from support import ROOT
+from support.speech import SPEECH, read_speech
+from support.timing import parser_of, publish
 
-ROOT = Path(__file__).resolve().parents[1]
 RATE, SECONDS = 16000, 3
 METRICS = ["wb_pesq", "stoi", "si_sdr", "dnsmos"]
 
 
 def main() -> None:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--utterances", type=int, default=824)
-    parser.add_argument("--speech", type=Path, default=ROOT / "resources" / "demo" / "speech", help="folder of speech")
-    parser.add_argument("--output", type=Path, help="also write the table here")
+    parser.add_argument("--speech", type=Path, default=SPEECH, help="folder of speech")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="finallyse-bench-") as folder:
         make_utterances(arguments.speech, Path(folder), arguments.utterances)
@@ -47,18 +45,12 @@ def main() -> None:
         f"| two processes, s | {seconds[2]:.1f} | |",
         f"| ratio | {seconds[1] / seconds[2]:.2f} | 1.7 |",
     ]
-    print("\n".join(lines))
-    if arguments.output:
-        arguments.output.write_text("\n".join(lines) + "\n")
+    publish(lines, arguments.output)
 
 
 def make_utterances(speech: Path, folder: Path, count: int) -> None:
     """Write reference/ and enhanced/ (15 dB of noise) with `count` utterances each; no two are the same."""
-    clips = []
-    for path in sorted(speech.glob("*.flac")):
-        wav, rate = read(path)
-        clips.append(resample(wav, rate, RATE))
-    wav, length = np.concatenate(clips), SECONDS * RATE
+    wav, length = read_speech(RATE, folder=speech), SECONDS * RATE
     rng = np.random.default_rng(0)
     for role in ("reference", "enhanced"):
         (folder / role).mkdir()

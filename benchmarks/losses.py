@@ -9,9 +9,6 @@ loss is compared in the same run with the same loss filtering sample by sample, 
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,12 +21,11 @@ from torch import Tensor
 
 from finallyse.audio.io import read
 from finallyse.audio.resample import resample
-from finallyse.hardware import processor
 from finallyse.losses import losses_registry
 from finallyse.losses.pesq import PESQLoss
+from support.speech import SPEECH, clips
+from support.timing import conditions, medians, parser_of, publish
 
-ROOT = Path(__file__).resolve().parents[1]
-SPEECH = ROOT / "resources" / "demo" / "speech"
 RATE = 16000
 STRENGTHS = {  # mildest first
     "white noise, SNR dB": (30, 20, 10, 0),
@@ -43,16 +39,13 @@ STRENGTHS = {  # mildest first
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--speech", type=Path, default=SPEECH, help="folder of clean speech")
-    parser.add_argument("--output", type=Path, help="also write the tables here")
     parser.add_argument("--threads", type=int, default=2, help="1: CPU time is measured, for use on a busy machine")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     lines = [conditions(), "", *ranking(arguments.speech), "", *timing()]
-    print("\n".join(lines))
-    if arguments.output:
-        arguments.output.write_text("\n".join(lines) + "\n")
+    publish(lines, arguments.output)
 
 
 # --- ranks ------------------------------------------------------------------------------------------------------------
@@ -76,11 +69,11 @@ def ranking(speech: Path) -> list[str]:
 
 
 def degraded_clips(
-    speech: Path, clips: int = 6, seconds: float = 3.0
+    speech: Path, count: int = 6, seconds: float = 3.0
 ) -> Iterator[tuple[str, float, np.ndarray, np.ndarray]]:
-    """(kind, strength, clean, degraded) at 16 kHz: `clips` clips of different files in every degradation."""
-    paths = sorted(speech.glob("*.flac"))
-    for number, path in enumerate(paths[:: max(1, len(paths) // clips)][:clips]):
+    """(kind, strength, clean, degraded) at 16 kHz: `count` clips of different files in every degradation."""
+    paths = clips(speech)
+    for number, path in enumerate(paths[:: max(1, len(paths) // count)][:count]):
         wav, rate = read(path)
         clean = resample(np.asarray(wav).reshape(-1), rate, RATE)[: int(seconds * RATE)].astype(np.float64)
         rng = np.random.default_rng(number)
@@ -170,11 +163,12 @@ def timing() -> list[str]:
         if name not in ("lmos", "utmos"):  # those are other networks' time: benchmarks/models.py, benchmarks/train.py
             losses[name] = loss()
     lines = ["| loss | forward and backward, ms |", "|---|---|"]
-    medians = {}
+    times = {}
     for name, loss in losses.items():
-        medians[name] = 1e3 * median(lambda loss=loss: forward_backward(loss, given), 3 if "sample" in name else 9)
-        lines.append(f"| {name} | {medians[name]:.1f} |")
-    ratio = medians["pesq, sample by sample"] / medians["pesq"]
+        repeats = 3 if "sample" in name else 9
+        times[name] = 1e3 * medians(repeats, loss=lambda loss=loss: forward_backward(loss, given))["loss"]
+        lines.append(f"| {name} | {times[name]:.1f} |")
+    ratio = times["pesq, sample by sample"] / times["pesq"]
     return [*lines, "", f"pesq is {ratio:.0f} times as fast as sample by sample (goal: 20)"]
 
 
@@ -184,27 +178,6 @@ def forward_backward(loss: Callable, given: dict) -> None:
     for name in inputs.keys() & {"wav_hat", "logits_fake", "fmaps_fake"}:
         inputs[name] = torch.utils._pytree.tree_map(lambda x: x.clone().requires_grad_(), inputs[name])
     loss(**inputs).backward()
-
-
-def conditions() -> str:
-    """What the figures were measured on."""
-    threads, clock = torch.get_num_threads(), "CPU time" if torch.get_num_threads() == 1 else "time on the clock"
-    return f"{processor()}, torch {torch.__version__}, {threads} threads, {clock}"
-
-
-def now() -> float:
-    """Seconds on the clock; with one thread, of CPU time."""
-    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
-
-
-def median(function: Callable[[], None], repeats: int) -> float:
-    """Median seconds on the clock, after one run to warm up."""
-    times = []
-    for _ in range(repeats + 1):
-        start = now()
-        function()
-        times.append(now() - start)
-    return statistics.median(times[1:])
 
 
 if __name__ == "__main__":

@@ -10,74 +10,40 @@ WavLM against transformers' own.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
 import finallyse.audio.torchaudio_shim  # noqa: F401  before transformers, which imports torchaudio
 from finallyse.audio import mel as mel_module
 from finallyse.audio import stft as stft_module
-from finallyse.audio.io import read
 from finallyse.audio.mel import LogMel
-from finallyse.audio.resample import resample
-from finallyse.hardware import processor
 from finallyse.models import models_registry
 from finallyse.models.norms import fold, set_weight
 from finallyse.models.wavlm import WavLM
+from support.networks import WAVLM_LARGE, write_wavlm
+from support.speech import read_speech
+from support.timing import conditions, medians, parser_of, publish
 
-ROOT = Path(__file__).resolve().parents[1]
 RATE = 16000
-CLIP = 5 * RATE
 
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="also write the tables here")
+    parser = parser_of(__doc__)
     parser.add_argument("--repeats", type=int, default=7, help="runs of each, of which the median counts")
     parser.add_argument("--threads", type=int, default=2, help="1: CPU time is measured, for use on a busy machine")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    lines = [conditions(), ""]
-    print("\n".join(lines))
+    lines = [conditions()]
     with torch.inference_mode():
         for table in (padding, mel_bases, wavlm, folding):
-            rows = [*table(arguments.repeats), ""]
-            print("\n".join(rows), flush=True)
-            lines += rows
-    if arguments.output:
-        arguments.output.write_text("\n".join(lines))
-
-
-def conditions() -> str:
-    """What the figures were measured on."""
-    threads, clock = torch.get_num_threads(), "CPU time" if torch.get_num_threads() == 1 else "time on the clock"
-    return f"{processor()}, torch {torch.__version__}, {threads} threads, {clock}"
-
-
-def now() -> float:
-    """Seconds on the clock; with one thread, of CPU time."""
-    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
-
-
-def medians(repeats: int, **functions: Callable[[], object]) -> dict[str, float]:
-    """Median seconds of each, run in turn, after one turn to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(repeats + 1):
-        for name, function in functions.items():
-            start = now()
-            function()
-            times[name].append(now() - start)
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
+            lines += ["", *table(arguments.repeats)]
+    publish(lines, arguments.output)
 
 
 def build(name: str, **args) -> nn.Module:
@@ -126,10 +92,7 @@ def padding(repeats: int) -> list[str]:
         "| SpectralUNet of, 5 s clip | power_of_two, s | multiple, s | multiple is (goal: 1.3) | output differs by |",
         "|---|---|---|---|---|",
     ]
-    paths = sorted((ROOT / "resources" / "demo" / "speech").glob("*.flac"))
-    clips = [(np.asarray(wav).reshape(-1), rate) for wav, rate in map(read, paths[:3])]
-    speech = np.concatenate([resample(wav, rate, RATE) for wav, rate in clips])[:CLIP].astype(np.float32)
-    wav = torch.from_numpy(speech.copy())[None, None]
+    wav = torch.from_numpy(read_speech(RATE, 5))[None, None]
     for name in ("a2a_hifi++_gen", "finally_gen"):
         multiple, published = build(name), build(name, time_padding="power_of_two")
         fold(multiple)
@@ -172,29 +135,10 @@ def mel_bases(repeats: int) -> list[str]:
     ]
 
 
-def write_wavlm_large(folder: Path) -> nn.Module:
-    """WavLM-large with random weights, by transformers, saved in `folder`."""
-    from transformers import WavLMConfig, WavLMModel
-
-    torch.manual_seed(0)
-    config = WavLMConfig(
-        hidden_size=1024,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        intermediate_size=4096,
-        feat_extract_norm="layer",
-        do_stable_layer_norm=True,
-    )
-    network = WavLMModel(config).eval()
-    network.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": True}))
-    return network
-
-
 def wavlm(repeats: int) -> list[str]:
     """WavLM-large, random weights, last hidden state of two contexts of 65 536 samples."""
     with torch.inference_mode(False), tempfile.TemporaryDirectory(prefix="finallyse-bench-") as folder:
-        theirs = write_wavlm_large(Path(folder))
+        theirs = write_wavlm(Path(folder), **WAVLM_LARGE)
         ours = WavLM(folder)
     wav = torch.randn(2, 65536)
     normed = (wav - wav.mean(1, keepdim=True)) / wav.std(1, keepdim=True, correction=0)

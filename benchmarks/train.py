@@ -40,21 +40,20 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-
-from finallyse.audio.torchaudio_shim import torchaudio  # noqa: E402, F401  transformers imports it
-from finallyse.config import load_experiment  # noqa: E402
-from finallyse.datasets import datasets_registry  # noqa: E402
-from finallyse.hardware import processor  # noqa: E402
-from finallyse.training import trainers_registry  # noqa: E402
-from finallyse.training.base import BaseTrainer  # noqa: E402
-from finallyse.training.batches import Batch, collate  # noqa: E402
-from finallyse.training.clock import Stopwatch  # noqa: E402
-from finallyse.training.distributed import Group, choose_device  # noqa: E402
-from finallyse.training.engine import prepare_pytorch  # noqa: E402
-from models import write_wavlm_large  # noqa: E402
-from training_parts import prepare_resources  # noqa: E402
+from finallyse.audio.torchaudio_shim import torchaudio  # noqa: F401  transformers imports it
+from finallyse.config import load_experiment
+from finallyse.datasets import datasets_registry
+from finallyse.hardware import processor
+from finallyse.training import trainers_registry
+from finallyse.training.base import BaseTrainer
+from finallyse.training.batches import Batch, collate
+from finallyse.training.clock import Stopwatch
+from finallyse.training.distributed import Group, choose_device
+from finallyse.training.engine import prepare_pytorch
+from support import ROOT
+from support.networks import WAVLM_LARGE, write_wavlm
+from support.timing import parser_of, publish
+from support.training import prepare_resources
 
 RECIPES = {
     "hifigan": "hifigan",
@@ -71,7 +70,7 @@ KINDS = ("wavlm", "generator", "discriminator", "losses", "optimizer", "other")
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     parser.add_argument("--device", default="cpu", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--batch", type=int, default=2, help="items of a step")
@@ -82,7 +81,6 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also bf16 with torch.compile")
     parser.add_argument("--no-baseline", action="store_true", help="leave out the straightforward form")
     parser.add_argument("--clock", default="wall", choices=["wall", "cpu"])
-    parser.add_argument("--output", type=Path, help="also write the tables here")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = choose_device(arguments.device)
@@ -97,7 +95,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         resources = prepare_resources(Path(folder))
         if any(name.startswith("stage") for name in arguments.recipes):
-            write_wavlm_large(resources / "weights" / "wavlm-large")
+            write_wavlm(resources / "weights" / "wavlm-large", **WAVLM_LARGE)
         for name in arguments.recipes:
             measured = {}
             for form, options in forms.items():
@@ -134,9 +132,7 @@ def main() -> None:
         "What bounds it; matrix products: " + ", ".join(f"{r / 1e9:.0f} GFLOP/s in {p}" for p, r in peaks.items()),
     ]
     lines += ["", "| | TFLOP a step | GFLOP/s | of matrix products' |", "|---|---|---|---|", *bounds]
-    print("\n".join(lines))
-    if arguments.output:
-        arguments.output.write_text("\n".join(lines) + "\n")
+    publish(lines, arguments.output)
 
 
 class Clock:

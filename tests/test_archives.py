@@ -203,7 +203,7 @@ def test_links_inside_become_copies(tmp_path):
 
 def test_a_link_to_nothing_is_told(tmp_path):
     archive = make(tmp_path / "c.tar.gz", extra=[special("soft", tarfile.SYMTYPE, "absent")])
-    with pytest.raises(UserError, match=r"'soft' is a link to 'absent', which it does not hold"):
+    with pytest.raises(UserError, match=r"'soft' is a link to 'absent', which is not in it"):
         unpack(archive, tmp_path / "out")
 
 

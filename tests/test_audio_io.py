@@ -14,7 +14,7 @@ import soundfile as sf
 from finallyse.audio.io import decode, mono, read, write_wav
 from finallyse.audio.resample import resample
 from finallyse.errors import UserError
-from small_corpora import lag
+from support.corpora import lag
 
 
 def encode(path: Path, wav: np.ndarray, rate: int, codec: str, format: str | None = None) -> None:

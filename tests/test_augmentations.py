@@ -18,7 +18,7 @@ from finallyse.augmentations.noise import active_power, changed_excerpt, excerpt
 from finallyse.augmentations.streams import stream
 from finallyse.corpora.manifest import COLUMNS, write_csv
 from finallyse.errors import UserError
-from small_corpora import lag, make_corpora, recipe
+from support.corpora import lag, make_corpora, recipe
 
 
 @pytest.fixture(scope="module")

@@ -18,18 +18,7 @@ from finallyse.cli import main
 from finallyse.config import load_experiment, load_pipeline, read_yaml
 from finallyse.errors import UserError
 from finallyse.models import models_registry
-
-NETWORKS = [
-    "hifigan",
-    "hifipp_bwe1",
-    "hifipp_bwe2",
-    "hifipp_bwe4",
-    "hifipp_denoise",
-    "finally_stage1",
-    "finally_stage2",
-    "finally_stage3_pretrain",
-    "finally_stage3",
-]
+from support import NETWORKS
 
 
 @pytest.fixture(scope="module")

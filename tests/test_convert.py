@@ -11,7 +11,7 @@ from finallyse.models.checkpoint import load_checkpoint
 from finallyse.models.convert import convert, parse_arguments
 from finallyse.models.norms import fold
 from finallyse.models.table import rows
-from small_networks import SMALL, UPSAMPLING
+from support.networks import SMALL, UPSAMPLING
 
 EXPERIMENT = {
     "trainer": "hifi++_trainer",

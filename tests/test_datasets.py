@@ -20,7 +20,7 @@ from finallyse.corpora.manifest import COLUMNS, Manifest, write_csv
 from finallyse.datasets import datasets_registry
 from finallyse.datasets.bandwidth import without_highs
 from finallyse.errors import UserError
-from small_corpora import lag, make_corpora, recipe
+from support.corpora import lag, make_corpora, recipe
 
 
 @pytest.fixture(scope="module")

@@ -136,7 +136,7 @@ def test_what_is_left_out_is_listed_with_the_reason(folder):
     rows, left_out, said = collect(folder)
     assert len({row["speaker"] for row in rows}) == 8
     assert left_out["j/silent.wav"] == "silent"
-    assert left_out["a/long.wav"] == "8 of 10 speakers are taken, those with the most speech"
+    assert left_out["a/long.wav"] == "8 of 10 speakers are used, those with the most speech"
     assert set(left_out) == {"a/long.wav", "b/long.wav", "j/silent.wav"}
     assert "3 files left out" in said
     rows, left_out, said = collect(folder, seconds=30)
@@ -148,7 +148,7 @@ def test_a_rest_that_fits_nowhere_is_listed(folder):
         write(folder / name / "good.wav", voice(5), 16_000)
     write(folder / "e" / "tiny.wav", voice(0.5), 16_000)
     _, left_out, _ = collect(folder)
-    assert left_out == {"e/tiny.wav": "a rest shorter than 3 s, with nothing of its speaker to join it to"}
+    assert left_out == {"e/tiny.wav": "a remainder shorter than 3 s, with nothing of its speaker to join it to"}
 
 
 @pytest.mark.parametrize("folders", [0, 2])
@@ -159,7 +159,9 @@ def test_speakers_are_made_where_none_can_be_told(folder, folders):
     rows, left_out, said = collect(folder)
     assert not left_out and len(rows) == 12
     assert len({row["speaker"] for row in rows}) == 6
-    assert f"only {max(1, folders)} can be told apart" in said and "a voice may be in training and validation" in said
+    assert (
+        f"only {max(1, folders)} can be distinguished" in said and "a voice may be in training and validation" in said
+    )
 
 
 def test_one_long_recording_is_enough(folder):
@@ -173,9 +175,7 @@ def test_a_folder_without_audio(folder, content):
     if content == "texts":
         (folder / "a.txt").write_text("x")
         (folder / "b.unknown").write_bytes(b"x")
-    with pytest.raises(
-        UserError, match=rf"recordings: holds no audio files \({2 * (content == 'texts')} files of other"
-    ):
+    with pytest.raises(UserError, match=rf"recordings: contains no audio files \({2 * (content == 'texts')} of other"):
         collect(folder)
 
 
@@ -212,7 +212,7 @@ def test_a_recording_of_zero_samples_stops_with_its_name(folder):
 
 def test_too_little_speech(folder):
     write(folder / "a.wav", voice(7), 16_000)
-    with pytest.raises(UserError, match=r"holds 1 usable pieces of speech \(7 s\); at least 4 of 3 s"):
+    with pytest.raises(UserError, match=r"contains 1 usable pieces of speech \(7 s\); at least 4 of 3 s"):
         collect(folder)
 
 

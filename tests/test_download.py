@@ -16,7 +16,7 @@ from finallyse.corpora.download import Missing, download
 from finallyse.corpora.locations import Locations
 from finallyse.corpora.sources import RemoteFile, Source
 from finallyse.errors import UserError
-from fragile_server import Faults, serve
+from support.server import Faults, serve
 
 CONTENT = random.Random(0).randbytes(200_000)
 MD5 = "md5:" + hashlib.md5(CONTENT).hexdigest()

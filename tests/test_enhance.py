@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import json
 import os
 import subprocess
 import sys
@@ -19,7 +18,6 @@ import finallyse
 from finallyse.audio.blocks import BlockReader
 from finallyse.audio.mel import LogMel
 from finallyse.audio.resample import resample
-from finallyse.audio.torchaudio_shim import torchaudio  # noqa: F401  transformers imports torchaudio
 from finallyse.errors import UserError
 from finallyse.inference import enhancer as enhancer_module
 from finallyse.inference.command import run
@@ -32,9 +30,8 @@ from finallyse.models import models_registry
 from finallyse.models.base import Generator
 from finallyse.models.checkpoint import load_checkpoint, save_checkpoint
 from finallyse.models.wavlm import WavLM
-
-# isort: split
-from transformers import WavLMConfig, WavLMModel
+from support.networks import SMALL_WAVLM, write_wavlm
+from support.speech import read_speech
 
 torch.set_num_threads(1)  # networks this small lose by more, and much where the machine is busy
 
@@ -81,20 +78,7 @@ def build(name):
 @pytest.fixture(scope="module")
 def wavlm_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wavlm") / "small"
-    torch.manual_seed(0)
-    config = WavLMConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        conv_dim=[16] * 7,
-        num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=4,
-        feat_extract_norm="layer",
-        do_stable_layer_norm=True,
-    )
-    WavLMModel(config).save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": True}))
+    write_wavlm(folder, **SMALL_WAVLM | {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32})
     return folder
 
 
@@ -116,10 +100,9 @@ def checkpoints(tmp_path_factory, wavlm_folder):
 
 
 @pytest.fixture(scope="module")
-def minute(speech):
+def minute():
     """A minute and a bit of speech at 16 kHz."""
-    clips = [resample(sf.read(path, dtype="float32")[0], 24000, 16000) for path in speech[:14]]
-    return np.concatenate(clips)[: 60 * 16000 + 777]
+    return read_speech(16000, 60 + 777 / 16000)
 
 
 def decibels(difference, signal):
@@ -628,7 +611,7 @@ def test_which_files_go_where(tmp_path):
         with pytest.raises(UserError, match=message):
             names(inputs, output)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no recordings"):
+    with pytest.raises(UserError, match="contains no recordings"):
         names([tmp_path / "empty"], out)
 
 
@@ -660,7 +643,7 @@ def test_one_line_errors(tmp_path, checkpoints, minute):
     torch.save(content | {"format_version": 99}, tmp_path / "newer.ckpt")
     with pytest.raises(UserError, match="update the package"):
         enhance_all([tmp_path / "in.wav"], tmp_path / "out.wav", tmp_path / "newer.ckpt")
-    with pytest.raises(UserError, match="holds 2 channels"):
+    with pytest.raises(UserError, match="allows 2 channels"):
         sf.write(tmp_path / "three.wav", np.zeros((100, 3)) + 0.1, 16000)
         options = Options(suffix=".mp3")
         model = Enhancer.from_checkpoint(checkpoints["vocoder"], device="cpu")

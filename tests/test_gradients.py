@@ -8,17 +8,10 @@ from finallyse.config import read_yaml
 from finallyse.losses import losses_registry
 from finallyse.models import models_registry
 from finallyse.models.wavlm import WavLM
-from small_networks import SMALL, UPSAMPLING, make_wavlm
+from support import NETWORKS
+from support.networks import SMALL, UPSAMPLING, make_wavlm
 
-RECIPES = [
-    "hifigan",
-    "hifipp_bwe1",
-    "hifipp_denoise",
-    "finally_stage1",
-    "finally_stage2",
-    "finally_stage3_pretrain",
-    "finally_stage3",
-]
+RECIPES = [network for network in NETWORKS if network not in ("hifipp_bwe2", "hifipp_bwe4")]  # as hifipp_bwe1
 
 
 @pytest.fixture(scope="module")

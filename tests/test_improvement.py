@@ -200,7 +200,7 @@ def test_what_was_not_measured_is_not_met(results: Path) -> None:
             "--improves god.wb_pesq: no network 'god' among --networks; did you mean 'good'",
         ),
         (["--improves", "good.pesk"], "--improves good.pesk: no metric 'pesk'"),
-        (["--improves", "good.stoi"], "metrics/good.summary.csv: holds no stoi, in which good is to be judged"),
+        (["--improves", "good.stoi"], "metrics/good.summary.csv: has no stoi, by which good is to be judged"),
         (["--reaches", "good.wb_pesq"], "--reaches good.wb_pesq: must be NETWORK.METRIC=NUMBER"),
         (["--reaches", "good.wb_pesq=high"], "--reaches good.wb_pesq=high: must be NETWORK.METRIC=NUMBER"),
         ([], "nothing to check: give --improves or --reaches"),
@@ -217,7 +217,7 @@ def test_wrong_options_and_missing_tables_are_one_line(results, root, arguments,
 def test_a_broken_table_is_named(results: Path) -> None:
     path = results / "metrics" / "good.csv"
     path.write_text(path.read_text().replace("u3,", "u3,much"))
-    with pytest.raises(UserError, match=r"good\.csv: the columns of wb_pesq hold what scripts/evaluate.py does not"):
+    with pytest.raises(UserError, match=r"good\.csv: the columns of wb_pesq are not as scripts/evaluate.py writes"):
         improvement(results, ["good"], parse_goals([], [], []))
 
 

@@ -8,19 +8,19 @@ import soundfile as sf
 import torch
 
 import finallyse
-import training_parts
 from finallyse.audio.torchaudio_shim import torchaudio  # noqa: F401  transformers imports torchaudio
 from finallyse.errors import UserError
 from finallyse.metrics import Utterance, metrics_registry
 from finallyse.models import models_registry
 from finallyse.models.checkpoint import save_checkpoint
+from support import training
 
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
 def resources(tmp_path_factory):
-    return training_parts.prepare_resources(tmp_path_factory.mktemp("resources"))
+    return training.prepare_resources(tmp_path_factory.mktemp("resources"))
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +33,13 @@ def inference(root):
 
 def trained(network, resources, results):
     """The experiment file of a network of the demo's size, and its checkpoint (random weights) under `results`."""
-    settings = training_parts.experiment(network, resources, results)
+    settings = training.experiment(network, resources, results)
     torch.manual_seed(0)
     generator = models_registry[settings["generator"]["name"]](**settings["generator"]["args"])
     path = results / f"{network}.ckpt"
     state = generator.state_dict()
     save_checkpoint(path, network=network, config=settings, step=1, generator=state, discriminators={})
-    return training_parts.write_yaml(settings, results / f"{network}.yaml")
+    return training.write_yaml(settings, results / f"{network}.yaml")
 
 
 @pytest.mark.parametrize("network", ["hifigan", "hifipp_denoise", "finally_stage3"])
@@ -97,6 +97,6 @@ def test_mistakes(resources, tmp_path, inference):
     with pytest.raises(UserError, match=r"other\.ckpt: no such checkpoint"):
         inference([f"exp.config_path={config}", "exp.run_name=other"])
     vocoder = trained("hifigan", resources, tmp_path)
-    with pytest.raises(UserError, match=r"holds a a2a_hifi\+\+_gen, the experiment is of a hifigan_gen"):
+    with pytest.raises(UserError, match=r"contains a a2a_hifi\+\+_gen, the experiment is for hifigan_gen"):
         inference([f"exp.config_path={vocoder}", "exp.run_name=hifipp_denoise"])
     assert not (tmp_path / "enhanced").exists()

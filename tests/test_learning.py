@@ -20,7 +20,7 @@ from finallyse.training import trainers_registry
 from finallyse.training.batches import collate
 from finallyse.training.distributed import Group
 from finallyse.training.engine import train
-from training_parts import clip, experiment, prepare_resources, write_corpus
+from support.training import clip, experiment, prepare_resources, write_corpus
 
 RATE = 16000
 DEMO = "config/demo.yaml"

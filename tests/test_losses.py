@@ -14,7 +14,7 @@ from finallyse.errors import UserError
 from finallyse.losses import losses_registry
 from finallyse.losses.resampling import to_16k
 from finallyse.models.wavlm import WavLM
-from small_networks import make_wavlm
+from support.networks import make_wavlm
 
 
 def noisy(wav, amount, seed=0):

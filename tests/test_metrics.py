@@ -357,7 +357,7 @@ def test_silence_empty_and_nan_are_reasons(name, speech_16k):
     broken[100] = np.nan
     assert reason(name, speech_16k, silence) == "reference is silent (all zeros)"
     assert reason(name, silence, speech_16k) == "enhanced is silent (all zeros)"
-    assert reason(name, broken, speech_16k) == "enhanced holds NaN or infinite samples"
+    assert reason(name, broken, speech_16k) == "enhanced has NaN or infinite samples"
     assert reason(name, speech_16k, speech_16k[:0]) == "lengths differ by more than 0.1 s"
     assert reason(name, speech_16k[:0], speech_16k[:100]) == "enhanced is empty"
     assert reason(name, speech_16k) == "no reference"

@@ -18,7 +18,7 @@ import yaml
 from finallyse.corpora.sources import read_sources
 from finallyse.demo.pack import PACKERS, pack
 from finallyse.demo.speech import collect_speech
-from fragile_server import Faults, serve
+from support.server import Faults, serve
 
 TRUNCATED = "/dns5-noise/datasets_fullband.noise_fullband.freesound_000.tar.bz2"
 

@@ -10,7 +10,7 @@ from finallyse.models import models_registry
 from finallyse.models.base import Generator
 from finallyse.models.hifipp import mel_interpolation
 from finallyse.models.norms import fold, init_identity, norm_of, normed_layers
-from small_networks import SMALL, UPSAMPLING
+from support.networks import SMALL, UPSAMPLING
 
 WAV_GENERATORS = ["a2a_hifi++_gen", "finally_gen", "finally_gen/48k"]
 GENERATORS = ["hifigan_gen", "hifi++_gen", *WAV_GENERATORS]

@@ -12,7 +12,7 @@ import nbformat
 import pytest
 
 from finallyse.augmentations import augmentations_registry
-from small_corpora import make_corpora
+from support.corpora import make_corpora
 
 NOTEBOOK = "notebooks/augmentations.ipynb"
 

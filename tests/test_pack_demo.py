@@ -132,7 +132,7 @@ def test_it_is_said_whose_voice_it_is(packed):
 
 
 def test_what_cannot_be_packed(sources, tmp_path):
-    with pytest.raises(UserError, match="utmosv2 is not among what the demo can pack: daps"):
+    with pytest.raises(UserError, match="the demo cannot pack utmosv2, only daps"):
         pack(sources["utmosv2"], None, tmp_path)
     with pytest.raises(UserError, match=r"no such table of speech"):
         pack(sources["vctk"], tmp_path / "absent.csv", tmp_path)

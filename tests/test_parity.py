@@ -14,7 +14,7 @@ import torch
 
 from finallyse.models import models_registry
 from finallyse.models.norms import fold
-from named_weights import fill, layers_of, norm_of
+from support.weights import fill, layers_of, norm_of
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = json.loads((GOLDEN / "networks.json").read_text())

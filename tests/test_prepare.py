@@ -333,7 +333,7 @@ def test_nothing_or_too_little_to_use(tmp_path):
         prepare("vctk", tmp_path / "in", tmp_path / "out", 16000)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "readme.txt").write_text("nothing here")
-    with pytest.raises(UserError, match="holds no audio files"):
+    with pytest.raises(UserError, match="contains no audio files"):
         prepare("vctk", tmp_path / "in", tmp_path / "out", 16000)
     write(tmp_path / "in" / "a.wav")
     with pytest.raises(UserError, match="1 usable recordings cannot fill the splits train, validation"):
@@ -476,7 +476,7 @@ def test_the_command_line_says_errors_in_one_line(tmp_path, root):
     done = subprocess.run(
         [*command, f"--output={tmp_path / 'out'}", "--rate=16000"], cwd=root, capture_output=True, text=True
     )
-    assert done.returncode == 2 and done.stderr == f"error: {tmp_path / 'in'}: holds no audio files for vctk\n"
+    assert done.returncode == 2 and done.stderr == f"error: {tmp_path / 'in'}: contains no audio files for vctk\n"
     assert not (tmp_path / "out").exists()
 
 

@@ -20,7 +20,6 @@ import pytest
 import soundfile
 import torch
 
-import report_results
 from finallyse.audio.resample import resample
 from finallyse.errors import UserError
 from finallyse.report import figures, listen
@@ -28,18 +27,19 @@ from finallyse.report.audio import KBPS, mp3
 from finallyse.report.collect import Interval, collect
 from finallyse.report.html import Options, _banner, _score_row, balance, curves, duration, findings, write
 from finallyse.report.paired import Change
+from support import results as built
 
-NETWORKS = report_results.NETWORKS
+NETWORKS = built.NETWORKS
 
 
 @pytest.fixture(scope="session")
 def results(tmp_path_factory: pytest.TempPathFactory, speech: list[Path]) -> Path:
-    return report_results.results_once(tmp_path_factory, speech)
+    return built.results_once(tmp_path_factory, speech)
 
 
 @pytest.fixture(scope="session")
 def page(results: Path) -> Path:
-    return report_results.page_once(results)
+    return built.page_once(results)
 
 
 @pytest.fixture
@@ -158,13 +158,13 @@ def test_utterances_are_chosen_from_worst_to_best() -> None:
 
 
 def test_what_is_there_is_read(results: Path, root: Path) -> None:
-    report = collect(results, [*NETWORKS, "hifipp_bwe4"], **report_results.RECIPES)
+    report = collect(results, [*NETWORKS, "hifipp_bwe4"], **built.RECIPES)
     assert [n.name for n in report.networks] == NETWORKS and report.absent == ["hifipp_bwe4"]
     network = report.networks[NETWORKS.index("hifipp_bwe1")]
     assert network.task.text == "bandwidth extension from 1000 Hz" and network.task.input_label == "Band-limited"
-    assert network.scale.steps == report_results.STEPS and network.scale.recipe_steps == 80_000
+    assert network.scale.steps == built.STEPS and network.scale.recipe_steps == 80_000
     assert network.scale.parameters == 41 * 80 * 7 + 41
-    assert network.scale.share == pytest.approx(report_results.STEPS / 80_000)
+    assert network.scale.share == pytest.approx(built.STEPS / 80_000)
     assert network.data.files == 4 and network.data.hours == pytest.approx(4 * 4.5 / 3600)
     assert {u.name for u in network.utterances} == {p.stem for p in (results / "enhanced/hifigan/enhanced").iterdir()}
     scores = {s.metric: s for s in network.scores}
@@ -311,7 +311,7 @@ def test_page_says_what_it_must(parsed: Page) -> None:
         "FINALLY, stage by stage",
         "hifipp_bwe2: no results yet",
         "WV-MOS: missing: needs",
-        "Not asked for: ",
+        "Not requested: ",
         "ours is UTMOSv2: not comparable",
         "finallyse 0.1.0",
         "A CPU of the test (20 steps), 2 x a GPU of the test (100 steps)",
@@ -352,7 +352,7 @@ def test_each_sound_is_in_the_page_once_and_plays(parsed: Page) -> None:
 
 
 def test_the_banner_says_how_far_the_run_is_and_what_it_shows(results: Path, root: Path) -> None:
-    report = collect(results, NETWORKS, **report_results.RECIPES)
+    report = collect(results, NETWORKS, **built.RECIPES)
     assert _banner(report)["level"] == "warning"
 
     def scaled(**changes: int) -> object:

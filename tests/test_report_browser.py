@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import report_results
-from browser import Browser
+from support import results as built
+from support.browser import Browser
 
 PHONE, DESK = (390, 844), (1280, 900)
 
@@ -93,7 +93,7 @@ STATE = """
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory, speech: list[Path]) -> Path:
-    return report_results.page_once(report_results.results_once(tmp_path_factory, speech))
+    return built.page_once(built.results_once(tmp_path_factory, speech))
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_looks_right(browser: Browser, page: Path, tmp_path: Path, size: tuple[i
         'Object.fromEntries([...document.querySelectorAll("main > section, article")].map((e) => '
         "{ const b = e.getBoundingClientRect(); return [e.id, [b.top + scrollY, b.bottom + scrollY]]; }))"
     )
-    assert len(boxes) == 6 + len(report_results.NETWORKS)
+    assert len(boxes) == 6 + len(built.NETWORKS)
     for name, (top, bottom) in boxes.items():
         part = whole[int(top / 2) : int(bottom / 2)]
         assert (np.abs(part - background).max(axis=2) > 60).mean() > 0.01, f"{name} is drawn"

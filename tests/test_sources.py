@@ -77,7 +77,7 @@ def test_unreadable_registries(tmp_path):
     with pytest.raises(UserError, match=r"bad.yaml: not readable as YAML"):
         read_sources(tmp_path / "bad.yaml")
     (tmp_path / "bad.yaml").write_text("corpora: {}")
-    with pytest.raises(UserError, match=r"must hold exactly the two tables"):
+    with pytest.raises(UserError, match=r"must contain exactly the two tables"):
         read_sources(tmp_path / "bad.yaml")
 
 

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from finallyse.training.engine import train
-from training_parts import NETWORKS, experiment, history, prepare_resources
+from support.training import NETWORKS, experiment, history, prepare_resources
 
 CURVES = Path(__file__).parent / "data" / "curves"
 STEPS = 20

@@ -22,7 +22,7 @@ from finallyse.training.criteria import Criteria
 from finallyse.training.distributed import Group
 from finallyse.training.engine import TRY_AGAIN, Run, train
 from finallyse.training.state import StateFolder
-from training_parts import (
+from support.training import (
     ONE_OF_EACH_TRAINER,
     assert_same_bits,
     checkpoint,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training_parts import (
+from support.training import (
     ROOT,
     assert_same_bits,
     checkpoint,

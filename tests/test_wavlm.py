@@ -8,7 +8,7 @@ import torch
 
 from finallyse.errors import UserError
 from finallyse.models.wavlm import WavLM
-from small_networks import make_wavlm
+from support.networks import make_wavlm
 
 BASE = {"feat_extract_norm": "group", "do_stable_layer_norm": False}
 
@@ -27,7 +27,7 @@ def normed(wav):
 @pytest.mark.parametrize("kind", [{}, BASE, {"conv_bias": True}])
 @pytest.mark.parametrize("safetensors", [True, False])
 def test_equals_transformers(tmp_path, kind, safetensors):
-    network = make_wavlm(tmp_path / "w", safetensors, **kind)
+    network = make_wavlm(tmp_path / "w", safetensors=safetensors, **kind)
     wavlm = WavLM(tmp_path / "w")
     wav = torch.from_numpy(0.1 * np.random.default_rng(0).standard_normal((2, 16000))).float()
     with torch.no_grad():

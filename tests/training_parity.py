@@ -41,8 +41,9 @@ from finallyse.training.batches import Batch
 from finallyse.training.clipping import Clipper
 from finallyse.training.distributed import Group
 from finallyse.training.optim import Updater
-from named_weights import fill, fill_wavlm, layers_of, norm_of
-from training_parts import ROOT, write_wavlm
+from support import ROOT
+from support.networks import SMALL_WAVLM, write_wavlm
+from support.weights import fill, fill_wavlm, layers_of, norm_of
 
 GOLDEN = Path(__file__).parent / "golden" / "training.json"
 STEPS, CYCLE = 12, 4  # steps of a recorded run; batches, which come in a cycle: an epoch is one cycle
@@ -94,7 +95,7 @@ FINALLY_48K = {
 }
 MPD = {"widths": [4, 16, 64, 128, 128]}
 MSD = {"widths": [16, 16, 32, 64, 128, 128, 128]}
-WAVLM = {"num_buckets": 32, "max_bucket_distance": 200}
+WAVLM = SMALL_WAVLM | {"num_buckets": 32, "max_bucket_distance": 200}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Run:
     Args:
         experiment: the recipe that it follows, in the small.
         items: kind of the batches (`arrays_of`).
-        gain, gain_last: of the generator's weights (`named_weights.fill`).
+        gain, gain_last: of the generator's weights (`support.weights.fill`).
         args, parts: of the generator and of the discriminators.
         switches: those without which it is not the recorded one.
         batch, sub_batch: items of a step and of a piece.

@@ -51,7 +51,7 @@ def one_line_errors(status: int = 2) -> Iterator[None]:
     except UserError as error:
         line = str(error)
     except OSError as error:
-        if error.strerror is None:  # raised by a library for reasons of its own
+        if error.strerror is None:  # raised by a library, not by the system
             raise
         files = [str(name) for name in (error.filename, error.filename2) if name is not None]
         line = f"{' -> '.join(files) or 'a file'}: {error.strerror}"

@@ -66,7 +66,7 @@ def _check_arguments(cls: type, label: str) -> None:
 
     @functools.wraps(init)
     def checked(self, *args, **kwargs):
-        if type(self) is cls:  # a subclass has arguments of its own
+        if type(self) is cls:  # a subclass has other arguments
             unknown = [k for k in kwargs if k not in accepted]
             if unknown:
                 raise UserError(

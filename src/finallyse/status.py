@@ -42,7 +42,7 @@ class Job:
 
     output: str
     cluster_id: str | None = None  # None: a process on this machine
-    state: str | None = None  # as squeue says it: RUNNING, PENDING, ...; None: not known
+    state: str | None = None  # according to squeue: RUNNING, PENDING, ...; None: unknown
     reason: str | None = None  # why it is pending
 
 
@@ -52,7 +52,7 @@ class Data:
 
     name: str  # corpus, rate and split, or the weights' name
     path: str
-    clips: int | None  # rows of the manifest; None where it is missing or holds weights
+    clips: int | None  # rows of the manifest; None if it is missing, or for weights
     there: bool
     downloaded_bytes: int  # of its corpus, so far
 
@@ -93,7 +93,7 @@ class Status:
 
 
 def collect(config: dict) -> Status:
-    """Look at the files of the workflow that `config` (of `read_config`) describes."""
+    """The status of the workflow that `config` (of `read_config`) describes, by its files."""
     jobs = snakemake_jobs(Path(".snakemake"))
     locked = _has_files(Path(".snakemake/locks"))
     if jobs:
@@ -219,7 +219,7 @@ def saved_step(folder: Path) -> int:
 
 
 def _is_locked(path: Path) -> bool | None:
-    """Whether a process, on this node or another, holds this file's lock; None where the file system cannot tell."""
+    """Whether a process, on this node or another, holds this file's lock; None if the file system cannot know."""
     if not path.is_file():
         return False
     descriptor = os.open(path, os.O_RDONLY)

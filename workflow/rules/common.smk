@@ -179,6 +179,6 @@ def tell_errors(logs):
     ]
     for path in dict.fromkeys(failed):
         lines = Path(path).read_text().splitlines() if Path(path).is_file() else []
-        told = [line for line in lines if line.startswith("error: ")] or lines[-3:]
+        errors = [line for line in lines if line.startswith("error: ")] or lines[-3:]
         # enough for a line per network and metric of `learn`, but not for each of a thousand files
-        print(f"\n{path}:", *told[-50:], sep="\n", file=sys.stderr)
+        print(f"\n{path}:", *errors[-50:], sep="\n", file=sys.stderr)

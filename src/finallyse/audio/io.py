@@ -107,8 +107,8 @@ def write_wav(
     """Write a WAV atomically.
 
     wav: float [T] or [C, T].    sample_rate: Hz.    subtype: 16-bit integers or 32-bit floats.
-    overload: what to do with samples beyond [-1, 1], which 16 bits cannot hold: raise, or scale the whole file down to
-    a peak of 1. Nothing is ever clipped.
+    overload: what to do if samples exceed [-1, 1], the range of 16 bits: raise, or scale the whole file down to a peak
+    of 1. Nothing is ever clipped.
     Returns the gain that was applied (1.0 unless scaled). The same samples always give the same bytes.
     """
     wav = np.atleast_2d(np.asarray(wav, dtype=np.float32))
@@ -133,7 +133,7 @@ def write_wav(
     channels, length = samples.shape
     data = np.ascontiguousarray(samples.T).tobytes()
     if len(data) > 0xFFFF0000:
-        raise UserError(f"{path}: not written: {length} samples are more than a WAV can hold")
+        raise UserError(f"{path}: not written: {length} samples are too many for a WAV")
     block = channels * bits // 8
     fmt = struct.pack("<HHIIHH", header_format, channels, sample_rate, sample_rate * block, block, bits)
     chunks = b"fmt " + struct.pack("<I", len(fmt)) + fmt

@@ -79,7 +79,7 @@ def inspect_archive(
     archive: the file.    name: its name in messages.    thorough: also verify the checksums inside a zip, whose
     contents can be listed without reading them.    remember_for: the final name of the archive, for storing its list.
 
-    Raises UserError for an archive that is cut short, corrupt or hostile.
+    Raises UserError for an archive that is truncated, corrupt or malicious.
     """
     archive = Path(archive)
     name = name or str(archive)
@@ -167,7 +167,7 @@ def _list_tar(archive: Path, kind: Kind, label: str, progress: Progress) -> list
         while stream.read(BLOCK):  # to the end, where the compressed stream has its integrity check
             pass
     if not members:
-        raise tarfile.ReadError("it holds no files")
+        raise tarfile.ReadError("it contains no files")
     return members
 
 
@@ -224,7 +224,7 @@ def _as_user_error(label: str, archive: Path) -> Iterator[None]:
     kind = kind_of(archive.name.removesuffix(".part")) or "archive"
     raise UserError(
         f"{label}: not a whole {kind} ({reason}); delete it (and its line in checksums.lock, if it has one) and run "
-        "the same command again to fetch it anew"
+        "the same command again to download it again"
     )
 
 
@@ -320,7 +320,7 @@ def _write_member(folder: Path, name: str, size: int, content: BinaryIO, progres
 def _copy_link(archive: Path, folder: Path, member: Member) -> None:
     source, path = folder / member.link, folder / member.name
     if not source.is_file():
-        raise UserError(f"{archive}: its member {member.name!r} is a link to {member.link!r}, which it does not hold")
+        raise UserError(f"{archive}: its member {member.name!r} is a link to {member.link!r}, which is not in it")
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic.replacing(path) as part:
         shutil.copyfile(source, part)

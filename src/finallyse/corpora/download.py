@@ -243,18 +243,17 @@ class _Download:
                 if here and here in (self.size, version.total if version else None):
                     return
                 self._discard()
-                raise _Retry("the server has less than was already here; starting anew")
+                raise _Retry("the server has fewer bytes than were already downloaded; starting over")
             self._check_status(response)
             offset, total = _extent(response, here)
             if self.size is not None and total is not None and total != self.size:
                 raise _Retry(f"it has {total} bytes, published are {self.size}", self.other_contents)
             if offset and version.total is not None and total is not None and total != version.total:
                 self._discard()
-                raise _Retry(f"it now has {total} bytes instead of {version.total}; starting anew")
+                raise _Retry(f"it now has {total} bytes instead of {version.total}; starting over")
             if here:
-                self.say(
-                    f"{self.url}: {'going on' if offset else 'cannot go on, starting anew'} after {data_size(here)}"
-                )
+                what = "resuming" if offset else "cannot be resumed, starting over"
+                self.say(f"{self.url}: {what} after {data_size(here)}")
             needed = total or self.size or self.about_size or 0
             require_space(self.target.parent, max(0, needed - offset), self.target.name)
             version = _Version(self.url, total, _validator(response))
@@ -308,7 +307,7 @@ def _extent(response: requests.Response, here: int) -> tuple[int, int | None]:
     if response.status_code == 206:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
         if not match or int(match[1]) != here:
-            raise _Retry(f"the server sent another piece than asked for ({response.headers.get('Content-Range')})")
+            raise _Retry(f"the server sent another range than requested ({response.headers.get('Content-Range')})")
         return here, None if match[2] == "*" else int(match[2])
     length = response.headers.get("Content-Length", "")
     return 0, int(length) if length.isdigit() else None

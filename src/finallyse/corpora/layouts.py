@@ -186,7 +186,7 @@ def find_recordings(name: str, source: Path) -> tuple[list[Recording], list[str]
     """
     corpus = corpus_by_name(name)
     if not source.is_dir():
-        raise UserError(f"{source}: no such folder; it should hold the recordings of {name}")
+        raise UserError(f"{source}: no such folder; it should contain the recordings of {name}")
     files = list(audio_files(source))
     remarks = []
     # A published layout may have a hidden folder, such as .github.
@@ -199,9 +199,9 @@ def find_recordings(name: str, source: Path) -> tuple[list[Recording], list[str]
     else:
         recordings = _own_pairs(source, files) if corpus.kind == "pairs" else _own_files(corpus, files)
         if corpus.published:
-            remarks.append(f"not the published layout of {name}: taken as a folder of recordings of one's own")
+            remarks.append(f"not the published layout of {name}: treated as a folder of your own recordings")
     if not recordings:
-        raise UserError(f"{source}: holds no audio files for {name}")
+        raise UserError(f"{source}: contains no audio files for {name}")
     return _unique_outputs(sorted(recordings, key=lambda r: r.source)), remarks
 
 

@@ -146,7 +146,7 @@ class _Rows:
         if not samples:
             raise UserError(f"{file}: lists no recordings; prepare its corpus again")
         if min(rates) != max(rates):
-            raise UserError(f"{file}: holds recordings of different sample rates; prepare its corpus again")
+            raise UserError(f"{file}: lists recordings of different sample rates; prepare its corpus again")
         if min(samples) <= 0:
             raise UserError(f"{file}: lists a recording without samples; prepare its corpus again")
 

@@ -225,7 +225,7 @@ def _prepare_response(wav: np.ndarray, from_rate: int, rate: int, output: Path) 
     response = resample(wav[0], from_rate, rate).astype(np.float64)
     energy = np.cumsum(response**2)
     if len(response) == 0 or energy[-1] < 1e-12:
-        return {"dropped": "silent: it holds no energy"}
+        return {"dropped": "silent: it has no energy"}
     # A later reflection, or two that arrive together, may be slightly stronger than the direct sound.
     direct = int(np.argmax(np.abs(response) >= 0.5 * np.abs(response).max()))
     end = int(np.searchsorted(energy, energy[-1] * (1 - NEGLIGIBLE_TAIL))) + 1

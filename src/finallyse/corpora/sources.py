@@ -79,7 +79,7 @@ def read_sources(path: str | Path = REGISTRY) -> dict[str, Source]:
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tables, dict) or set(tables) != {"corpora", "weights"}:
-        raise UserError(f"{path}: must hold exactly the two tables `corpora` and `weights`")
+        raise UserError(f"{path}: must contain exactly the two tables `corpora` and `weights`")
     sources: dict[str, Source] = {}
     for kind, table in tables.items():
         if not isinstance(table, dict):

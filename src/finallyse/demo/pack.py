@@ -1,7 +1,7 @@
 """The demo's corpora: speech, noises and impulse responses packed into archives in the published layouts and names.
 
 Each corpus is packed by itself, from `speech.csv` (of :mod:`finallyse.demo.speech`) and fixed seeds; the same input
-gives the same bytes. `speakers.csv` beside a corpus' archives says whose voice each of its speakers has.
+gives the same bytes. `speakers.csv` beside a corpus' archives lists whose voice each of its speakers has.
 """
 
 from __future__ import annotations
@@ -30,17 +30,18 @@ from finallyse.corpora.sources import Source
 from finallyse.demo import synthesis
 from finallyse.demo.speech import read_speech
 from finallyse.errors import UserError
+from finallyse.progress import data_size
 
 SEED = 20241005
-# Names of published speakers, in the order in which the demo's voices take them.
+# Published speakers' names, in the order in which they are given to the demo's voices.
 VCTK_SPEAKERS = ("p225", "p226", "p227", "p228", "p229", "p230", "p231", "p233")
 VOICEBANK_TRAIN = ("p226", "p227", "p228", "p230", "p231", "p233")
 VOICEBANK_TEST = ("p232", "p257")
 LIBRITTS_SPEAKERS = ("103", "118", "125", "150", "163", "196", "198", "200")
 DAPS_SPEAKERS = ("f1", "m1", "f2", "m2", "f3", "m3", "f4", "m4")
 SNR_DB = {"train": (0.0, 5.0, 10.0, 15.0), "test": (2.5, 7.5, 12.5, 17.5)}  # of VoiceBank-DEMAND
-VOICE_S, TEST_VOICE_S = 60.0, 24.0  # speech of one voice, of one that is only measured on
-TAKES = 4  # how often a training utterance of VoiceBank-DEMAND occurs, each time in another noise
+VOICE_S, TEST_VOICE_S = 60.0, 24.0  # speech per voice: for training, for testing
+TAKES = 4  # copies of a training utterance of VoiceBank-DEMAND, each in another noise
 ROOMS_OF_A_SIZE, RESPONSES_OF_A_ROOM = 4, 2
 NOISES_OF_AN_ARCHIVE, NOISE_S = 6, 6.0
 
@@ -52,14 +53,14 @@ class Voices:
     """The demo's speech: speaker -> files."""
 
     files: dict[str, list[Path]]
-    whose: dict[str, str] = field(default_factory=dict)  # published speaker -> the voice that it is
+    whose: dict[str, str] = field(default_factory=dict)  # published speaker -> its voice
 
     @property
     def names(self) -> list[str]:
         return sorted(self.files)
 
     def clips(self, name: str, rate: int, seconds: float, published: str) -> list[np.ndarray]:
-        """Clips of a voice at `rate`, until `seconds` are full, at least one: float32 [T] within [-1, 1]."""
+        """Clips of a voice at `rate`, at least `seconds` in all if it has them: float32 [T] within [-1, 1]."""
         self.whose[published] = name
         clips, full = [], 0.0
         for path in self.files[name]:
@@ -80,13 +81,13 @@ def _clip(path: Path, rate: int) -> np.ndarray:
 def pack(source: Source, speech: str | Path | None, folder: str | Path) -> list[Path]:
     """Write all files of a source that are not optional into `folder`. Returns their paths.
 
-    source: entry of the registry, which says what the archives are called.    speech: speech.csv, for the corpora that
-    hold speech.    Raises UserError for a source that cannot be packed.
+    source: entry of the registry, with the names of the archives.    speech: speech.csv, for corpora of speech.
+    Raises UserError for a source that cannot be packed.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if source.name not in PACKERS:
-        raise UserError(f"{source.name} is not among what the demo can pack: {', '.join(sorted(PACKERS))}")
+        raise UserError(f"the demo cannot pack {source.name}, only {', '.join(sorted(PACKERS))}")
     voices = Voices(read_speech(speech)) if speech else Voices({})
     names = [file.name for file in source.files if not file.optional]
     written = []
@@ -99,12 +100,12 @@ def pack(source: Source, speech: str | Path | None, folder: str | Path) -> list[
         rows = [{"speaker": published, "voice": name} for published, name in sorted(voices.whose.items())]
         write_csv(folder / "speakers.csv", ("speaker", "voice"), rows)
     size = sum(path.stat().st_size for path in written)
-    print(f"{source.name}: {len(written)} files, {size / 1e6:.1f} MB, in {folder}", file=sys.stderr)
+    print(f"{source.name}: {len(written)} files, {data_size(size)}, in {folder}", file=sys.stderr)
     return written
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Archives that depend on nothing but what is in them
+# Archives, reproducible to the byte
 
 
 def _write_zip(path: Path, files: Files) -> None:
@@ -112,7 +113,7 @@ def _write_zip(path: Path, files: Files) -> None:
         for name, content in files:
             info = zipfile.ZipInfo(name, (2020, 1, 1, 0, 0, 0))
             info.external_attr = 0o100644 << 16
-            # FLAC does not get smaller
+            # FLAC cannot be compressed further
             info.compress_type = zipfile.ZIP_STORED if name.endswith(".flac") else zipfile.ZIP_DEFLATED
             archive.writestr(info, content)
 
@@ -141,7 +142,7 @@ def _audio(wav: np.ndarray, rate: int, container: str = "WAV") -> bytes:
 
 
 def _rng(*key: object) -> np.random.Generator:
-    """Random numbers that depend on nothing but the seed and a name."""
+    """Random numbers that depend only on the seed and a name."""
     return np.random.default_rng([SEED, *(zlib.crc32(str(part).encode()) for part in key)])
 
 
@@ -166,7 +167,7 @@ def _voicebank(name: str, names: Sequence[str], voices: Voices, path: Path) -> N
     side, part = name.split("_")[:2]  # clean_trainset_28spk_wav.zip
     training = part == "trainset"
     folder = name.removesuffix(".zip")
-    # Far apart in the list: of a folder of folders, probably unlike voices.
+    # Far apart in the list, so that in a folder of folders the voices are likely to differ.
     test = [voices.names[0], voices.names[len(voices.names) // 3]]
     who = [voice for voice in voices.names if voice not in test] if training else test
     ids = VOICEBANK_TRAIN if training else VOICEBANK_TEST
@@ -185,7 +186,7 @@ def _voicebank(name: str, names: Sequence[str], voices: Voices, path: Path) -> N
 def _noisy(
     clean: np.ndarray, utterance: str, training: bool, number: int, voices: Voices, not_by: str
 ) -> dict[str, np.ndarray]:
-    """A pair of clean and noisy speech, both scaled down where their sum would not fit."""
+    """A pair of clean and noisy speech, both scaled down if their sum would exceed 1."""
     levels = SNR_DB["train" if training else "test"]
     rng = _rng("voicebank", utterance)
     kind = synthesis.NOISES[number % len(synthesis.NOISES)]
@@ -206,7 +207,7 @@ def _libritts(name: str, names: Sequence[str], voices: Voices, path: Path) -> No
     test, larger, smaller = voices.names[:1], voices.names[1:2], voices.names[2:]
     who = {"test-clean": test, "train-clean-360": larger, "train-clean-100": smaller}.get(subset)
     if who is None:
-        raise UserError(f"libritts-r: the demo does not know who speaks in {name}")
+        raise UserError(f"libritts-r: the demo has no speakers for {name}")
 
     def files() -> Files:
         for voice in who:
@@ -223,7 +224,7 @@ def _daps(name: str, names: Sequence[str], voices: Voices, path: Path) -> None:
     pause = np.zeros(round(0.3 * 44_100), np.float32)
 
     def files() -> Files:
-        # What macOS left in the published archive, and readers must pass over.
+        # A remnant of macOS as in the published archive, which readers must skip.
         yield "daps/clean/._f1_script1_clean.wav", b"Mac OS X" * 16
         for published, voice in zip(DAPS_SPEAKERS[: len(voices.names)], voices.names, strict=True):
             clips = voices.clips(voice, 44_100, VOICE_S, published)
@@ -243,7 +244,7 @@ def _dns5_noise(name: str, names: Sequence[str], voices: Voices, path: Path) -> 
             kind = synthesis.NOISES[number % len(synthesis.NOISES)]
             babble = _babble_voices(voices, 48_000) if kind == "babble" else []
             wav = synthesis.noise(kind, NOISE_S, 48_000, _rng("noise", count), babble)
-            # As in the published archives: names of videos in some, recordings and their pieces in the others.
+            # As in the published archives: some name videos, others recordings and their pieces.
             file = (
                 f"demo{count:07d}.wav" if "audioset" in name else f"{kind}_Freesound_validated_{100000 + count}_0.wav"
             )
@@ -284,5 +285,5 @@ PACKERS: dict[str, Callable[[str, Sequence[str], Voices, Path], None]] = {
     "micirp": _micirp,
     "wavlm-large": _wavlm,
 }
-# Those that are made of speech (babble is speech).
+# Corpora made from speech (babble is speech).
 OF_SPEECH = ("vctk", "voicebank", "libritts-r", "daps", "dns5-noise")

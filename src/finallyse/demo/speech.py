@@ -1,10 +1,10 @@
-"""Speech for the demo: any folder of recordings, brought into short pieces by several speakers.
+"""Speech for the demo: any folder of recordings, cut and joined to short pieces of several speakers.
 
     speech.csv      file, speaker, seconds, rate, sources (`path begin-end; ...` in seconds of each recording)
     left_out.csv    file, reason
     <n>/<m>.flac    mono, 16 bit, at the recording's rate (48 kHz at most)
 
-Nothing disappears silently: every file of the folder is either in a piece or in left_out.csv.
+Every file of the folder is either in a piece or in left_out.csv.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ GAP_S = 0.2  # silence between joined recordings
 HIGHEST_RATE = 48_000
 SILENT_DB = -60.0  # peak below which a recording is silent, dBFS
 FEWEST_SPEAKERS, MOST_SPEAKERS = 4, 8  # four corpora need distinct speakers for two or three splits each
-SPLIT_SPEAKERS = 6  # how many are made of fewer, if there is speech enough
+SPLIT_SPEAKERS = 6  # how many are made from fewer, if there is enough speech
 
-# Whatever ends so and cannot be read is an error; a file of another name that cannot be read is no recording.
+# An unreadable file with one of these suffixes is an error; with any other suffix it is not a recording.
 AUDIO = frozenset(
     [
         ".wav",
@@ -139,7 +139,7 @@ def collect_speech(
     others = Counter(reason for reason in left_out.values())
     if not recordings:
         raise UserError(
-            f"{folder}: holds no audio files ({sum(others.values())} files of other kinds); name a folder of recordings"
+            f"{folder}: contains no audio files ({sum(others.values())} of other kinds); name a folder of recordings"
         )
     total = sum(recording.seconds for recording in recordings)
     say(f"{folder}: {len(recordings)} recordings, {total:.0f} s" + "".join(f"; {n} {why}" for why, n in others.items()))
@@ -188,7 +188,7 @@ def _seconds(path: Path) -> float:
 
 
 def _name_speakers(recordings: list[Recording], say: Callable[[str], None]) -> list[Recording]:
-    """The recordings with their speakers, as far as folders or names tell them."""
+    """The recordings with their speakers, as far as folders or names reveal them."""
     folders = [recording.path.split("/")[:-1] for recording in recordings]
     levels = {depth: ["/".join(parts[:depth]) for parts in folders] for depth in range(1, 1 + max(map(len, folders)))}
     for depth, names in levels.items():
@@ -217,17 +217,17 @@ def _choose(
         by_speaker[recording.speaker].append(recording)
     ranked = sorted(by_speaker, key=lambda name: (-round(sum(r.seconds for r in by_speaker[name]), 3), name))
     for name in ranked[MOST_SPEAKERS:]:
-        reason = f"{MOST_SPEAKERS} of {len(ranked)} speakers are taken, those with the most speech"
+        reason = f"{MOST_SPEAKERS} of {len(ranked)} speakers are used, those with the most speech"
         left_out.update({recording.path: reason for recording in by_speaker[name]})
     chosen = sorted(ranked[:MOST_SPEAKERS])
-    # Who has little leaves the rest of their share to the others.
+    # Speakers with little speech leave the rest of their share to the others.
     shares, rest = {}, seconds
     for position, name in enumerate(sorted(chosen, key=lambda name: sum(r.seconds for r in by_speaker[name]))):
         shares[name] = min(sum(r.seconds for r in by_speaker[name]), rest / (len(chosen) - position))
         rest -= shares[name]
     total = sum(r.seconds for r in recordings)
     if total > seconds or len(ranked) > len(chosen):
-        say(f"{seconds:.0f} s of {total:.0f} s are taken, spread over {len(chosen)} of {len(ranked)} speakers")
+        say(f"{seconds:.0f} s of {total:.0f} s are used, spread over {len(chosen)} of {len(ranked)} speakers")
     for name in chosen:
         order = sorted(by_speaker[name], key=lambda r: sha256(r.path.encode("utf-8", "surrogateescape")).digest())
         yield order, shares[name]
@@ -240,11 +240,11 @@ def _choose(
 def _pieces_of_speaker(
     folder: Path, recordings: list[Recording], seconds: float, left_out: dict[str, str]
 ) -> list[Piece]:
-    """Read recordings until `seconds` are full, cut the long ones, join the short ones."""
+    """Read `seconds` of recordings, cut the long ones, join the short ones."""
     taken, full = [], 0.0
     for recording in recordings:
         if full >= seconds:
-            left_out[recording.path] = "enough of its speaker is taken"
+            left_out[recording.path] = "enough of its speaker is used"
             continue
         wav, rate = decode(folder / recording.path)
         wav = mono(wav)
@@ -275,7 +275,7 @@ def _pieces_of_speaker(
     else:
         for piece in short:
             path = piece.sources[0].rsplit(" ", 1)[0]
-            left_out[path] = f"a rest shorter than {SHORTEST_S:g} s, with nothing of its speaker to join it to"
+            left_out[path] = f"a remainder shorter than {SHORTEST_S:g} s, with nothing of its speaker to join it to"
     return pieces
 
 
@@ -284,7 +284,7 @@ def _cuts(wav: np.ndarray, rate: int) -> list[tuple[int, int]]:
     longest, start, cuts = round(LONGEST_S * rate), 0, []
     while len(wav) - start > longest:
         hop = rate // 50
-        # The rest must be long enough too.
+        # The remainder must be long enough, too.
         last = min(start + longest, len(wav) - round(SHORTEST_S * rate))
         first = min(start + longest // 2, last - 20 * hop)
         energy = np.square(wav[first:last][: (last - first) // hop * hop].reshape(-1, hop)).mean(1)
@@ -306,20 +306,20 @@ def _join(pieces: list[Piece]) -> Piece:
 
 
 def _enough_speakers(folder: Path, pieces: list[Piece], say: Callable[[str], None]) -> list[Piece]:
-    """Pieces of at least four speakers, made from the largest where there are fewer."""
+    """Pieces of at least four speakers; if there are fewer, the largest are divided."""
     groups = defaultdict(list)
     for piece in pieces:
         groups[piece.speaker].append(piece)
     if len(groups) < FEWEST_SPEAKERS:
         if len(pieces) < FEWEST_SPEAKERS:
             raise UserError(
-                f"{folder}: holds {len(pieces)} usable pieces of speech ({sum(p.seconds for p in pieces):.0f} s); at "
-                f"least {FEWEST_SPEAKERS} of {SHORTEST_S:g} s or more are needed to build training and validation sets"
+                f"{folder}: contains {len(pieces)} usable pieces of speech ({sum(p.seconds for p in pieces):.0f} s); "
+                f"at least {FEWEST_SPEAKERS} of {SHORTEST_S:g} s or more are needed for training and validation sets"
             )
         wanted = min(SPLIT_SPEAKERS, max(FEWEST_SPEAKERS, len(pieces) // 2))
         say(
-            f"speakers: only {len(groups)} can be told apart; their recordings are divided into {wanted} groups that "
-            "are treated as speakers, so a voice may be in training and validation sets at once"
+            f"speakers: only {len(groups)} can be distinguished; their recordings are divided into {wanted} groups "
+            "that are treated as speakers, so that a voice may be in training and validation sets at once"
         )
         while len(groups) < wanted:
             name = max(groups, key=lambda name: (len(groups[name]), name))

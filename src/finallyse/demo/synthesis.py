@@ -1,6 +1,6 @@
 """Noises, rooms and microphones computed from fixed seeds, for the demo's corpora.
 
-They stand in for recordings so that the whole chain runs without a download; nobody should train for real on them.
+They replace recordings so that the whole chain runs without a download; they are not meant for real training.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ NOISES = ("white", "pink", "brown", "wind", "hum", "babble")
 def noise(kind: str, seconds: float, rate: int, rng: np.random.Generator, voices: Sequence[np.ndarray]) -> np.ndarray:
     """A noise of RMS 0.05: float32 [T] at `rate`.
 
-    kind: white, pink, brown: with a spectrum that falls by 0, 3, 6 dB an octave; wind: brown in gusts; hum: the mains
+    kind: white, pink, brown: with a spectrum that falls by 0, 3, 6 dB per octave; wind: brown in gusts; hum: the mains
     and its harmonics over a little pink noise; babble: many of `voices` (float [T] at `rate`) at once.
     """
     length = round(seconds * rate)
@@ -60,7 +60,7 @@ def room_responses(size: str, count: int, rate: int, rng: np.random.Generator) -
     """
     import pyroomacoustics
 
-    pyroomacoustics.constants.set("num_threads", 1)  # sums in one order: the same bits each time
+    pyroomacoustics.constants.set("num_threads", 1)  # a fixed order of summation, for reproducible bits
     low, high = ROOM_SIDES_M[size]
     sides = np.array([rng.uniform(low, high), rng.uniform(low, high), rng.uniform(2.4, 3.0 + low / 4)])
     walls = pyroomacoustics.Material(float(rng.uniform(0.15, 0.45)))
@@ -78,7 +78,7 @@ def room_responses(size: str, count: int, rate: int, rng: np.random.Generator) -
 def microphone_response(taps: int, rate: int, rng: np.random.Generator) -> np.ndarray:
     """A minimum-phase filter like an old microphone's: float32 [taps], peak 0.9.
 
-    Low and high frequencies fall off, a few resonances lie between.
+    Low and high frequencies are attenuated, with a few resonances in between.
     """
     size = 8 * taps
     frequency = np.fft.rfftfreq(size, 1 / rate)

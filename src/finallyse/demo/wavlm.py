@@ -1,6 +1,6 @@
 """A WavLM for the demo: the published network's architecture and frame rate, a few thousand random weights.
 
-It knows nothing about speech; it only lets everything run that uses WavLM.
+It has learnt nothing about speech; it only allows whatever uses WavLM to run.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def small_wavlm(seed: int) -> torch.nn.Module:
 
 
 def wavlm_file(name: str, seed: int) -> bytes:
-    """Contents of one file of the network's folder, as Hugging Face lays it out."""
+    """Contents of one file of the network's folder, in Hugging Face's layout."""
     if name == "config.json":
         return small_wavlm(seed).config.to_json_string(use_diff=True).encode()
     if name == "preprocessor_config.json":
@@ -64,4 +64,4 @@ def wavlm_file(name: str, seed: int) -> bytes:
         buffer = io.BytesIO()
         torch.save({key: value.clone() for key, value in small_wavlm(seed).state_dict().items()}, buffer)
         return buffer.getvalue()
-    raise UserError(f"wavlm-large: the demo does not know how to make {name}")
+    raise UserError(f"wavlm-large: the demo cannot make {name}")

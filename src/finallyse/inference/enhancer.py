@@ -131,7 +131,7 @@ class Enhancer:
         if sample_rate < 1 or rate < 1:
             raise UserError(f"sample rates must be positive, not {sample_rate} Hz in and {rate} Hz out")
         if not np.isfinite(wav).all():
-            raise UserError("wav holds samples that are not finite numbers")
+            raise UserError("wav contains samples that are not finite numbers")
         x = resample(np.atleast_2d(wav), sample_rate, self.input_rate)
         y = self.render_whole(fit(x, length_at(wav.shape[-1], sample_rate, self.input_rate)))
         y = fit(resample(y, self.output_rate, rate), length_at(wav.shape[-1], sample_rate, rate))

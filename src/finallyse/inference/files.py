@@ -120,7 +120,7 @@ def _recordings(inputs: Sequence[str], output: Path) -> Iterator[tuple[Path, Pat
             if output.resolve() != path.resolve():  # skip an earlier run's outputs inside the input folder
                 found = [name for name in found if output.resolve() not in (path / name).resolve().parents]
             if not found:
-                raise UserError(f"{path}: holds no recordings")
+                raise UserError(f"{path}: contains no recordings")
             yield from ((path / name, name) for name in found)
         elif path.exists():
             yield path, Path(path.name)
@@ -254,16 +254,16 @@ def _output_format(path: Path, channels: int, options: Options) -> tuple[str, st
     if container in ("WAV", "FLAC") and options.subtype:
         subtype = options.subtype
     if container == "FLAC" and subtype == "FLOAT":
-        raise UserError(f"{path}: FLAC holds integers; give --subtype PCM_16 or PCM_24, or --format wav")
+        raise UserError(f"{path}: FLAC stores integers; give --subtype PCM_16 or PCM_24, or --format wav")
     most = {"WAV": 1024, "FLAC": 8, "OGG": 255, "MP3": 2}[container]
     if channels > most:
-        raise UserError(f"{path}: {container} holds {most} channels, the recording has {channels}; use --format wav")
+        raise UserError(f"{path}: {container} allows {most} channels, the recording has {channels}; use --format wav")
     rates = {
         "OPUS": (8000, 12000, 16000, 24000, 48000),
         "MPEG_LAYER_III": (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000),
     }
     if options.rate not in rates.get(subtype, (options.rate,)):
-        raise UserError(f"{path}: {subtype} holds {', '.join(map(str, rates[subtype]))} Hz, not {options.rate} Hz")
+        raise UserError(f"{path}: {subtype} allows {', '.join(map(str, rates[subtype]))} Hz, not {options.rate} Hz")
     return container, subtype
 
 

@@ -38,7 +38,7 @@ def enhance_validation(config: DictConfig, path: Path, folder: Path) -> tuple[Me
     checkpoint = load_checkpoint(path)
     name = checkpoint.config["generator"]["name"]
     if name != config.generator.name:
-        raise UserError(f"{path}: holds a {name}, the experiment is of a {config.generator.name}; check exp.run_name")
+        raise UserError(f"{path}: contains a {name}, the experiment is for {config.generator.name}; check exp.run_name")
     enhancer = Enhancer.from_checkpoint(checkpoint, wavlm=config.wavlm, device=config.exp.device)
     if dataset.input_rate != enhancer.input_rate:
         raise UserError(

@@ -140,7 +140,7 @@ def _problem(role: str, wav: np.ndarray) -> str | None:
     if wav.size == 0:
         return f"{role} is empty"
     if not np.isfinite(wav).all():
-        return f"{role} holds NaN or infinite samples"
+        return f"{role} has NaN or infinite samples"
     if not wav.any():
         return f"{role} is silent (all zeros)"
     return None

@@ -107,7 +107,7 @@ def evaluate(
     with Progress("evaluate", len(tasks), "files", every_s=10) as progress, journal.appending() as append:
         progress.say(*(f"evaluate: {note}" for note in (*notes, *metric_set.missing.values())))
         if rows:
-            progress.say(f"evaluate: {len(rows)} of {len(tasks)} files were measured before; going on")
+            progress.say(f"evaluate: {len(rows)} of {len(tasks)} files were measured before")
         progress.keep(len(rows))
         for task, row in _measure_all(left, (list(metrics), str(resources), device), jobs or cores()):
             rows[task.utterance] = row
@@ -143,7 +143,7 @@ def files_by_name(folder: Path) -> dict[str, Path]:
             raise UserError(f"{folder}: {files[name].name} and {path.name} have the same name; keep one of them")
         files[name] = path
     if not files:
-        raise UserError(f"{folder}: holds no audio files")
+        raise UserError(f"{folder}: contains no audio files")
     return files
 
 
@@ -160,14 +160,14 @@ def _tasks(
         absent = [name for name in folders["enhanced"] if name not in folders[role]]
         if len(absent) == len(folders["enhanced"]):
             raise UserError(
-                f"no file of {enhanced} has a namesake in {folder} "
-                f"(e.g. {absent[0]!r} against {next(iter(folders[role]))!r}); names must agree up to the suffix"
+                f"no file of {enhanced} has a counterpart in {folder} "
+                f"(e.g. {absent[0]!r} and {next(iter(folders[role]))!r}); names must agree up to the suffix"
             )
         if absent:
-            notes.append(f"{len(absent)} files of {enhanced} have no namesake in {folder}, e.g. {absent[0]}")
+            notes.append(f"{len(absent)} files of {enhanced} have no counterpart in {folder}, e.g. {absent[0]}")
         unused = [name for name in folders[role] if name not in folders["enhanced"]]
         if unused:
-            notes.append(f"{len(unused)} files of {folder} have no namesake in {enhanced}, e.g. {unused[0]}")
+            notes.append(f"{len(unused)} files of {folder} have no counterpart in {enhanced}, e.g. {unused[0]}")
     if score_reference and reference is None:
         raise UserError("--score-reference needs --reference DIR")
     score = ("enhanced",) + (("noisy",) if noisy else ()) + (("reference",) if score_reference else ())

@@ -1,8 +1,8 @@
 """Audio of the report: MP3 at a constant bitrate.
 
-MP3 is the one compressed format that Chromium builds without proprietary codecs, Firefox and Safari of every age play
-and seek in; a constant bitrate makes seeking exact, so that signals can be switched at the same position. At these
-bitrates what is heard is the network, not the codec; what is measured is the WAV in results/enhanced.
+MP3 is the only compressed format in which Chromium without proprietary codecs, Firefox and Safari of any age can play
+and seek; a constant bitrate makes seeking exact, so that signals can be switched at the same position. At these
+bitrates one hears the network, not the codec; the metrics are computed from the WAVs in results/enhanced.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ KBPS = {16_000: 64, 24_000: 80, 44_100: 128, 48_000: 128}
 
 
 def mp3(wav: np.ndarray, sample_rate: int) -> bytes:
-    """`wav` [T] as mono MP3 at a constant bitrate. Rates that MP3 does not know are resampled to the next one above."""
+    """`wav` [T] as mono MP3 at a constant bitrate. Rates that MP3 lacks are resampled to the next higher one."""
     rate = next((known for known in sorted(KBPS) if known >= sample_rate), 48_000)
     if rate != sample_rate:
         from finallyse.audio.resample import resample

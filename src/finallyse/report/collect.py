@@ -1,7 +1,7 @@
 """Reads everything that the report shows from a folder of results into one typed structure.
 
-Nothing is drawn here and nothing is guessed: what is not there is named in `missing`; what is there but cannot be read
-stops the report with its path.
+Nothing is drawn here and nothing is guessed: absent files are listed in `missing`; unreadable ones stop the report with
+their path.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Score:
     output: Interval | None
     input: Interval | None
     change: Change | None
-    """Of the output against the input, utterance by utterance; None where no input was measured."""
+    """Of the output against the input, utterance by utterance; None if no input was measured."""
     reference: Interval | None
     scored: int
     failed: int
@@ -55,12 +55,12 @@ class Score:
 
     @property
     def label(self) -> str:
-        """The metric's name as people write it."""
+        """The metric's usual name."""
         return label_of(self.metric)
 
     @property
     def verdict(self) -> Verdict | None:
-        """What the change says; of a metric that is best at 0, what the output alone does; None where there is none."""
+        """By the change, or by the output alone for metrics that are best at 0; None if there is none."""
         if self.better == "zero":
             return level_verdict(self.output) if self.output else None
         return verdict(self.change.interval, self.better) if self.change and self.change.pairs else None
@@ -73,7 +73,7 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """A run beside the recipe that it shortens: steps, batch, size of the generator."""
+    """A run compared with its recipe: steps, batch, size of the generator."""
 
     steps: int
     recipe_steps: int | None
@@ -85,7 +85,7 @@ class Scale:
 
     @property
     def share(self) -> float:
-        """The smallest of the run's shares of the recipe, 1 where it is the recipe or where there is none."""
+        """The smallest of the run's shares of the recipe; 1 if it is the recipe, or if there is none."""
         pairs = [
             (self.steps, self.recipe_steps),
             (self.batch_size, self.recipe_batch_size),
@@ -96,7 +96,7 @@ class Scale:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingData:
-    """What a network was trained on, as its manifest lists it."""
+    """The training data of a network according to its manifest."""
 
     manifest: str
     files: int
@@ -105,7 +105,7 @@ class TrainingData:
 
 @dataclasses.dataclass(frozen=True)
 class Utterance:
-    """One validation utterance: where its signals lie and how it scored."""
+    """One validation utterance: paths of its signals, and scores."""
 
     name: str
     paths: dict[str, Path]  # "noisy", "enhanced", "reference"
@@ -115,7 +115,7 @@ class Utterance:
 
 @dataclasses.dataclass
 class Network:
-    """All that is known of one trained network."""
+    """Everything known about one trained network."""
 
     name: str
     task: Task
@@ -178,7 +178,7 @@ class Report:
     jobs: list[Job]
     environment: dict[str, str]
     absent: list[str]
-    """Networks of which there is nothing yet."""
+    """Networks without any results yet."""
 
 
 def collect(
@@ -193,12 +193,12 @@ def collect(
 ) -> Report:
     """Read the results of `networks` under `results` and the published numbers under `paper`.
 
-    `experiments`: folder of the recipes (config/experiments) that the runs' configurations are compared with, by
-    the JSON schema `schema` (config/schema.json), which fills in what both leave to the defaults.
-    With `require_all`, a network of which anything is missing is an error; without, it is named in the report.
+    `experiments`: folder of the recipes (config/experiments) that the runs' configurations are compared with, both
+    completed with the defaults of the JSON schema `schema` (config/schema.json).
+    With `require_all`, a network with anything missing is an error; otherwise the report lists what is missing.
     """
     if not results.is_dir():
-        raise UserError(f"{results}: no such folder of results; give --results the folder that the workflow writes")
+        raise UserError(f"{results}: no such folder of results; --results must be the folder that the workflow writes")
     if len(set(networks)) != len(networks):
         raise UserError(f"--networks names a network twice: {' '.join(networks)}")
     sizes = _sizes(paper / "recipes.csv") if paper else {}
@@ -227,7 +227,7 @@ def collect(
 
 
 def _table(path: Path, columns: Sequence[str] = ()) -> pandas.DataFrame:
-    """A CSV file, checked for the columns that are read from it."""
+    """A CSV file, checked for `columns`."""
     try:
         table = pandas.read_csv(path, skipinitialspace=True)
     except ValueError as error:  # pandas' parser errors are ValueErrors
@@ -282,7 +282,7 @@ def _schema(path: Path | None) -> dict:
     from finallyse.schema import read_schema
 
     if path is None:
-        raise UserError("the recipes can only be compared by a schema: give --schema config/schema.json as well")
+        raise UserError("comparing with the recipes needs a schema: give --schema config/schema.json as well")
     return read_schema(path)
 
 
@@ -292,7 +292,7 @@ def _yaml(path: Path) -> dict[str, Any]:
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, dict):
-        raise UserError(f"{path}: holds no configuration")
+        raise UserError(f"{path}: contains no configuration")
     return loaded
 
 
@@ -341,7 +341,7 @@ def _scale(
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
-    """What the report tells of a checkpoint; of its weights, the number of the generator's parameters."""
+    """What the report shows of a checkpoint; of its weights, only the number of generator parameters."""
     from finallyse.models.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(path)
@@ -382,7 +382,7 @@ def _best(config: Mapping[str, Any] | None, validation: pandas.DataFrame | None)
 
 
 def _recipe(path: Path, config: Mapping[str, Any], schema: dict) -> dict[str, Any] | None:
-    """The experiment at `path`, complete, in the place of the run of `config`; None where there is none."""
+    """The complete experiment at `path`, with the paths of the run of `config`; None if there is none."""
     from finallyse.config import complete_experiment, merge, read_yaml
 
     if not path.is_file():
@@ -391,7 +391,7 @@ def _recipe(path: Path, config: Mapping[str, Any], schema: dict) -> dict[str, An
 
 
 def _differences(config: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Options of the run that define its result and are not those of the recipe, both complete with their defaults."""
+    """Options that define the result and differ between run and recipe, both completed with defaults."""
     of_recipe, of_run = _flat(recipe), _flat(config)
     keys = [key for key in [*of_run, *(k for k in of_recipe if k not in of_run)] if defines_run(key)]
     return [
@@ -411,7 +411,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, str]:
 
 
 def read_scores(results: Path, network: str) -> list[Score]:
-    """The metrics of a network whose tables must be there."""
+    """The metrics of a network; its tables must exist."""
     paths = [results / "metrics" / f"{network}{suffix}" for suffix in (".summary.csv", ".csv")]
     for path in paths:
         if not path.is_file():
@@ -420,7 +420,7 @@ def read_scores(results: Path, network: str) -> list[Score]:
 
 
 def read_validation(results: Path, network: str) -> pandas.DataFrame | None:
-    """The validations during a network's training: `step` and a column for each metric; None where there are none."""
+    """The validations during a network's training: `step` and a column for each metric; None if there are none."""
     path = results / "state" / network / "validation.csv"
     return _table(path, ["step"]) if path.exists() else None
 
@@ -461,7 +461,7 @@ def _scores(path: Path, utterances: Path | None) -> list[Score]:
             )
         except ValueError as error:
             raise UserError(
-                f"{path}: the row of {row['metric']} holds what scripts/evaluate.py does not write ({error})"
+                f"{path}: the row of {row['metric']} is not as scripts/evaluate.py writes it ({error})"
             ) from error
     return scores
 
@@ -471,7 +471,7 @@ def _change(rows: pandas.DataFrame, path: Path | None, metric: str) -> Change | 
         return paired_change(rows, metric)
     except ValueError as error:
         raise UserError(
-            f"{path}: the columns of {metric} hold what scripts/evaluate.py does not write ({error})"
+            f"{path}: the columns of {metric} are not as scripts/evaluate.py writes them ({error})"
         ) from error
 
 
@@ -515,14 +515,14 @@ def _training_data(config: Mapping[str, Any]) -> TrainingData | None:
 
 
 def _jobs(folder: Path) -> list[Job]:
-    """Time and memory of every job that left a benchmark, in the order in which they finished."""
+    """Time and memory of every job with a benchmark file, in the order in which they finished."""
     jobs = []
     for path in sorted(folder.rglob("*.tsv"), key=lambda p: p.stat().st_mtime) if folder.is_dir() else []:
-        if path == folder / "report.tsv":  # of the report before this one
+        if path == folder / "report.tsv":  # of the previous report
             continue
         try:
             table = pandas.read_csv(path, sep="\t")
-            row = table.iloc[-1]  # one row a repetition; the rules have one
+            row = table.iloc[-1]  # one row per repetition; the rules have one
             jobs.append(
                 Job(
                     rule=path.relative_to(folder).parts[0].removesuffix(".tsv"),
@@ -534,15 +534,15 @@ def _jobs(folder: Path) -> list[Job]:
                 )
             )
         except (KeyError, IndexError, ValueError) as error:
-            raise UserError(f"{path}: not a benchmark as Snakemake writes them ({error})") from error
+            raise UserError(f"{path}: not a benchmark file of Snakemake ({error})") from error
     return jobs
 
 
 def _environment() -> dict[str, str]:
-    """Versions, commit and machine, of the process that makes the report."""
+    """Versions, commit and machine of the process that writes the report."""
     packages = [f"Python {platform.python_version()}"]
     for name in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # this one did not make the report
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # not needed for this report
             packages.append(f"{name} {importlib.metadata.version(name)}")
     return {
         "finallyse": __version__,

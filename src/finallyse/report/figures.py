@@ -1,7 +1,7 @@
 """Figures of the report: small SVG charts whose colours follow the page, spectrograms as WebP images.
 
-The charts carry no colour of their own: every mark has a class, and the style sheet of the page (or, for a file of its
-own, the one added by :func:`standalone`) colours it for light and dark backgrounds.
+The charts contain no colours: every mark has a class, and the style sheet of the page (or, for separate files, that of
+:func:`standalone`) colours it for light and dark backgrounds.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ svg.chart circle.enhanced{fill:var(--enhanced)}svg.chart circle.input{fill:var(-
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A mean with its 95 % interval; `low` and `high` are NaN where it has none."""
+    """A mean with its 95 % interval; `low` and `high` are NaN if there is none."""
 
     mean: float
     low: float = math.nan
@@ -51,7 +51,7 @@ class Interval:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """`value` with so many significant digits, without an exponent between 1e-3 and 1e6."""
+    """`value` with `digits` significant digits, without an exponent between 1e-3 and 1e6."""
     if value is None or not math.isfinite(value):
         return "–"
     if value == 0:
@@ -64,7 +64,7 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def with_interval(interval: Interval | None, signed: bool = False) -> str:
-    """`1.23 ± 0.04`, with the decimals that the interval leaves; `signed`: a difference, whose sign is always shown."""
+    """`1.23 ± 0.04`, with decimals according to the interval; `signed`: always with a sign, for differences."""
     if interval is None or not math.isfinite(interval.mean):
         return "–"
     half = (interval.high - interval.low) / 2
@@ -76,7 +76,7 @@ def with_interval(interval: Interval | None, signed: bool = False) -> str:
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """About `count` round numbers that lie within [low, high]."""
+    """About `count` round numbers within [low, high]."""
     if not high > low:
         return [low]
     raw = (high - low) / count
@@ -87,7 +87,7 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def _tick_label(value: float, values: Sequence[float]) -> str:
-    """Label of a tick with just the decimals that tell it from its neighbours."""
+    """Label of a tick, with as few decimals as distinguish it from its neighbours."""
     if value == 0:
         return "0"
     largest = max(map(abs, values))
@@ -102,7 +102,7 @@ def _tick_label(value: float, values: Sequence[float]) -> str:
 
 
 def thin(steps: np.ndarray, values: np.ndarray, points: int = 240) -> tuple[np.ndarray, np.ndarray]:
-    """At most about `points` of a curve, extremes kept: of every bin of steps its smallest and largest value."""
+    """At most about `points` points of a curve: the smallest and the largest value of every bin of steps."""
     if len(values) <= points:
         return steps, values
     kept: list[int] = [0]
@@ -133,7 +133,7 @@ def curve(
     width: int = 320,
     height: int = 150,
 ) -> str:
-    """One quantity over training steps as SVG; logarithmic where positive values span more than a factor of 30.
+    """One quantity over training steps as SVG; logarithmic if positive values span more than a factor of 30.
 
     Values that are not finite are left out and counted in the description.
     """
@@ -207,7 +207,7 @@ def dot_plot(
     *,
     width: int = 320,
 ) -> str:
-    """Means with intervals, a row for each (label, input, output): hollow dots for the input, filled for the output."""
+    """Means with intervals, a row per (label, input, output): hollow dots for the input, filled ones for the output."""
     values = [
         v for _, *pair in rows for i in pair if i is not None for v in (i.mean, i.low, i.high) if math.isfinite(v)
     ]
@@ -223,11 +223,11 @@ def dot_plot(
     def place(v: float) -> float:
         return left + (v - low) / (high - low) * (width - left - right)
 
-    told = []
+    texts = []
     for label, given, output in rows:
         words = [f"{name} {number(i.mean)}" for name, i in (("input", given), ("output", output)) if i is not None]
-        told.append(f"{label} {', '.join(words) or 'not measured'}")
-    parts = [_open(width, height, f"{title}: {'; '.join(told)}")]
+        texts.append(f"{label} {', '.join(words) or 'not measured'}")
+    parts = [_open(width, height, f"{title}: {'; '.join(texts)}")]
     marks = ticks(low, high, 4)
     for mark in marks:
         x = place(mark)
@@ -254,10 +254,10 @@ def dot_plot(
 def interval_pair(
     given: Interval | None, output: Interval | None, title: str, reference: Interval | None = None
 ) -> str:
-    """Two means with their intervals on one small axis without labels, and the reference's as a line across."""
+    """Two means with their intervals on a small axis without labels, and the reference's mean as a line across it."""
     present = [i for i in (given, output, reference) if i is not None and math.isfinite(i.mean)]
     if len(present) < 2 or output is None:
-        return ""  # one interval on an axis of its own says nothing
+        return ""  # a single interval says nothing
     values = [v for i in present for v in (i.mean, i.low, i.high) if math.isfinite(v)]
     low, high = min(values), max(values)
     pad = (high - low) * 0.06 or 0.5
@@ -266,10 +266,10 @@ def interval_pair(
     def place(v: float) -> float:
         return 5 + (v - low) / (high - low) * (width - 10)
 
-    told = [
+    texts = [
         f"{name} {number(i.mean)}" for name, i in (("input", given), ("output", output), ("reference", reference)) if i
     ]
-    parts = [_open(width, height, f"{title}: {', '.join(told)}")]
+    parts = [_open(width, height, f"{title}: {', '.join(texts)}")]
     parts.append(f'<line class="grid" x1="0" x2="{width}" y1="14" y2="14"/>')
     if reference is not None:
         parts.append(f'<path class="reference" d="M{place(reference.mean):.1f} 3v22"/>')
@@ -284,8 +284,8 @@ def interval_pair(
 
 
 def standalone(charts: Sequence[tuple[str, str]], columns: int = 3, width: int = 320) -> str:
-    """Charts of this module, each under its title, laid out in one SVG file of its own."""
-    charts = [(title, str(chart)) for title, chart in charts if chart]  # Markup would escape what is put in
+    """Charts of this module, each under its title, in one separate SVG file."""
+    charts = [(title, str(chart)) for title, chart in charts if chart]  # Markup would escape what is inserted
     rows = [charts[i : i + columns] for i in range(0, len(charts), columns)]
     y, placed = 0, []
     for row in rows:
@@ -309,9 +309,9 @@ def standalone(charts: Sequence[tuple[str, str]], columns: int = 3, width: int =
 def spectrogram(wav: np.ndarray, sample_rate: int, top_hz: float, reference_db: float, columns: int = 480) -> bytes:
     """Log-magnitude spectrogram of `wav` [T] from 0 Hz (bottom) to `top_hz` as a WebP image of `columns` x 192 pixels.
 
-    The frequency axis is linear in mel, as :func:`mel_share` says. The colours run from `reference_db` down to FLOOR_DB
-    below it, so that signals of one utterance can be compared.
-    Frequencies that `sample_rate` cannot hold are drawn as silence.
+    The frequency axis is linear in mel (:func:`mel_share`). The colours range from `reference_db` down to FLOOR_DB
+    below it, so that the signals of an utterance can be compared.
+    Frequencies above half of `sample_rate` are drawn as silence.
     """
     from matplotlib.image import imsave
 
@@ -340,7 +340,7 @@ def spectrogram(wav: np.ndarray, sample_rate: int, top_hz: float, reference_db: 
 
 
 def mel_share(hz: float, top_hz: float) -> float:
-    """How far up `hz` lies in a spectrogram that ends at `top_hz`, from 0 to 1."""
+    """Height of `hz` in a spectrogram that ends at `top_hz`, from 0 to 1."""
     return _hz_to_mel(hz) / _hz_to_mel(top_hz)
 
 

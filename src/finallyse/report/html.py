@@ -1,4 +1,4 @@
-"""The report as one HTML file: puts what was read into words, charts and players, and writes it whole."""
+"""The report as one HTML file: the collected results in words, charts and players."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from finallyse.report.paired import LEVEL_TOLERANCE_DB, Trend, trends
 FOLDER = Path(__file__).parent
 
 FAR = 0.5
-"""A run with less than this share of the recipe's steps, batch or parameters is called far from it."""
+"""A run with less than this share of the recipe's steps, batch or parameters counts as far from it."""
 
 
 def write(report: Report, output: Path, options: Options, augmentations: Path | None = None) -> int:
-    """Render `report` to `output`, whole or not at all; returns its size in bytes.
+    """Render `report` to `output`, atomically; returns its size in bytes.
 
     augmentations: the executed notebooks/augmentations.ipynb, which the page links to.
     """
@@ -57,7 +57,7 @@ def render(report: Report, options: Options, augmentations: str | None = None) -
         lstrip_blocks=True,
     )
     sounds = Sounds(options.seconds)
-    stages = _stages(report, options, sounds)  # first: a sound is embedded where it is first used
+    stages = _stages(report, options, sounds)  # first, since a sound is embedded at its first use
     networks = [_network(network, report, options, sounds) for network in report.networks]
     published = _published(report)
     rules = _rules(report)
@@ -98,9 +98,9 @@ def render(report: Report, options: Options, augmentations: str | None = None) -
             for job in report.jobs
         ],
         footer=(
-            f"Made by finallyse {report.environment['finallyse']} from {report.results}. The players hold MP3 "
-            f"at 64 kbit/s (16 kHz) and 128 kbit/s (48 kHz), cut to {options.seconds:g} s; what was measured are the "
-            f"whole WAV files in {report.results}/enhanced. Nothing in this file is loaded from elsewhere."
+            f"Made by finallyse {report.environment['finallyse']} from {report.results}. The players use MP3 "
+            f"at 64 kbit/s (16 kHz) and 128 kbit/s (48 kHz), cut to {options.seconds:g} s; the metrics were computed "
+            f"from the whole WAV files in {report.results}/enhanced. This file loads nothing from elsewhere."
         ),
     )
 
@@ -121,7 +121,7 @@ def duration(seconds: float) -> str:
 
 
 def megabytes(value: float) -> str:
-    """Snakemake's MB (MiB) as MB or GB."""
+    """Snakemake's MB (in fact MiB) as MiB or GiB."""
     if not math.isfinite(value):
         return "–"
     return f"{value / 1024:.1f} GiB" if value >= 1024 else f"{value:.0f} MiB"
@@ -135,12 +135,12 @@ def count(value: int | float | None) -> str:
 
 
 def speech(hours: float) -> str:
-    """Hours, or minutes where there is less than an hour."""
+    """Hours, or minutes below an hour."""
     return f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"
 
 
 def percent(share: float) -> str:
-    """A share in per cent, with the digits that small shares need."""
+    """A share in per cent, to two significant digits."""
     return f"{number(100 * share, 2)} %"
 
 
@@ -162,7 +162,7 @@ def _anchor(name: str) -> str:
 
 
 def _banner(report: Report) -> dict[str, Any] | None:
-    """How far the run is from the recipes, from the configurations and checkpoints alone, and what it shows."""
+    """How far the run is from the recipes, by configurations and checkpoints alone, and what it shows."""
     scaled = [n for n in report.networks if n.scale and n.scale.recipe_steps]
     short = [n for n in scaled if n.scale.share < 1]
     shown = findings(report)
@@ -197,7 +197,7 @@ def _banner(report: Report) -> dict[str, Any] | None:
             "lines": [
                 f"{which} trained far below its recipe: {', '.join(words)}.",
                 *shown,
-                "This is about the networks as this run trained them; what the methods can do takes their recipes.",
+                "This is about the networks as trained in this run, not about the methods trained by their recipes.",
             ],
         }
     return {
@@ -208,7 +208,7 @@ def _banner(report: Report) -> dict[str, Any] | None:
 
 
 def findings(report: Report) -> list[str]:
-    """What the paired differences in the headline metrics say, then levels and vocoders: a line each."""
+    """The findings in words, one per line: paired differences in the headline metrics, levels, vocoders."""
     having = [(n, [s for s in n.scores if not s.missing]) for n in report.networks]
     judged = [(n.name, s.label, s.verdict) for n, scores in having for s in scores if s.metric in headlines()]
     judged = [(name, label, verdict) for name, label, verdict in judged if verdict]
@@ -223,15 +223,15 @@ def findings(report: Report) -> list[str]:
     if wrong:
         lines.append(f"More than {LEVEL_TOLERANCE_DB:g} dB off the reference’s level: {', '.join(wrong)}.")
     for network, scores in having:
-        if scores and all(s.input is None for s in scores):  # a vocoder: there is no input to compare with
-            told = [_trend(t) for t in trends(network.validation) if t.metric in headlines()]
-            if told:
-                lines.append(f"{network.name} has no input to compare with; its validations: {'; '.join(told)}.")
+        if scores and all(s.input is None for s in scores):  # a vocoder
+            found = [_trend(t) for t in trends(network.validation) if t.metric in headlines()]
+            if found:
+                lines.append(f"{network.name} has no input to compare with; its validations: {'; '.join(found)}.")
     return lines
 
 
 def _by_network(judged: Sequence[tuple[str, str, str]], wanted: str) -> str:
-    """`a, b in WB-PESQ, STOI; c in STOI`: networks with the metrics in which the verdict on them is `wanted`."""
+    """`a, b in WB-PESQ, STOI; c in STOI`: networks and the metrics in which their verdict is `wanted`."""
     metrics: dict[str, list[str]] = {}
     for name, label, verdict in judged:
         if verdict == wanted:
@@ -354,10 +354,10 @@ def _network(network: Network, report: Report, options: Options, sounds: Sounds)
 
 
 def curves(table: pandas.DataFrame | None, dots: bool = False) -> list[dict[str, Any]]:
-    """A chart for every quantity over `step`; those that are watched rather than minimised are marked `minor`."""
+    """A chart of every quantity over `step`; quantities that are monitored rather than minimised are `minor`."""
     charts = []
     columns = [] if table is None else sorted(table.columns, key=lambda c: c.startswith("disc") or "_disc" in c)
-    for column in columns:  # the generator's before the discriminators'
+    for column in columns:  # the generator's first
         if (
             column in ("step", "items", "seconds")
             or column.startswith(BALANCE)
@@ -386,7 +386,7 @@ def curves(table: pandas.DataFrame | None, dots: bool = False) -> list[dict[str,
 
 
 def balance(table: pandas.DataFrame | None) -> dict[str, Any] | None:
-    """How hard each of the generator's losses pulls at the waveform, where there are several: at first and at last."""
+    """Gradient norms of the generator's losses at the waveform, first and last; None if there is only one loss."""
     columns = [] if table is None else [column for column in table if column.startswith(BALANCE)]
     present = table.dropna(how="all", subset=columns) if len(columns) > 1 else []
     if not len(present):
@@ -403,10 +403,10 @@ def balance(table: pandas.DataFrame | None) -> dict[str, Any] | None:
 
 
 BALANCE = "grad_wav_"
-"""What the columns of history.csv begin with that hold the norm of a loss's gradient at the waveform."""
+"""Prefix of the columns of history.csv with the norm of a loss's gradient at the waveform."""
 
 SUMS = {"generator": ("lmos", "l1_mel_loss", "gen_loss"), "discriminator": ("disc_loss",)}
-"""Columns that are weighted sums, and the losses that can be all of them."""
+"""Columns that are weighted sums, and the losses of which each may consist alone."""
 
 LABELS = {
     "generator": "generator, weighted sum",
@@ -416,7 +416,7 @@ LABELS = {
     "grad_norm_generator": "gradient norm, generator",
     "grad_norm_discriminator": "gradient norm, discriminators",
 }
-"""What the columns of history.csv are called that no loss gives."""
+"""Titles of the columns of history.csv that are not losses."""
 
 
 def _label_of_loss(name: str) -> str:
@@ -424,7 +424,7 @@ def _label_of_loss(name: str) -> str:
 
 
 def _title(column: str, validation: bool) -> str:
-    """What a column of validation.csv or history.csv is called."""
+    """The title of a column of validation.csv or history.csv."""
     if validation:
         return label_of(column)
     return LABELS.get(column) or _label_of_loss(column).replace("_", " ")
@@ -435,11 +435,11 @@ ARROWS = {
     "lower": ("↓", "lower is better"),
     "zero": ("→ 0", "nearest to 0 is best"),
 }
-"""By a metric's `better`: its sign in the page, and how it is read out."""
+"""A metric's `better` -> its symbol in the page, and the text for screen readers."""
 
 
 COLOURS = {"better": "better", "worse": "worse", "right level": "better", "wrong level": "worse"}
-"""By a score's verdict: the class that colours it; others have no colour."""
+"""A score's verdict -> the class that colours it; other verdicts have no colour."""
 
 
 def _score_row(score: Score) -> dict[str, Any]:
@@ -475,7 +475,7 @@ def _score_row(score: Score) -> dict[str, Any]:
 
 
 def _stages(report: Report, options: Options, sounds: Sounds) -> dict[str, Any] | None:
-    """FINALLY's networks side by side: metrics as one chart each, the same utterances through every stage."""
+    """FINALLY's networks side by side: one chart per metric, the same utterances through every stage."""
     stages = [n for n in report.networks if n.is_finally]
     if len(stages) < 2:
         return None
@@ -562,19 +562,19 @@ PUBLISHED_LABELS = {
     "utmos": "UTMOS",
     "dnsmos": "DNSMOS",
 }
-"""Where a published number is not, or may not be, the metric of the same name here."""
+"""Labels of published numbers that are not, or may not be, the metric of the same name here."""
 
 
 def _published_note(report: Report) -> str:
     far = [n for n in report.networks if n.scale and n.scale.share < FAR]
     note = (
-        "Numbers that others published, each with its source and with what sets it apart from the one beside it. "
+        "Published numbers, each with its source and its difference from the number beside it. "
         "This run was measured on its own validation sets."
     )
     if far:
         note += (
-            " This run is far below its recipes, so none of these pairs can be compared: they show where the numbers "
-            "of a full run belong."
+            " This run is far below its recipes, so none of these pairs can be compared: they only show where the "
+            "numbers of a full run belong."
         )
     return note
 
@@ -595,9 +595,9 @@ def _missing(report: Report) -> list[dict[str, str]]:
         everywhere = len(names) == len(report.networks)
         entries.append({"what": f"{label}: {reason}", "where": "" if everywhere else ", ".join(names)})
     measured = {score.metric for network in report.networks for score in network.scores}
-    unasked = [label_of(name) for name in metrics_registry if name not in measured]
-    if measured and unasked:
-        entries.append({"what": f"Not asked for: {', '.join(unasked)}", "where": "(the configuration's metrics)"})
+    unrequested = [label_of(name) for name in metrics_registry if name not in measured]
+    if measured and unrequested:
+        entries.append({"what": f"Not requested: {', '.join(unrequested)}", "where": "(the configuration's metrics)"})
     return entries
 
 
@@ -632,7 +632,7 @@ def check_ranking(report: Report, metric: str) -> None:
 
 
 def write_figures(report: Report, folder: Path) -> None:
-    """NETWORK.training.svg and NETWORK.metrics.svg of every network, each whole or not at all."""
+    """NETWORK.training.svg and NETWORK.metrics.svg of every network, written atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     for network in report.networks:
         training = [(c["title"], c["svg"]) for c in curves(network.history) + curves(network.validation, dots=True)]

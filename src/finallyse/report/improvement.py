@@ -1,4 +1,4 @@
-"""Whether each network learnt: a table of its gains over its input, and the check of what is asked for."""
+"""Whether each network learnt: a table of its gains over its input, and a check of the goals."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CURVE_ROWS = 12
 
 @dataclasses.dataclass(frozen=True)
 class Goals:
-    """What is asked for: metrics in which a network must beat its input, means that its output must reach."""
+    """Metrics in which a network must beat its input, and means that its output must reach."""
 
     improves: Mapping[str, Sequence[str]]
     """Network -> metrics."""
@@ -34,7 +34,7 @@ class Goals:
 
 
 def parse_goals(improves: Sequence[str], reaches: Sequence[str], networks: Sequence[str]) -> Goals:
-    """Goals from `NETWORK.METRIC` and `NETWORK.METRIC=NUMBER`; UserError for unknown names and what is no number."""
+    """Goals from `NETWORK.METRIC` and `NETWORK.METRIC=NUMBER`; UserError for unknown names and other values."""
 
     def split(option: str, text: str, name: str) -> tuple[str, str]:
         network, _, metric = name.rpartition(".")
@@ -61,7 +61,7 @@ def parse_goals(improves: Sequence[str], reaches: Sequence[str], networks: Seque
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One metric of one network, with what was asked of it and the reason of each demand that is not met."""
+    """One metric of one network, with its goals and the reason for each goal that is not met."""
 
     network: str
     score: Score
@@ -79,14 +79,14 @@ class Improvement:
 
     @property
     def unmet(self) -> list[str]:
-        """A line for everything that was asked for and is not met."""
+        """A line for each goal that is not met."""
         return [line for row in self.rows for line in row.unmet]
 
 
 def improvement(results: Path, networks: Sequence[str], goals: Goals) -> Improvement:
     """Read the tables of `networks` under `results` and judge them.
 
-    Raises UserError for tables that are not there or cannot be read, and for goals in metrics that were not asked for.
+    Raises UserError for missing or unreadable tables, and for goals in metrics that were not measured.
     """
     rows, validations = [], {}
     for network in networks:
@@ -97,7 +97,7 @@ def improvement(results: Path, networks: Sequence[str], goals: Goals) -> Improve
         for metric in [*better, *reaches]:
             if metric not in scores:
                 raise UserError(
-                    f"{results / 'metrics' / network}.summary.csv: holds no {metric}, in which {network} is to be "
+                    f"{results / 'metrics' / network}.summary.csv: has no {metric}, by which {network} is to be "
                     "judged; measure it again with that metric"
                 )
         for metric, score in scores.items():
@@ -109,7 +109,7 @@ def improvement(results: Path, networks: Sequence[str], goals: Goals) -> Improve
                 value = reaches[metric]
                 sign = "≤" if score.better == "lower" else "≥"
                 demands.append((f"{sign} {value:g}", _not_reached(score, value)))
-            if score.better == "zero" and better:  # a vocoder's level is told, and not asked for
+            if score.better == "zero" and better:  # a vocoder's level is reported, but is no goal
                 demands.append((f"within {LEVEL_TOLERANCE_DB:g} dB", _wrong_level(score)))
             rows.append(
                 Row(
@@ -124,9 +124,9 @@ def improvement(results: Path, networks: Sequence[str], goals: Goals) -> Improve
 
 
 def _not_better(score: Score) -> str | None:
-    """Why the network does not beat its input in the mean of this metric; None where it does.
+    """Why the network does not beat its input in the mean of this metric; None if it does.
 
-    Whether the interval excludes 0 is the verdict's to say: that depends on the number of utterances, too.
+    Whether the interval excludes 0 is left to the verdict, since it also depends on the number of utterances.
     """
     if score.change is None:
         return f"must be better than the input's, which was not measured{_because(score)}"
@@ -140,7 +140,7 @@ def _not_better(score: Score) -> str | None:
 
 
 def _not_reached(score: Score, value: float) -> str | None:
-    """Why the mean does not reach `value`; None where it does."""
+    """Why the mean does not reach `value`; None if it does."""
     if score.output is None:
         return f"must reach {value:g}: it was not measured{_because(score)}"
     reached = score.output.mean <= value if score.better == "lower" else score.output.mean >= value
@@ -148,7 +148,7 @@ def _not_reached(score: Score, value: float) -> str | None:
 
 
 def _wrong_level(score: Score) -> str | None:
-    """Why the level is not that of the reference; None where it is."""
+    """Why the level is not that of the reference; None if it is."""
     wanted = f"must be within {LEVEL_TOLERANCE_DB:g} dB of the reference's"
     if score.output is None:
         return f"{wanted}: it was not measured{_because(score)}"
@@ -175,8 +175,8 @@ def markdown(found: Improvement) -> str:
         "",
         "Means over the validation set. Change: the mean of each utterance's output minus its own input, ± its 95 % "
         "interval (Student's t over utterances); better or worse where that interval excludes 0. n: utterances with "
-        "both numbers (with an output's, where there is no input). A vocoder has no input: rising or falling tells how "
-        "the validations of its training went.",
+        "both numbers (with the output's, if there is no input). A vocoder has no input: rising or falling is the "
+        "trend of the validations during its training.",
         "",
         "| network | metric | input | output | change | n | verdict | asked for |",
         "|---|---|--:|--:|--:|--:|---|---|",
@@ -204,7 +204,7 @@ def markdown(found: Improvement) -> str:
 
 
 def _n(score: Score) -> str:
-    """How many utterances the verdict rests on, and of how many."""
+    """How many utterances the verdict is based on, out of how many."""
     n = score.change.pairs if score.change else score.scored
     left_out = score.change.unpaired if score.change else score.failed
     return f"{n} of {n + left_out}" if left_out else str(n)

@@ -1,4 +1,4 @@
-"""What can be listened to: which utterances, their players, each sound encoded once."""
+"""The audio of the report: selection of utterances, their players, each sound encoded once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIGNALS = {"noisy": "Noisy", "enhanced": "Enhanced", "reference": "Reference"}
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What of the audio goes into the page; its size follows from these."""
+    """Selection of the audio in the page, which determines its size."""
 
     utterances: int = 3
     """For each network: the worst, the best, and those evenly spaced between."""
@@ -35,7 +35,7 @@ class Options:
 
 
 LOUDER_DB = 6.0
-"""An output that is this much louder than its reference (RMS) is played at the reference's level, and that is said."""
+"""An output louder than its reference by more than this (RMS) is played at the reference's level, with a note."""
 
 
 class Sounds:
@@ -53,7 +53,7 @@ class Sounds:
         return wav[: round(self.seconds * rate)], rate
 
     def embed(self, wav: np.ndarray, rate: int) -> tuple[str, str]:
-        """Id of the sound's element, and its data URI (empty where the page already holds that sound)."""
+        """Id of the sound's element, and its data URI (empty if the page already contains that sound)."""
         digest = hashlib.sha256(f"{rate}:".encode() + np.ascontiguousarray(wav).tobytes()).hexdigest()[:12]
         identity = f"sound-{digest}"
         if identity in self._embedded:
@@ -120,7 +120,7 @@ def _rms_db(wav: np.ndarray) -> float:
 
 
 def _scale_kind(loaded: Iterable[tuple]) -> str:
-    """The kind of signal that sets the scale of level: the reference, where there is one."""
+    """The kind of signal that sets the scale of level: the reference, if there is one."""
     kinds = {kind for kind, *_ in loaded}
     return "reference" if "reference" in kinds else "enhanced"
 

@@ -1,7 +1,7 @@
 """Whether a network's output is better than its input, and whether a training got anywhere.
 
-Utterances differ more from one another than an output from its own input, so the two means with an interval each say
-little. What is judged is the difference of every utterance's output and its own input.
+Utterances differ more from each other than an output from its input, so that the two means, each with an interval, say
+little. The verdict is therefore based on the difference between each utterance's output and its input.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Change:
 
 
 def paired_change(table: pandas.DataFrame, metric: str) -> Change | None:
-    """The change in `metric`, from the rows of scripts/evaluate.py; None where no input was measured.
+    """The change in `metric`, from the rows of scripts/evaluate.py; None if no input was measured.
 
-    Raises ValueError where a cell is no number.
+    Raises ValueError for a cell that is not a number.
     """
     if metric not in table or f"noisy_{metric}" not in table:
         return None
@@ -47,14 +47,14 @@ def paired_change(table: pandas.DataFrame, metric: str) -> Change | None:
 
 
 def verdict(change: Interval, better: Better) -> Verdict:
-    """What a paired change says in a metric of which the higher or the lower number is better."""
+    """The verdict of a paired change in a metric whose higher, or lower, numbers are better."""
     if not (change.low > 0 or change.high < 0):
         return "no clear difference"
     return "better" if goodness(change.mean, better) > 0 else "worse"
 
 
 def level_verdict(output: Interval) -> Verdict:
-    """Whether the mean level against the reference, dB, is right; the input's has no say in that."""
+    """Whether the mean level against the reference, dB, is right; the input's level does not matter."""
     return "right level" if abs(output.mean) <= LEVEL_TOLERANCE_DB else "wrong level"
 
 
@@ -69,13 +69,13 @@ class Trend:
 
     @property
     def direction(self) -> Literal["rising", "falling", "unchanged"]:
-        """Where the last value lies, seen from the first."""
+        """The last value compared with the first."""
         (_, first), (_, last) = self.first, self.last
         return "rising" if last > first else "falling" if last < first else "unchanged"
 
 
 def trends(validation: pandas.DataFrame | None) -> list[Trend]:
-    """The trend of each metric in the table of validations; none of a metric with fewer than two values."""
+    """The trend of each metric in the table of validations; metrics with fewer than two values have none."""
     found = []
     for column in [] if validation is None else validation.columns:
         name = metric_of(column)

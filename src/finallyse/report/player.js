@@ -1,7 +1,7 @@
 "use strict";
 // Players that switch between signals at the same position. Without this script each signal has the browser's controls.
 document.documentElement.classList.add("js");
-let sounding = null; // the player that is heard: one at a time
+let sounding = null; // the current player: one at a time
 
 for (const root of document.querySelectorAll(".player")) {
   const tracks = [...root.querySelectorAll(".track")].map((element) => ({
@@ -14,7 +14,7 @@ for (const root of document.querySelectorAll(".player")) {
   const toggle = root.querySelector(".toggle");
   const loop = root.querySelector(".loop");
   const seconds = Number(root.dataset.seconds);
-  // What enhancement is about is the output: it is what the play button starts with.
+  // The play button starts with the output, which matters most.
   let current = tracks.find((t) => t.button.parentElement.classList.contains("enhanced")) || tracks[0];
   let frame = 0;
   const player = { pause };

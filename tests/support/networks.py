@@ -38,34 +38,40 @@ SMALL = {
     "msd": {"widths": [16, 16, 16, 32, 32, 32, 32]},
     "ms-stft_disc": {"filters": 4, "n_ffts": [512, 128], "hop_lengths": [128, 32], "win_lengths": [512, 128]},
 }
-WAVLM = {
-    "hidden_size": 24,
+LAYER_NORM = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
+WAVLM = {"conv_dim": [16] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
+SMALL_WAVLM = WAVLM | {
+    "hidden_size": 32,
+    "intermediate_size": 48,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
-    "intermediate_size": 32,
-    "conv_dim": [16] * 7,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
-    "num_buckets": 32,
-    "max_bucket_distance": 80,
-    "feat_extract_norm": "layer",
-    "do_stable_layer_norm": True,
+}
+WAVLM_LARGE = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
 }
 
 
-def make_wavlm(folder, safetensors=True, normalize=True, **changes):
+def write_wavlm(folder, fill=None, safetensors=True, normalize=True, **sizes):
     """Write a WavLM with random weights as transformers does (or as published: a pickle with weight_g and weight_v).
+
+    Args:
+        folder: to write to.
+        fill: called with the network to give it other weights.
+        safetensors: the format.
+        normalize: whether it was trained on normalised audio.
+        sizes: of transformers' `WavLMConfig`.
 
     Returns transformers' network with the same weights.
     """
     from transformers import WavLMConfig, WavLMModel
 
     torch.manual_seed(0)
-    network = WavLMModel(WavLMConfig(**(WAVLM | changes))).eval()
-    with torch.no_grad():  # the gate starts at 1 and norms at the identity: make every parameter count
-        for parameter in network.parameters():
-            spread = parameter.std() if parameter.numel() > 1 else parameter.abs().mean()
-            parameter.add_(0.3 * torch.randn_like(parameter) * spread.clamp(min=0.05))
+    network = WavLMModel(WavLMConfig(**LAYER_NORM | sizes)).eval()
+    if fill:
+        fill(network)
     if safetensors:
         network.save_pretrained(folder)
     else:
@@ -80,3 +86,17 @@ def make_wavlm(folder, safetensors=True, normalize=True, **changes):
         network.config.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": normalize}))
     return network
+
+
+def make_wavlm(folder, **options):
+    """`write_wavlm` of 24 features, in which every parameter counts."""
+    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_buckets": 32, "max_bucket_distance": 80}
+    return write_wavlm(folder, **(SMALL_WAVLM | sizes | {"fill": _perturb} | options))
+
+
+@torch.no_grad()
+def _perturb(network):
+    """Without it, the gate starts at 1 and norms at the identity."""
+    for parameter in network.parameters():
+        spread = parameter.std() if parameter.numel() > 1 else parameter.abs().mean()
+        parameter.add_(0.3 * torch.randn_like(parameter) * spread.clamp(min=0.05))

@@ -21,8 +21,8 @@ from finallyse.config import complete_experiment, merge, read_yaml
 from finallyse.metrics import MetricSet, Utterance, summarise
 from finallyse.models.checkpoint import save_checkpoint
 from finallyse.schema import read_schema
+from support import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = [
     "hifigan",
     "hifipp_bwe1",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -16,19 +16,9 @@ from finallyse.audio.io import read, write_wav
 from finallyse.audio.resample import resample
 from finallyse.audio.torchaudio_shim import torchaudio  # noqa: F401  transformers imports it
 from finallyse.corpora.manifest import COLUMNS, write_csv
+from support import NETWORKS, ROOT
+from support.networks import SMALL_WAVLM, write_wavlm
 
-ROOT = Path(__file__).resolve().parents[1]
-NETWORKS = (
-    "hifigan",
-    "hifipp_bwe1",
-    "hifipp_bwe2",
-    "hifipp_bwe4",
-    "hifipp_denoise",
-    "finally_stage1",
-    "finally_stage2",
-    "finally_stage3_pretrain",
-    "finally_stage3",
-)
 ONE_OF_EACH_TRAINER = tuple(n for n in NETWORKS if n not in ("hifipp_bwe2", "hifipp_bwe4", "hifipp_denoise"))
 CLIPS = {"train": ("alpha_01", "joe_01", "kumo_04", "nezumi_01", "tebukuro_04"), "validation": ("alpha_07",)}
 
@@ -48,7 +38,7 @@ def prepare_resources(folder: Path) -> Path:
         decay = np.exp(-np.arange(rate // 10) / (0.02 * rate))
         write_corpus(folder, "dns5-rooms", rate, "train", {"room": 0.3 * decay * rng.standard_normal(rate // 10)})
         write_corpus(folder, "micirp", rate, "train", {"microphone": np.array([0.9, 0.3, -0.1])})
-    write_wavlm(folder / "weights" / "wavlm-large")
+    write_wavlm(folder / "weights" / "wavlm-large", **SMALL_WAVLM)
     return folder
 
 
@@ -71,23 +61,6 @@ def write_corpus(folder: Path, corpus: str, rate: int, split: str, wavs: Mapping
             write_wav(prepared / row["noisy_path"], noisy[name], rate, overload="scale")
         rows.append(row | {"offset": 0})
     write_csv(prepared / f"{split}.csv", (*COLUMNS, "offset", *(["noisy_path"] if noisy else [])), rows)
-
-
-def write_wavlm(
-    folder: Path, normalize: bool = True, fill: Callable[[torch.nn.Module], None] | None = None, **sizes
-) -> None:
-    """A small WavLM in Hugging Face's layout, random or with the weights of `fill`; `sizes`: more of its sizes."""
-    from transformers import WavLMConfig, WavLMModel
-
-    torch.manual_seed(0)
-    sizes |= {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    convolutions = {"conv_dim": [16] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
-    config = WavLMConfig(**sizes, **convolutions, feat_extract_norm="layer", do_stable_layer_norm=True)
-    model = WavLMModel(config).eval()
-    if fill:
-        fill(model)
-    model.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": normalize}))
 
 
 @cache
