@@ -26,18 +26,14 @@ def main(arguments: list[str]) -> None:
 
     from finallyse.inference.enhancer import tune_process
     from finallyse.inference.validation import enhance_validation
-    from finallyse.metrics import summarise
+    from finallyse.metrics.measure import describe, summarise
 
     if experiment.exp.threads:
         torch.set_num_threads(experiment.exp.threads)
     tune_process()
     folder = Path(experiment.exp.results) / "enhanced" / experiment.exp.run_name
     metrics, scores = enhance_validation(experiment, checkpoint, folder)
-    for column, summary in summarise(scores, metrics.columns()).items():
-        unscored = f"  unscored: {summary.reasons_text}" if summary.unscored else ""
-        print(f"{column:18} {summary.mean:8.3f} ± {summary.ci95:.3f}  n {summary.n}{unscored}")
-    for reason in metrics.missing.values():
-        print(reason)
+    print(describe(summarise(scores, metrics.columns()), metrics.missing_columns()))
     print(f"wrote {folder}")
 
 
