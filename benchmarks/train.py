@@ -282,7 +282,7 @@ def timed(step: Callable[[Batch], object], trainer: BaseTrainer, batch: Batch, c
 class PlainWavLM(nn.Module):
     """transformers' WavLM, with the two uses that training makes of it."""
 
-    normalize = True
+    normalize, hop, receptive_field = True, 320, 400
 
     def __init__(self, folder: Path):
         from transformers import WavLMModel

@@ -469,7 +469,7 @@ def measured_as(monkeypatch, values: dict[int, float | None], column: str = "si_
     """Validations that give these numbers, by step."""
     from finallyse.training.validation import Validation
 
-    def run(self, step, trainer, training_log):
+    def run(self, step, trainer, writers):
         row = {"step": step, column: values[step], "items": 1, "seconds": 0.0}
         return {key: value for key, value in row.items() if value is not None}
 

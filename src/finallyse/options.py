@@ -328,10 +328,7 @@ def from_dict(cls: type[T], values: T | Mapping) -> T:
     """
     if isinstance(values, cls):
         return values
-    hints = {name: hint for name, hint in typing.get_type_hints(cls).items() if name in values}
-    return cls(
-        **{
-            name: from_dict(hint, values[name]) if dataclasses.is_dataclass(hint) else values[name]
-            for name, hint in hints.items()
-        }
-    )
+    hints = typing.get_type_hints(cls)
+    known = {name: value for name, value in values.items() if name in hints}
+    nested = {name for name in known if dataclasses.is_dataclass(hints[name])}
+    return cls(**known | {name: from_dict(hints[name], known[name]) for name in nested})

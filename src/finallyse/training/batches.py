@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from finallyse.errors import UserError
 from finallyse.training.distributed import Group
-from finallyse.training.sampling import Order, StepSampler
+from finallyse.training.sampling import Order
 
 CHANNEL_AXIS = ("wav", "input_wav")  # [T] in an item, [B, 1, T] in a batch, as the networks require
 
@@ -143,7 +143,7 @@ class Batches:
     def _from(self, step: int) -> DataLoader:
         return DataLoader(
             ErrorsAsItems(self.dataset),
-            batch_sampler=StepSampler(self.order, self.group.share, step, self.last),
+            batch_sampler=(self.group.share(self.order.at(each)) for each in range(step, self.last)),
             collate_fn=collate_or_error,
             num_workers=min(self.num_workers, self.last - step),
             pin_memory=self.group.device.type == "cuda",

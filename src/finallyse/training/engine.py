@@ -52,8 +52,7 @@ def train(experiment: Experiment | Mapping) -> int:
     group = Group(device)
     try:
         with Run(experiment, group) as run:
-            for step in run.steps():
-                batch = run.load(step)
+            for step, batch in run.steps():
                 run.trainer.begin(step, run.order.epoch(step))
                 losses = run.trainer.train_step(batch)
                 run.after(step + 1, batch, losses)
@@ -111,21 +110,17 @@ class Run:
         self.states.unlock()
         self.log.close(finished=error is None and self.step == self.options.steps)
 
-    def steps(self) -> Iterator[int]:
-        """The remaining steps, until the end or a reason to stop."""
+    def steps(self) -> Iterator[tuple[int, Batch]]:
+        """The remaining steps and their batches on the device, until the end or a reason to stop."""
         first = self.step
         while self.step < self.options.steps:
             # a time limit shorter than the start-up must not cause runs that never advance by a step
             if self.group.highest(int(self.stop.due(out_of_time=self.step > first)))[0]:
                 return
-            yield self.step
-
-    def load(self, step: int) -> Batch:
-        """The batch of a step, on the device."""
-        began = time.perf_counter()
-        batch = self.batches.at(step)
-        self.log.data_wait += time.perf_counter() - began
-        return batch
+            began = time.perf_counter()
+            batch = self.batches.at(self.step)
+            self.log.data_wait += time.perf_counter() - began
+            yield self.step, batch
 
     def after(self, step: int, batch: Batch, losses: Mapping[str, Tensor]) -> None:
         """After `step` steps: log, validate, save."""
@@ -148,7 +143,7 @@ class Run:
         """Compute metrics and log audio; leaves every random number generator unchanged."""
         self.log.flush()
         before = random_state()
-        row = self.validation.run(self.step, self.trainer, self.log)
+        row = self.validation.run(self.step, self.trainer, self.log.writers)
         set_random_state(before)
         self.best.update(row, self.trainer, self.devices)
         self.log.validation(row, self.best.values)
@@ -185,8 +180,8 @@ class Run:
         """Write the checkpoint, or save and ask for a restart; returns the exit status."""
         if self.step < self.options.steps:
             self.save()
-            steps, reason = self.options.steps, self.stop.reason
-            log.info("stopped after step %d of %d (%s); start again to continue", self.step, steps, reason)
+            where = f"step {self.step} of {self.options.steps}"
+            log.info("stopped after %s (%s); run again to continue", where, self.stop.reason)
             return TRY_AGAIN
         if self.group.leader:
             save_checkpoint(

@@ -131,11 +131,6 @@ class TrainingLog:
             log.info("validation after step %d: %s | %d items in %.1f s", step, shown, row["items"], row["seconds"])
             self.writers.scalars(step, {f"validation/{key}": value for key, value in measured.items()})
 
-    def audio(self, step: int, name: str, wav: np.ndarray, sample_rate: int) -> None:
-        """Log a waveform [T]."""
-        if self.writers:
-            self.writers.audio(step, name, wav, sample_rate)
-
     def sync(self) -> None:
         """Flush both tables to the disk: a state that is saved next must not be ahead of them."""
         self.history.sync()

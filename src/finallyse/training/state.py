@@ -128,9 +128,8 @@ class StateFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = (self.folder / "lock").open("a")
         try:
-            fcntl.lockf(
-                self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # owned by this process only: forked loaders do not hold it
+            # owned by this process only: forked loaders do not hold it
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{self.folder}: another process is training into this folder; end it first") from None
         except OSError as error:
@@ -237,9 +236,7 @@ class StateFolder:
         if aside.exists():
             shutil.rmtree(aside)
         aside.mkdir()
-        for path in sorted(
-            self.folder.iterdir(), reverse=True
-        ):  # .pt before .json: no state without its record is left
+        for path in sorted(self.folder.iterdir(), reverse=True):  # .pt before .json: no state is without its record
             if path.name not in ("superseded", "lock"):
                 path.rename(aside / path.name)
 

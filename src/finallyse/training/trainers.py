@@ -33,8 +33,6 @@ from finallyse.training.pretrained import count_parameters, freeze_all_but, load
 
 log = logging.getLogger(__name__)
 
-WAVLM_HOP = 320  # samples of 16 kHz audio between WavLM's frames; frame k sees samples 320 k .. 320 k + 400
-WAVLM_FIELD = 400
 BALANCE = "grad_wav_"  # with a loss's name: the norm of its weighted gradient at the generator's waveforms
 OF_DISCRIMINATORS = ("logits_real", "logits_fake", "fmaps_real", "fmaps_fake")  # inputs of losses
 
@@ -95,16 +93,12 @@ class BaseTrainer:
             self.discriminator_updater = updater(self.discriminators.parameters(), discriminators)
         self.generator_norms = SpectralNorms(self.generator)
         self.discriminator_norms = SpectralNorms(self.discriminators)
-        self.average = None
-        if generator.ema_decay is not None:
-            self.average = MovingAverage(self.generator, generator.ema_decay)
-            if (span := 1 / (1 - generator.ema_decay)) > train.steps:
-                log.warning(
-                    "generator.ema_decay=%g averages over %d steps, the run has only train.steps=%d",
-                    generator.ema_decay,
-                    round(span),
-                    train.steps,
-                )
+        decay, self.average = generator.ema_decay, None
+        if decay is not None:
+            self.average = MovingAverage(self.generator, decay)
+            if 1 / (1 - decay) > train.steps:
+                span = f"averages over {1 / (1 - decay):.0f} steps, the run has only train.steps={train.steps}"
+                log.warning("generator.ema_decay=%g %s", decay, span)
         if self.device.type == "cpu":
             use_polyphase_convolutions(self.discriminators)
         self.compiled = train.compile
@@ -246,8 +240,9 @@ class BaseTrainer:
             if "context_wav" not in batch:
                 return self.wavlm.last_hidden_state(segment)
             features = self.wavlm.last_hidden_state(batch["context_wav"])
-        frames = (segment.shape[-1] - WAVLM_FIELD) // WAVLM_HOP + 1
-        kept = batch["start"].view(-1, 1, 1) // WAVLM_HOP + torch.arange(frames, device=features.device)
+        hop = self.wavlm.hop  # frame k sees samples hop k .. hop k + receptive_field
+        frames = (segment.shape[-1] - self.wavlm.receptive_field) // hop + 1
+        kept = batch["start"].view(-1, 1, 1) // hop + torch.arange(frames, device=features.device)
         return features.gather(2, kept.expand(-1, features.shape[1], -1))
 
     def _autocast(self) -> torch.autocast:
@@ -316,7 +311,7 @@ class BaseTrainer:
             weights = load_checkpoint(source).discriminators
             for name, network in self.discriminators.items():
                 if name not in weights:
-                    raise UserError(f"discriminators.init_from: {source} holds no discriminator {name!r}")
+                    raise UserError(f"discriminators.init_from: {source} has no discriminator {name!r}")
                 load_pretrained(network, weights[name], f"{source} ({name})")
 
     def _load_wavlm(self, folder: str | None) -> nn.Module | None:
@@ -337,7 +332,7 @@ class BaseTrainer:
             raise UserError("this generator takes WavLM's features; set `wavlm` to the folder of WavLM's weights")
         for key in ("wav", "mel" if kind == "mel" else "input_wav"):
             if key not in item_keys:
-                raise UserError(f"data.train: items hold {sorted(item_keys)}, but not {key!r}, which this needs")
+                raise UserError(f"data.train: items have {sorted(item_keys)}, but not {key!r}, which this generator needs")
         of_discriminators = set(OF_DISCRIMINATORS if self.discriminators else ())
         available = {"wav", "wav_hat", "sample_rate"} | of_discriminators | (item_keys & {"mel_for_loss"})
         available |= set() if self.wavlm is None else {"wavlm"}

@@ -20,7 +20,7 @@ from finallyse.models.checkpoint import load_checkpoint, save_checkpoint
 from finallyse.options import Experiment
 from finallyse.training.batches import collate
 from finallyse.training.distributed import Group
-from finallyse.training.log import TrainingLog
+from finallyse.training.log import Writers
 from finallyse.training.trainers import BaseTrainer
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Validation:
                 f"train.best={column}: needs a reference, which data.validation does not have; choose another metric"
             )
 
-    def run(self, step: int, trainer: BaseTrainer, training_log: TrainingLog) -> dict[str, Any]:
+    def run(self, step: int, trainer: BaseTrainer, writers: Writers | None) -> dict[str, Any]:
         """A row for validation.csv: step, the mean of each metric (absent if it could not be computed), seconds."""
         began = time.perf_counter()
         listened = set(self.indices[:: max(1, len(self.indices) // SAMPLES)][:SAMPLES])
@@ -79,19 +79,14 @@ class Validation:
         scores = [one for share in self.group.gather(scores) for one in share]
         for item, output in (one for share in self.group.gather(kept) for one in share):
             if self.group.leader:
-                self._write_samples(step, item, output, trainer.output_rate, training_log)
+                self._write_samples(step, item, output, trainer.output_rate, writers)
         row: dict[str, Any] = {"step": step}
         for column, summary in summarise(scores, self.metrics.columns()).items():
             if summary.n:
                 row[column] = summary.mean
             if summary.unscored:
-                log.warning(
-                    "validation, %s: %d of %d not scored: %s",
-                    column,
-                    summary.unscored,
-                    len(scores),
-                    summary.reasons_text,
-                )
+                unscored = f"{summary.unscored} of {len(scores)} not scored: {summary.reasons_text}"
+                log.warning("validation, %s: %s", column, unscored)
         row["items"], row["seconds"] = len(scores), time.perf_counter() - began
         return row
 
@@ -100,7 +95,7 @@ class Validation:
         better = self.metrics.better(column)
         return goodness(value, better) > goodness(best, better)
 
-    def _write_samples(self, step: int, item: Mapping, output: np.ndarray, rate: int, training_log: TrainingLog):
+    def _write_samples(self, step: int, item: Mapping, output: np.ndarray, rate: int, writers: Writers | None):
         folder = self.folder / str(item["name"]).replace("/", "_")
         folder.mkdir(parents=True, exist_ok=True)
         for role, key, own_rate in (
@@ -115,7 +110,8 @@ class Validation:
         write_wav(folder / f"output-{step:08d}.wav", output, rate, overload="scale")
         for old in sorted(folder.glob("output-*.wav"))[:-OUTPUTS]:
             old.unlink()
-        training_log.audio(step, str(item["name"]), output, rate)
+        if writers:
+            writers.audio(step, str(item["name"]), output, rate)
 
 
 class Best:
@@ -166,12 +162,7 @@ class Best:
             return
         self.kept = {"metric": self.metric, "value": value, "step": step}
         if self.group.leader:
-            weights = trainer.weights()
-            self.kept |= {
-                "devices": dict(devices),
-                "generator": _copies(weights["generator"]),
-                "discriminators": {name: _copies(state) for name, state in weights["discriminators"].items()},
-            }
+            self.kept |= {"devices": dict(devices), **_copies(trainer.weights())}
 
     def write(self) -> None:
         """Write the kept weights to the checkpoint."""
@@ -200,5 +191,8 @@ class Best:
         return written.keys() == kept.keys() and all(torch.equal(written[name], kept[name]) for name in kept)
 
 
-def _copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().to("cpu", copy=True) for name, value in weights.items()}
+def _copies(weights: Tensor | Mapping) -> Any:
+    """Copies of nested tensors on the CPU."""
+    if torch.is_tensor(weights):
+        return weights.detach().to("cpu", copy=True)
+    return {name: _copies(value) for name, value in weights.items()}
