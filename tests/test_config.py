@@ -18,6 +18,7 @@ from finallyse.cli import main
 from finallyse.config import load_experiment, load_pipeline, read_yaml
 from finallyse.errors import UserError
 from finallyse.models import models_registry
+from finallyse.options import Experiment, from_dict
 from support import NETWORKS
 
 
@@ -76,6 +77,13 @@ def test_the_shipped_configs_are_complete(overlays, left_out, schema):
     for name, experiment in config["experiments"].items():
         assert experiment["exp"]["run_name"] == name
         assert "${" not in json.dumps(experiment), "every interpolation is resolved"
+        assert json.dumps(dataclasses.asdict(from_dict(Experiment, experiment))) == json.dumps(experiment)
+
+
+def test_options_from_dicts_have_defaults_and_leave_out_unknown_keys():
+    experiment = from_dict(Experiment, {"train": {"steps": 7, "of_another_version": 1}, "trainer": "hifigan_trainer"})
+    assert (experiment.train.steps, experiment.train.clip.mode, experiment.trainer) == (7, "none", "hifigan_trainer")
+    assert from_dict(Experiment, experiment) is experiment
 
 
 def test_folders_move_as_one(schema):

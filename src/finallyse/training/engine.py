@@ -95,8 +95,8 @@ class Run:
             set_random_state(state["random"])
             log.info("%s: continuing after step %d of %d", found, self.step, self.options.steps)
         self.saved_step, self.saved_at = self.step, time.monotonic()
-        self.skipped = SkippedSteps(self.options, self.states, group, state.get("skips", 0))
-        self.log = TrainingLog(experiment, folder, self.step, self.skipped, state.get("wandb_id"), group)
+        skipped = SkippedSteps(self.options, self.states, group, state.get("skips", 0))
+        self.log = TrainingLog(experiment, folder, self.step, skipped, state.get("wandb_id"), group)
         if group.leader:
             self.best.restore()
 
@@ -160,7 +160,7 @@ class Run:
                 self.step,
                 {
                     "trainer": self.trainer.state_dict(),
-                    "skips": self.skipped.count,
+                    "skips": self.log.skipped.count,
                     "best": self.best.values,
                     "kept": self.best.kept,
                     "wandb_id": self.log.writers.wandb_id,

@@ -332,7 +332,9 @@ class BaseTrainer:
             raise UserError("this generator takes WavLM's features; set `wavlm` to the folder of WavLM's weights")
         for key in ("wav", "mel" if kind == "mel" else "input_wav"):
             if key not in item_keys:
-                raise UserError(f"data.train: items have {sorted(item_keys)}, but not {key!r}, which this generator needs")
+                raise UserError(
+                    f"data.train: items have {sorted(item_keys)}, but not {key!r}, which this generator needs"
+                )
         of_discriminators = set(OF_DISCRIMINATORS if self.discriminators else ())
         available = {"wav", "wav_hat", "sample_rate"} | of_discriminators | (item_keys & {"mel_for_loss"})
         available |= set() if self.wavlm is None else {"wavlm"}
