@@ -8,17 +8,18 @@ clips through the discriminators one after the other, the generator's update thr
 gradients nobody uses, real feature maps with their graph, transformers' WavLM, the default AdamW, a loss read at every
 step, memory returned to the system as glibc does by default. It runs in the same process on the same batch before ours.
 
-The last table says where the time of our step goes: forward and backward passes of WavLM (as condition; as part of the
-losses it counts there), generator, discriminators, losses, and the optimizer. "data" is what loading the batch costs in
-the training process; with loader processes it happens meanwhile.
+The second last table says where the time of our step goes, by torch.profiler: forward and backward passes of WavLM (as
+condition; as part of the losses it counts there), generator, discriminators, losses, and the optimizer; on a GPU the
+time of their kernels, with "other" the rest of the step. "data" is what loading the batch costs in the training
+process; with loader processes it happens meanwhile.
 
 What bounds a step: its floating-point operations (two for each multiply-add of its convolutions and matrix products,
 forward and backward, counted by PyTorch), how many of them it makes a second, and what part that is of the rate at
 which the same device multiplies large matrices of the same type.
 
 The data is the embedded speech. WavLM is WavLM-large with random weights. The UTMOS loss is left out: its weights
-cannot be part of this repository. With --clock cpu the figures are CPU seconds divided by the threads, for a machine
-that is busy with other things.
+cannot be part of this repository. With --clock cpu the figures, except the profiler's, are CPU seconds divided by the
+threads, for a machine that is busy with other things.
 """
 
 from __future__ import annotations
@@ -32,24 +33,27 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from finallyse.audio.torchaudio_shim import torchaudio  # noqa: F401  transformers imports it
 from finallyse.config import load_experiment
 from finallyse.datasets import datasets_registry
-from finallyse.hardware import processor
+from finallyse.hardware import choose_device, processor
+from finallyse.options import Experiment
 from finallyse.training import trainers_registry
-from finallyse.training.base import BaseTrainer
 from finallyse.training.batches import Batch, collate
-from finallyse.training.clock import Stopwatch
-from finallyse.training.distributed import Group, choose_device
+from finallyse.training.distributed import Group
 from finallyse.training.engine import prepare_pytorch
+from finallyse.training.trainers import BaseTrainer
 from support import ROOT
 from support.networks import WAVLM_LARGE, write_wavlm
 from support.timing import parser_of, publish
@@ -65,7 +69,7 @@ RECIPES = {
 LINEAR = {  # oneDNN's linear layer, of which PyTorch's counter does not know
     torch.ops.mkldnn._linear_pointwise: lambda x, weight, *_, out_shape, **__: 2 * math.prod(x) * weight[0]
 }
-KINDS = ("wavlm", "generator", "discriminator", "losses", "optimizer", "other")
+KINDS = ("wavlm", "generator", "discriminator", "losses", "optimizer")  # the trainers' record_function ranges
 
 
 def main() -> None:
@@ -110,7 +114,7 @@ def main() -> None:
                     rate, peak = work / median, peaks[form.split()[0]]
                     bounds.append(f"| {name}, {form} | {work / 1e12:.2f} | {rate / 1e9:.0f} | {rate / peak:.0%} |")
                 if seconds:
-                    cells = [f"{seconds.get(kind, 0.0):.3f}" for kind in KINDS]
+                    cells = [f"{seconds.get(kind, 0.0):.3f}" for kind in (*KINDS, "other")]
                     shares.append(f"| {name}, {form} | {' | '.join(cells)} | {data:.3f} |")
     header = [f"| {' | '.join(['', *forms])} |", f"|---|{'---|' * len(forms)}"]
     unit = "seconds" if arguments.clock == "wall" else f"CPU seconds / {arguments.threads}"
@@ -126,7 +130,7 @@ def main() -> None:
     if device.type == "cuda":
         lines += ["Peak memory, GB:", "", *header, *memory, ""]
     lines += ["Where it goes, seconds (measured apart, in one step):", ""]
-    lines += [f"| | {' | '.join(KINDS)} | data |", f"|---|{'---|' * (len(KINDS) + 1)}", *shares]
+    lines += [f"| | {' | '.join(KINDS)} | other | data |", f"|---|{'---|' * (len(KINDS) + 2)}", *shares]
     lines += [
         "",
         "What bounds it; matrix products: " + ", ".join(f"{r / 1e9:.0f} GFLOP/s in {p}" for p, r in peaks.items()),
@@ -182,15 +186,14 @@ def measure(
             *(["~losses.generator.utmos"] if network == "finally_stage3" else []),
         ]
     )
-    experiment = OmegaConf.to_container(experiment)
     prepare_pytorch(experiment, device)
     torch.set_num_threads(arguments.threads)
-    dataset = datasets_registry[experiment["data"]["train"]["name"]](**experiment["data"]["train"]["args"])
+    dataset = datasets_registry[experiment.data.train.name](**experiment.data.train.args)
     began = time.perf_counter()
     batch = collate([dataset[(0, i % len(dataset))] for i in range(arguments.batch)])
     data = time.perf_counter() - began
     batch = batch.to(device)
-    trainer = trainers_registry[experiment["trainer"]](experiment, Group(device), set(dataset[(0, 0)]))
+    trainer = trainers_registry[experiment.trainer](experiment, Group(device), set(dataset[(0, 0)]))
     if options is None:
         free_memory_by_default()
         step = Straightforward(trainer, resources / "weights" / "wavlm-large", experiment).step
@@ -205,12 +208,43 @@ def measure(
         with FlopCounterMode(display=False, custom_mapping=LINEAR) as counter:
             timed(step, trainer, batch, clock)
         operations = counter.get_total_flops()
-        trainer.clock = Stopwatch(device, clock)
-        timed(step, trainer, batch, clock)
-        trainer.clock.read()
-        timed(step, trainer, batch, clock)
-        shares = trainer.clock.read()
+        shares = seconds_by_kind(lambda: timed(step, trainer, batch, clock), device)
     return statistics.median(seconds[-arguments.repeats :]), peak, shares, data, operations
+
+
+def seconds_by_kind(step: Callable[[], object], device: torch.device) -> dict[str, float]:
+    """Seconds of a step in each of KINDS, forward and backward, and in "other".
+
+    A backward function counts as the forward operation of the same sequence number.
+    """
+    on_gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    step()
+    with profile(activities=activities) as profiler:
+        began = time.perf_counter()
+        step()
+        total = time.perf_counter() - began
+    kinds: dict[int, str | None] = {}  # sequence number -> kind of its last forward operation
+    seconds: dict[str | None, float] = defaultdict(float)
+    events = [event for event in profiler.events() if event.device_type == DeviceType.CPU]
+    for event in sorted(events, key=lambda event: event.time_range.start):
+        outermost = _ancestors(event)[-1]
+        if outermost.name.startswith("autograd::engine::evaluate_function"):
+            kind = kinds.get(outermost.sequence_nr)
+        else:
+            kind = next((each.name for each in _ancestors(event) if each.name in KINDS), None)
+            kinds[event.sequence_nr] = kind
+        seconds[kind] += (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
+    shares = {kind: seconds[kind] for kind in KINDS}
+    return shares | {"other": total - sum(shares.values())}
+
+
+def _ancestors(event: FunctionEvent) -> list[FunctionEvent]:
+    """The event, and those that it is part of, from the inside out."""
+    found = [event]
+    while found[-1].cpu_parent is not None:
+        found.append(found[-1].cpu_parent)
+    return found
 
 
 def product_rate(device: torch.device, precision: str, clock: Clock) -> float:
@@ -248,7 +282,7 @@ def timed(step: Callable[[Batch], object], trainer: BaseTrainer, batch: Batch, c
 class PlainWavLM(nn.Module):
     """transformers' WavLM, with the two uses that training makes of it."""
 
-    normalize = True
+    normalize, hop, receptive_field = True, 320, 400
 
     def __init__(self, folder: Path):
         from transformers import WavLMModel
@@ -273,20 +307,20 @@ class PlainWavLM(nn.Module):
 class Straightforward:
     """The step as one would first write it, with the networks and losses of a trainer."""
 
-    def __init__(self, trainer: BaseTrainer, wavlm: Path, experiment: dict):
+    def __init__(self, trainer: BaseTrainer, wavlm: Path, experiment: Experiment):
         self.trainer = trainer
         if trainer.wavlm is not None:
             trainer.wavlm = PlainWavLM(wavlm).to(trainer.device)
-        self.updates = experiment["discriminators"]["updates_per_step"]
+        self.updates = experiment.discriminators.updates_per_step
         self.generator_optimizer = torch.optim.AdamW(trainer.generator.parameters(), lr=2e-4)
         self.discriminators = list(trainer.discriminators.values())
         for layer in trainer.discriminators.modules():
-            vars(layer).pop("forward", None)  # as PyTorch does it, not on phases
+            vars(layer).pop("forward", None)  # PyTorch's convolutions instead of polyphase ones
         if self.discriminators:
             self.discriminator_optimizer = torch.optim.AdamW(trainer.discriminators.parameters(), lr=2e-4)
 
     def step(self, batch: Batch) -> dict[str, float]:
-        wav, told = batch["wav"], {}
+        wav, losses = batch["wav"], {}
         wav_hat = self.trainer.synthesize_wavs(batch)
         if self.discriminators:
             for _ in range(self.updates):
@@ -295,7 +329,7 @@ class Straightforward:
                 loss, *_ = self.trainer.discriminator_criteria({"logits_real": real[0], "logits_fake": fake[0]})
                 loss.backward()
                 self.discriminator_optimizer.step()
-                told["discriminator"] = loss.item()
+                losses["discriminator"] = loss.item()
         self.generator_optimizer.zero_grad()
         inputs = {"wav": wav, "wav_hat": wav_hat, "sample_rate": self.trainer.output_rate, "wavlm": self.trainer.wavlm}
         if "mel_for_loss" in batch:
@@ -306,7 +340,7 @@ class Straightforward:
         loss, values, _ = self.trainer.generator_criteria(inputs)
         loss.backward()
         self.generator_optimizer.step()
-        return told | dict(enumerate(values.tolist()))
+        return losses | dict(enumerate(values.tolist()))
 
     def discriminate(self, wav: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
         outputs = [discriminator(wav) for discriminator in self.discriminators]

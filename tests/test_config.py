@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -10,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from omegaconf import OmegaConf
 
 from finallyse import provenance
 from finallyse import schema as schemas
@@ -18,6 +18,7 @@ from finallyse.cli import main
 from finallyse.config import load_experiment, load_pipeline, read_yaml
 from finallyse.errors import UserError
 from finallyse.models import models_registry
+from finallyse.options import Experiment, from_dict
 from support import NETWORKS
 
 
@@ -76,6 +77,13 @@ def test_the_shipped_configs_are_complete(overlays, left_out, schema):
     for name, experiment in config["experiments"].items():
         assert experiment["exp"]["run_name"] == name
         assert "${" not in json.dumps(experiment), "every interpolation is resolved"
+        assert json.dumps(dataclasses.asdict(from_dict(Experiment, experiment))) == json.dumps(experiment)
+
+
+def test_options_from_dicts_have_defaults_and_leave_out_unknown_keys():
+    experiment = from_dict(Experiment, {"train": {"steps": 7, "of_another_version": 1}, "trainer": "hifigan_trainer"})
+    assert (experiment.train.steps, experiment.train.clip.mode, experiment.trainer) == (7, "none", "hifigan_trainer")
+    assert from_dict(Experiment, experiment) is experiment
 
 
 def test_folders_move_as_one(schema):
@@ -225,7 +233,7 @@ def test_overrides_follow_hydras_grammar(schema):
         schema,
     )
     assert config.train.steps == 7
-    assert config.generator.args.waveunet_block_widths == [8, 16, 24, 32]
+    assert config.generator.args["waveunet_block_widths"] == [8, 16, 24, 32]
     assert config.generator.optimizer.lr == 0.001 and config.generator.optimizer.weight_decay == 0.01
     assert set(config.losses.generator) == {"gen_loss", "feature_loss", "l1_mel_loss"}
     assert config.wavlm == "/data/with space/weights/wavlm-large"
@@ -241,7 +249,7 @@ def test_another_part_on_the_command_line_brings_its_own_arguments(schema):
         ],
         schema,
     )
-    assert config.data.train.args.input_freq == 1000
+    assert config.data.train.args["input_freq"] == 1000
 
 
 @pytest.mark.parametrize(
@@ -288,7 +296,7 @@ def test_an_experiment_that_lacks_a_needed_argument_says_which(schema, tmp_path)
 
 def test_a_loaded_experiment_is_read_only(schema):
     config = load_experiment(["exp.config_path=config/experiments/hifigan.yaml"], schema)
-    with pytest.raises(Exception, match="read-only"):
+    with pytest.raises(dataclasses.FrozenInstanceError):
         config.train.steps = 3
 
 
@@ -373,7 +381,7 @@ def test_an_experiment_file_is_shown_in_full_with_its_sources(capsys, schema):
     provenance.show("config/experiments/finally_stage2.yaml", arguments, [])
     shown = capsys.readouterr().out
     experiment = load_experiment(["exp.config_path=config/experiments/finally_stage2.yaml", *arguments], schema)
-    assert yaml.safe_load(shown) == OmegaConf.to_container(experiment)
+    assert yaml.safe_load(shown) == dataclasses.asdict(experiment)
     assert (
         sources(shown).items()
         >= {
@@ -430,7 +438,7 @@ def test_the_advice_of_the_readme_holds(schema, tmp_path, capsys):
     path = write(tmp_path / block[1], textwrap.dedent(block[2]))
     mine = load_experiment([f"exp.config_path={path}"], schema)
     assert mine.trainer == "finally_stage1_trainer"
-    assert [augmentation.name for augmentation in mine.data.train.args.augmentations] == ["codec"]
+    assert [augmentation["name"] for augmentation in mine.data.train.args["augmentations"]] == ["codec"]
 
     commands = re.findall(r"^    finallyse (config [^#\n]+)", text, re.MULTILINE)
     assert len(commands) == 3

@@ -254,7 +254,7 @@ def test_load_says_what_is_wrong(checkpoints, tmp_path, minute):
     with pytest.raises(UserError, match=r"needs the WavLM .* not in resources/weights/wavlm-large.*--wavlm"):
         finallyse.load(tmp_path / "moved.ckpt")
     if not torch.cuda.is_available():
-        with pytest.raises(UserError, match="no CUDA device"):
+        with pytest.raises(UserError, match="--device=cuda: PyTorch sees no CUDA device"):
             finallyse.load(checkpoints["denoise"], device="cuda")
 
 

@@ -320,8 +320,8 @@ def _network(network: Network, report: Report, options: Options, sounds: Sounds)
         facts.append(("Time per step", duration(float(network.history["seconds"].median()))))
     if network.data:
         facts.append(("Training set", f"{_count(network.data.files, 'file')}, {speech(network.data.hours)}"))
-    if network.config:
-        start = network.config["generator"].get("init_from")
+    if network.experiment:
+        start = network.experiment.generator.init_from
         if start:
             facts.append(("Starts from", Path(start).stem))
     facts += network.facts
