@@ -1,25 +1,25 @@
-"""Seconds a training step takes, for the full-size networks of the recipes, beside a straightforward form of the step.
+"""Time of a training step for the full-size networks of the recipes, compared with a straightforward step.
 
     python benchmarks/train.py                                             CPU, batch 2, 2 threads, medians of 5
     python benchmarks/train.py --device cuda --batch 32 --compile          GPU: fp32, bf16, bf16 + compile, peak memory
 
-"Straightforward" is the same networks, losses and mathematics as one would first write them down: real and generated
-clips through the discriminators one after the other, the generator's update through discriminators that gather
-gradients nobody uses, real feature maps with their graph, transformers' WavLM, the default AdamW, a loss read at every
-step, memory returned to the system as glibc does by default. It runs in the same process on the same batch before ours.
+"Straightforward" has the same networks, losses and mathematics in the most direct form: real and generated clips pass
+the discriminators one after the other, the generator's update computes unused gradients of the discriminators, real
+feature maps keep their graph, WavLM is that of transformers, AdamW has default settings, losses are read at every step,
+and glibc returns memory to the system as by default. It runs before ours, in the same process on the same batch.
 
-The second last table says where the time of our step goes, by torch.profiler: forward and backward passes of WavLM (as
-condition; as part of the losses it counts there), generator, discriminators, losses, and the optimizer; on a GPU the
-time of their kernels, with "other" the rest of the step. "data" is what loading the batch costs in the training
-process; with loader processes it happens meanwhile.
+The second last table divides the time of our step, by torch.profiler, into forward and backward passes of WavLM (as
+condition; within losses it counts as losses), generator, discriminators, losses, and the optimizer; on a GPU, the time
+of their kernels, with "other" the rest of the step. "data" is the time of loading the batch in the training process;
+loader processes do it in parallel.
 
-What bounds a step: its floating-point operations (two for each multiply-add of its convolutions and matrix products,
-forward and backward, counted by PyTorch), how many of them it makes a second, and what part that is of the rate at
-which the same device multiplies large matrices of the same type.
+The last table shows what bounds a step: its floating-point operations (two per multiply-add of its convolutions and
+matrix products, forward and backward, counted by PyTorch), the operations per second, and their share of the rate at
+which the device multiplies large matrices of the same type.
 
-The data is the embedded speech. WavLM is WavLM-large with random weights. The UTMOS loss is left out: its weights
-cannot be part of this repository. With --clock cpu the figures, except the profiler's, are CPU seconds divided by the
-threads, for a machine that is busy with other things.
+The data is the embedded speech. WavLM is WavLM-large with random weights. The UTMOS loss is left out, since its weights
+cannot be part of this repository. With --clock cpu, times, except the profiler's, are CPU seconds divided by the number
+of threads, for use on a busy machine.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ RECIPES = {
     "stage 2": "finally_stage2",
     "stage 3": "finally_stage3",
 }
-LINEAR = {  # oneDNN's linear layer, of which PyTorch's counter does not know
+LINEAR = {  # oneDNN's linear layer, which PyTorch's counter does not know
     torch.ops.mkldnn._linear_pointwise: lambda x, weight, *_, out_shape, **__: 2 * math.prod(x) * weight[0]
 }
 KINDS = ("wavlm", "generator", "discriminator", "losses", "optimizer")  # the trainers' record_function ranges
@@ -77,11 +77,9 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     parser.add_argument("--device", default="cpu", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--batch", type=int, default=2, help="items of a step")
+    parser.add_argument("--batch", type=int, default=2, help="items per step")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--repeats", type=int, default=5, help="steps of which the median is taken, after one to warm up"
-    )
+    parser.add_argument("--repeats", type=int, default=5, help="steps for the median, after a warm-up step")
     parser.add_argument("--compile", action="store_true", help="also bf16 with torch.compile")
     parser.add_argument("--no-baseline", action="store_true", help="leave out the straightforward form")
     parser.add_argument("--clock", default="wall", choices=["wall", "cpu"])
@@ -172,7 +170,7 @@ def measure(
     clock: Clock,
     arguments: argparse.Namespace,
 ) -> tuple[float, float, dict[str, float], float, int]:
-    """Median seconds a step, peak memory in GB, seconds by kind of work, seconds to load a batch, operations a step."""
+    """Median seconds per step, peak memory in GB, seconds by kind of work, seconds to load a batch, operations."""
     precision, compiled = options or ("fp32", False)
     experiment = load_experiment(
         [
@@ -204,7 +202,7 @@ def measure(
     seconds = [timed(step, trainer, batch, clock) for _ in range(arguments.repeats + (4 if compiled else 1))]
     peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0.0
     shares, operations = {}, 0
-    if options is not None and not compiled:  # hooks into a compiled network would make it another
+    if options is not None and not compiled:  # hooks would change a compiled network
         with FlopCounterMode(display=False, custom_mapping=LINEAR) as counter:
             timed(step, trainer, batch, clock)
         operations = counter.get_total_flops()
@@ -248,7 +246,7 @@ def _ancestors(event: FunctionEvent) -> list[FunctionEvent]:
 
 
 def product_rate(device: torch.device, precision: str, clock: Clock) -> float:
-    """Operations a second of a product of two matrices of 4096 x 4096, by oneDNN on a CPU; the best of five."""
+    """Operations per second of a product of two 4096 x 4096 matrices, by oneDNN on a CPU; the best of five."""
     size = 4096
     matrix = torch.randn(size, size, device=device, dtype=torch.float32 if precision == "fp32" else torch.bfloat16)
     product = torch.matmul
@@ -263,7 +261,7 @@ def product_rate(device: torch.device, precision: str, clock: Clock) -> float:
 
 
 def free_memory_by_default() -> None:
-    """Undo `keep_freed_memory`: the thresholds that glibc arrives at by itself where large blocks are freed."""
+    """Undo `keep_freed_memory`: the thresholds at which glibc arrives after large blocks were freed."""
     if sys.platform == "linux":
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         mallopt(-3, 32 << 20)
@@ -280,7 +278,7 @@ def timed(step: Callable[[Batch], object], trainer: BaseTrainer, batch: Batch, c
 
 
 class PlainWavLM(nn.Module):
-    """transformers' WavLM, with the two uses that training makes of it."""
+    """transformers' WavLM with the interface that training uses."""
 
     normalize, hop, receptive_field = True, 320, 400
 
@@ -305,7 +303,7 @@ class PlainWavLM(nn.Module):
 
 
 class Straightforward:
-    """The step as one would first write it, with the networks and losses of a trainer."""
+    """The direct form of a step, with the networks and losses of a trainer."""
 
     def __init__(self, trainer: BaseTrainer, wavlm: Path, experiment: Experiment):
         self.trainer = trainer

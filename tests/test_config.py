@@ -1,4 +1,4 @@
-"""The configuration: what is wrong stops at once with the file, the key and the nearest valid name."""
+"""The configuration: mistakes stop at once, with the file, the key and the nearest valid name."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_what_is_asked_of_a_network_is_overlaid(schema, tmp_path):
 
 
 def test_values_of_the_command_line_get_their_types(schema):
-    """As Snakemake hands them over: text, but for numbers at the top."""
+    """As Snakemake passes them: text, except numbers at the top level."""
     typed = {"allow_cpu": "true", "common": {"train": {"steps": "7", "val_step": "null"}, "metrics": ["stoi"]}}
     typed["common"]["generator"] = {"optimizer": {"lr": "1e-3", "betas": [".5", "0.9"]}, "init_from": "no"}
     config = load_pipeline(["config/config.yaml"], typed | {"results": "results/7"}, schema)
@@ -324,7 +324,7 @@ def test_a_file_stands_over_those_that_it_extends(tmp_path):
     write(tmp_path / "parts" / "first.yaml", "{extends: base.yaml, train: {steps: 2, keep: 2}}")
     write(tmp_path / "parts" / "second.yaml", "{extends: [base.yaml], train: {keep: 3}}")
     path = write(tmp_path / "x.yaml", "{extends: [parts/first.yaml, parts/second.yaml], metrics: [stoi]}")
-    # base.yaml counts once: through second.yaml it does not undo what first.yaml says
+    # base.yaml counts once: through second.yaml it does not override first.yaml
     assert read_yaml(path) == {"train": {"steps": 2, "log_step": 1, "keep": 3}, "metrics": ["stoi"]}
 
 
@@ -371,7 +371,7 @@ def test_config_files_of_the_pipeline_extend_one_another(schema):
 
 
 def sources(text: str) -> dict[str, str]:
-    """`option: value` -> where it comes from; of options of the same name and value, the last."""
+    """`option: value` -> its source; for options of the same name and value, that of the last."""
     rows = [line.split(" # ") for line in text.splitlines() if " # " in line]
     return {option.strip(): source.strip() for option, source in rows}
 

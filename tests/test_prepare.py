@@ -1,4 +1,4 @@
-"""Preparation: layouts, splits, dropped files, continuing after a kill."""
+"""Preparation: layouts, splits, dropped files, resuming after a kill."""
 
 from __future__ import annotations
 
@@ -406,7 +406,7 @@ def test_only_what_changed_is_prepared_again(tmp_path, capsys):
 
 
 def test_killed_and_continued_with_more_processes(tmp_path, root, speech):
-    """SIGKILL amid the work; the next run keeps what was finished, and the result is as if never interrupted."""
+    """SIGKILL amid the work; the next run keeps what was finished, and the result is that of an uninterrupted run."""
     for copy, clip in itertools.product(range(5), speech):
         target = tmp_path / "in" / f"{clip.stem.split('_')[0]}{copy}" / clip.name
         target.parent.mkdir(parents=True, exist_ok=True)
