@@ -129,7 +129,7 @@ class _Download:
             if self.source is not None:
                 raise
             # Mismatched pieces, or a response silently cut short: downloading in one piece may work.
-            self.say(f"{error} -- fetching it once more")
+            self.say(f"{error} -- downloading it again")
             self._fetch()
             try:
                 sha256 = self._verify()

@@ -99,8 +99,9 @@ class Enhancer:
     ) -> Enhancer:
         """The enhancer of a checkpoint (file); `options` as for the class.
 
-        wavlm: folder of WavLM; None: the one packed into the checkpoint, otherwise the path in the checkpoint's config,
-        relative to the current folder or to the parent of the checkpoint's results folder.
+        Args:
+            wavlm: folder of WavLM; None: the one packed into the checkpoint, otherwise the path in the checkpoint's
+                config, relative to the current folder or to the parent of the checkpoint's results folder.
         """
         if not isinstance(checkpoint, Checkpoint):
             checkpoint = load_checkpoint(checkpoint)
@@ -146,8 +147,9 @@ class Enhancer:
     def render(self, read: Read, length: int, peaks: np.ndarray) -> Iterator[np.ndarray]:
         """Enhance `length` samples at `input_rate` in constant memory; yields consecutive [C, n] at `output_rate`.
 
-        read: (start, stop) -> float32 [C, stop - start]; called with increasing starts.
-        peaks: [C], each channel's largest magnitude in the whole signal.
+        Args:
+            read: (start, stop) -> float32 [C, stop - start]; called with increasing starts.
+            peaks: [C], each channel's largest magnitude in the whole signal.
         """
         channels = len(peaks)
         if self.peak is None:

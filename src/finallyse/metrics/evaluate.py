@@ -80,11 +80,16 @@ def evaluate(
 ) -> Evaluation:
     """Score the files of `enhanced` and write `output` (.csv) and the summary beside it (.summary.csv).
 
-    reference: folder of clean files of the same names.    noisy: folder of unprocessed files, scored the same way.
-    score_reference: also score the references, by the metrics that need none.    jobs: processes; None: one per core.
-
     Channels are averaged. Unreadable files and missing scores are counted with the reason; the others are scored.
-    Raises UserError for a folder without audio, names that match none of the references, unknown metrics.
+
+    Args:
+        reference: folder of clean files of the same names.
+        noisy: folder of unprocessed files, scored the same way.
+        score_reference: also score the references, by the metrics that need none.
+        jobs: number of processes; None: one per core.
+
+    Raises:
+        UserError: for a folder without audio, names that match none of the references, unknown metrics.
     """
     if output.suffix != ".csv":
         raise UserError(f"--output {output}: must end in .csv")

@@ -196,9 +196,10 @@ def collect(
 ) -> Report:
     """Read the results of `networks` under `results` and the published numbers under `paper`.
 
-    `experiments`: folder of the recipes (config/experiments) that the runs' configurations are compared with, both
-    completed with the defaults of the JSON schema `schema` (config/schema.json).
-    With `require_all`, a network with anything missing is an error; otherwise the report lists what is missing.
+    Args:
+        experiments: folder of the recipes (config/experiments) to compare the runs' configurations with.
+        schema: JSON schema (config/schema.json) with the defaults that complete both.
+        require_all: a network with anything missing is an error; otherwise the report lists what is missing.
     """
     if not results.is_dir():
         raise UserError(f"{results}: no such folder of results; --results must be the folder that the workflow writes")

@@ -36,7 +36,8 @@ FAR = 0.5
 def write(report: Report, output: Path, options: Options, augmentations: Path | None = None) -> int:
     """Render `report` to `output`, atomically; returns its size in bytes.
 
-    augmentations: the executed notebooks/augmentations.ipynb, which the page links to.
+    Args:
+        augmentations: the executed notebooks/augmentations.ipynb, which the page links to.
     """
     if options.rank_by:
         check_ranking(report, options.rank_by)
