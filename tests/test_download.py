@@ -236,7 +236,7 @@ def microphones(server) -> Locations:
     for name in ("a.wav", "b&c.wav"):
         (server.root / name).write_bytes(name.encode())
     files = [RemoteFile("a.wav"), RemoteFile("b&c.wav"), RemoteFile("gone.wav", optional=True)]
-    source = Source("mics", "", "", server.url, [], "", "", files, unpack="files")
+    source = Source("mics", "", "", [], "", "", base_url=server.url, files=files, unpack="files")
     return Locations({"mics": source}, {}, "resources")
 
 
