@@ -41,55 +41,11 @@ SPLIT_SPEAKERS = 6  # how many are made from fewer, if there is enough speech
 
 # An unreadable file with one of these suffixes is an error; with any other suffix it is not a recording.
 AUDIO = frozenset(
-    [
-        ".wav",
-        ".wave",
-        ".w64",
-        ".rf64",
-        ".bwf",
-        ".flac",
-        ".ogg",
-        ".oga",
-        ".opus",
-        ".spx",
-        ".mp1",
-        ".mp2",
-        ".mp3",
-        ".m4a",
-        ".m4b",
-        ".mp4",
-        ".mov",
-        ".mkv",
-        ".mka",
-        ".webm",
-        ".avi",
-        ".aac",
-        ".ac3",
-        ".wma",
-        ".asf",
-        ".aif",
-        ".aiff",
-        ".aifc",
-        ".au",
-        ".snd",
-        ".caf",
-        ".amr",
-        ".awb",
-        ".3gp",
-        ".g722",
-        ".g729",
-        ".gsm",
-        ".voc",
-        ".sph",
-        ".nist",
-        ".ape",
-        ".wv",
-        ".tta",
-        ".mpc",
-        ".ra",
-        ".dts",
-        ".ts",
-    ]
+    """
+    .wav .wave .w64 .rf64 .bwf .flac .ogg .oga .opus .spx .mp1 .mp2 .mp3 .m4a .m4b .mp4 .mov .mkv .mka .webm .avi
+    .aac .ac3 .wma .asf .aif .aiff .aifc .au .snd .caf .amr .awb .3gp .g722 .g729 .gsm .voc .sph .nist .ape .wv .tta
+    .mpc .ra .dts .ts
+    """.split()  # noqa: SIM905
 )
 
 

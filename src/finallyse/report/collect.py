@@ -205,7 +205,7 @@ def collect(
         raise UserError(f"{results}: no such folder of results; --results must be the folder that the workflow writes")
     if len(set(networks)) != len(networks):
         raise UserError(f"--networks names a network twice: {' '.join(networks)}")
-    sizes = _sizes(paper / "recipes.csv") if paper else {}
+    sizes = {row["network"]: row for row in _of_paper(paper / "recipes.csv").to_dict("records")} if paper else {}
     options = _schema(schema) if experiments else {}
     found, absent = [], []
     for name in networks:
@@ -312,21 +312,18 @@ def _task(experiment: Experiment | None) -> Task:
     return task or Task(f"trained on {train.name}", "Input", "the input")
 
 
-def _published(path: Path) -> list[Published]:
-    names = [field.name for field in dataclasses.fields(Published)]
+def _of_paper(path: Path) -> pandas.DataFrame:
     if not path.exists():
         raise UserError(f"{path}: no such file; --paper is the folder of the published results (resources/paper)")
-    table = pandas.read_csv(path, dtype=str, keep_default_na=False)
+    return pandas.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def _published(path: Path) -> list[Published]:
+    names = [field.name for field in dataclasses.fields(Published)]
+    table = _of_paper(path)
     if list(table.columns) != names:
         raise UserError(f"{path}: its columns must be {', '.join(names)}")
     return [Published(**row) for row in table.to_dict("records")]
-
-
-def _sizes(path: Path) -> dict[str, dict[str, str]]:
-    if not path.exists():
-        raise UserError(f"{path}: no such file; --paper is the folder of the published results (resources/paper)")
-    table = pandas.read_csv(path, dtype=str, keep_default_na=False)
-    return {row["network"]: row for row in table.to_dict("records")}
 
 
 def _scale(

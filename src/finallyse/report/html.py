@@ -23,7 +23,7 @@ from finallyse.losses import losses_registry
 from finallyse.metrics import headlines, label_of, metrics_registry
 from finallyse.report import figures
 from finallyse.report.collect import Network, Report, Score
-from finallyse.report.figures import Interval, number, with_interval
+from finallyse.report.figures import Interval, counted, number, with_interval
 from finallyse.report.listen import SIGNALS, Options, Sounds, chosen, network_players, player, ranking_metric
 from finallyse.report.paired import LEVEL_TOLERANCE_DB, Trend, trends
 
@@ -69,7 +69,7 @@ def render(report: Report, options: Options, augmentations: str | None = None) -
     sections += [("missing", "Missing"), ("run", "The run")]
     return environment.get_template("template.html.j2").render(
         title=report.title,
-        subtitle=f"{_count(len(report.networks), 'network')} · {report.results} · {report.made:%d %B %Y, %H:%M %Z}",
+        subtitle=f"{counted(len(report.networks), 'network')} · {report.results} · {report.made:%d %B %Y, %H:%M %Z}",
         version=report.environment["finallyse"],
         style=Markup((FOLDER / "style.css").read_text() + figures.CHART_STYLE),
         script=Markup((FOLDER / "player.js").read_text()),
@@ -143,10 +143,6 @@ def speech(hours: float) -> str:
 def percent(share: float) -> str:
     """A share in per cent, to two significant digits."""
     return f"{number(100 * share, 2)} %"
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def _between(values: Sequence[str]) -> str:
@@ -320,7 +316,7 @@ def _network(network: Network, report: Report, options: Options, sounds: Sounds)
     if network.history is not None and "seconds" in network.history and len(network.history):
         facts.append(("Time per step", duration(float(network.history["seconds"].median()))))
     if network.data:
-        facts.append(("Training set", f"{_count(network.data.files, 'file')}, {speech(network.data.hours)}"))
+        facts.append(("Training set", f"{counted(network.data.files, 'file')}, {speech(network.data.hours)}"))
     if network.experiment:
         start = network.experiment.generator.init_from
         if start:
@@ -331,7 +327,7 @@ def _network(network: Network, report: Report, options: Options, sounds: Sounds)
     score = ranking_metric(network, options.rank_by)
     listen = f"Listen: ranked by {score.label}" if score else "Listen"
     if score and len(network.utterances) > options.utterances:
-        listen += f", {options.utterances} of {_count(len(network.utterances), 'utterance')}"
+        listen += f", {options.utterances} of {counted(len(network.utterances), 'utterance')}"
     return {
         "id": _anchor(network.name),
         "name": network.name,
@@ -466,7 +462,7 @@ def _score_row(score: Score) -> dict[str, Any]:
     elif score.change:
         row["change"] = with_interval(score.change.interval, signed=True)
         if score.change.unpaired:
-            row["unpaired"] = f"of {_count(score.change.pairs, 'pair')}"
+            row["unpaired"] = f"of {counted(score.change.pairs, 'pair')}"
     row["plot"] = Markup(figures.interval_pair(score.input, score.output, score.label, score.reference))
     return row
 
@@ -510,7 +506,7 @@ def _stages(report: Report, options: Options, sounds: Sounds) -> dict[str, Any] 
             between.append(("enhanced", _short(stage.name), names[utterance.name].paths["enhanced"], note))
         at = 1 if signals and signals[0][0] == "noisy" else 0
         players.append(player(utterance.name, signals[:at] + between + signals[at:], sounds, badge=badge))
-    text = f"The same validation utterances through {_count(len(stages), 'network')}, in the order of training."
+    text = f"The same validation utterances through {counted(len(stages), 'network')}, in the order of training."
     if players and score:
         text += f" Best and worst are those of {stages[-1].name} by {score.label}."
     return {"text": text, "charts": charts, "players": players}
@@ -540,7 +536,7 @@ def _published(report: Report) -> list[dict[str, Any]]:
                 {
                     "metric": label,
                     "ours": with_interval(score.output) if score and not score.missing else "–",
-                    "over": _count(score.scored, "utterance") if score and not score.missing else "",
+                    "over": counted(score.scored, "utterance") if score and not score.missing else "",
                     "value": entry.value,
                     "reference": f"ground truth {entry.reference_value}" if entry.reference_value else "",
                     "system": entry.system,
@@ -590,7 +586,7 @@ def _missing(report: Report) -> list[dict[str, str]]:
             if score.missing:
                 by_reason.setdefault((score.label, score.reason), []).append(network.name)
             elif score.failed:
-                what = f"{score.label}: {_count(score.failed, 'utterance')} of {network.name} not scored"
+                what = f"{score.label}: {counted(score.failed, 'utterance')} of {network.name} not scored"
                 entries.append({"what": what, "where": score.reason})
     for (label, reason), names in by_reason.items():
         everywhere = len(names) == len(report.networks)
