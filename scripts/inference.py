@@ -33,7 +33,8 @@ def main(arguments: list[str]) -> None:
     tune_process()
     folder = Path(experiment.exp.results) / "enhanced" / experiment.exp.run_name
     metrics, scores = enhance_validation(experiment, checkpoint, folder)
-    print(describe(summarise(scores, metrics.columns()), metrics.missing_columns()))
+    if metrics.metrics:
+        print(describe(summarise(scores, metrics.columns()), metrics.missing_columns()))
     print(f"wrote {folder}")
 
 

@@ -1,4 +1,4 @@
-"""The six trainers under the engine: resuming, stages, pieces of batches, bad steps, what is written."""
+"""The six trainers under the engine: resuming, stages, microbatches, bad steps, what is written."""
 
 from __future__ import annotations
 
@@ -213,16 +213,16 @@ def test_discriminators_are_fresh_unless_configured(resources, tmp_path):
 
 
 @pytest.mark.parametrize("network", ONE_OF_EACH_TRAINER)
-def test_pieces_of_a_batch_give_the_result_of_the_whole(network, resources, tmp_path):
+def test_microbatches_give_the_result_of_the_whole(network, resources, tmp_path):
     rows = []
     for size in (None, 2):
         options = {"data__batch_size": 3, "data__sub_batch_size": size, "train__steps": 2}
         assert train(experiment(network, resources, tmp_path / str(size), **options)) == 0
         rows.append(history(tmp_path / str(size), network))
-    for whole, pieces in zip(*rows, strict=True):
-        assert whole.keys() == pieces.keys()
+    for whole, split in zip(*rows, strict=True):
+        assert whole.keys() == split.keys()
         for key in whole:  # a gradient through magnitudes near zero holds fewer digits than the losses
-            assert whole[key] == pytest.approx(pieces[key], rel=1e-3 if key.startswith("grad") else 2e-5), key
+            assert whole[key] == pytest.approx(split[key], rel=1e-3 if key.startswith("grad") else 2e-5), key
 
 
 def test_wavlm_runs_once_per_batch(resources, tmp_path, monkeypatch):

@@ -225,14 +225,9 @@ class Table:
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         if self._file:
             self._file.close()
-
-        def write(file) -> None:
-            lines = (
-                [self.columns, *([row.get(key, "") for key in self.columns] for row in rows)] if self.columns else []
-            )
-            file.write("".join(",".join(line) + "\n" for line in lines).encode())
-
-        write_whole(self.path, write)
+        lines = [self.columns, *([row.get(key, "") for key in self.columns] for row in rows)]
+        text = "".join(",".join(line) + "\n" for line in lines if line)
+        write_whole(self.path, lambda file: file.write(text.encode()))
         self._file = self.path.open("a", newline="")
 
 

@@ -139,9 +139,8 @@ class BaseTrainer:
     def update_discriminators(self, microbatches: list[Batch]) -> dict[str, Tensor]:
         """Train the discriminators to distinguish real from generated waveforms, `updates_per_step` times per batch."""
         result = {}
-        if self.discriminator_updater:
-            for _ in range(self.discriminator_updates):
-                result = self._update_discriminators(microbatches)
+        for _ in range(self.discriminator_updates if self.discriminators else 0):
+            result = self._update_discriminators(microbatches)
         return result
 
     def _update_discriminators(self, microbatches: list[Batch]) -> dict[str, Tensor]:
