@@ -8,11 +8,11 @@ from pathlib import Path
 
 LAYERS = (
     ("errors",),
-    ("atomic", "hardware", "options", "precision", "pretrained", "progress", "registry"),
+    ("atomic", "hardware", "options", "precision", "progress", "registry"),
     ("journal", "processes"),
     ("audio",),
     ("corpora",),
-    ("augmentations",),
+    ("augmentations", "pretrained"),
     ("datasets",),
     ("models",),
     ("losses", "metrics"),
