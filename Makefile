@@ -49,6 +49,8 @@ demo learn: export XDG_CACHE_HOME := $(CURDIR)/.snakemake/cache
 demo: $(BIN)/.installed
 	$(BIN)/snakemake --cores $(CORES) --configfile config/demo.yaml $(OVERRIDES)
 	@echo "The report: $(or $(RESULTS),results/demo)/report.html"
+	@echo "Listen: resources/demo/example/noisy.flac, and enhanced by the network that comes with the package:" \
+		"$(or $(RESULTS),results/demo)/example.wav"
 
 learn: $(BIN)/.installed
 	$(BIN)/snakemake --cores $(CORES) --configfile config/learn.yaml $(OVERRIDES) -- learn

@@ -31,6 +31,7 @@ rule all:
         ),
         report=f"{RESULTS}/report.html",
         augmentations=AUGMENTATIONS_PAGE,
+        example=EXAMPLE,
 
 
 rule data:

@@ -30,7 +30,17 @@ def special(name: str, kind: bytes, target: str = "") -> tuple[tarfile.TarInfo, 
 
 def make(path: Path, files: dict[str, bytes] = FILES, extra=()) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".zip":
+    if path.suffix == ".deb":
+        members = {"debian-binary": b"2.0\n", "control.tar.xz": b"odd", "data.tar.xz": None}
+        make(path.with_suffix(".xz"), files, extra)
+        members["data.tar.xz"] = path.with_suffix(".xz").read_bytes()
+        with path.open("wb") as file:
+            file.write(b"!<arch>\n")
+            for name, content in members.items():
+                file.write(f"{name:16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(content):<10}`\n".encode())
+                file.write(content + b"\n" * (len(content) % 2))
+        path.with_suffix(".xz").unlink()
+    elif path.suffix == ".zip":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
             for name, content in files.items():
                 file.writestr(name, content)
@@ -51,7 +61,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.fixture(params=["zip", "tar.gz", "tar.bz2"])
+@pytest.fixture(params=["zip", "tar.gz", "tar.bz2", "deb"])
 def archive(request, tmp_path) -> Path:
     return make(tmp_path / f"corpus.{request.param}")
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from finallyse.augmentations import AugmentationError, Chain, augmentations_registry
 from finallyse.augmentations.base import shift
 from finallyse.augmentations.effects import run_filter
-from finallyse.augmentations.noise import active_power, excerpt
+from finallyse.augmentations.noise import active_power, changed_excerpt, excerpt, tilted
 from finallyse.augmentations.streams import stream
 from finallyse.corpora.manifest import COLUMNS, write_csv
 from finallyse.errors import UserError
@@ -29,12 +29,14 @@ def corpora(tmp_path_factory, speech):
 # name -> (registered name, arguments other than the manifest, corpus of the manifest)
 CASES = {
     "noise": ("noise", {"snr_db": [-5, 20]}, "dns5-noise"),
+    "varied noise": ("noise", {"mix": [1, 4], "speed": [0.5, 2], "tilt_db": [-12, 12]}, "dns5-noise"),
     "rooms": ("impulse_response", {}, "dns5-rooms"),
     "microphones": ("impulse_response", {}, "micirp"),
     "acrusher": ("acrusher", {}, None),
     "crystalizer": ("crystalizer", {}, None),
     "vibrato": ("vibrato", {}, None),
     "flanger": ("flanger", {}, None),
+    "band limit": ("band_limit", {"lowpass_hz": [3400, 7000], "highpass_hz": [50, 300]}, None),
     "mp3": ("codec", {"formats": ["mp3"]}, None),
     "vorbis": ("codec", {"formats": ["vorbis"]}, None),
     "opus": ("codec", {"formats": ["opus"]}, None),
@@ -51,7 +53,7 @@ def build(case: str, corpora: dict, rate: int):
 def test_every_registered_augmentation_is_tested():
     assert {name for name, _, _ in CASES.values()} == set(augmentations_registry)
     assert set(augmentations_registry) == {
-        "noise", "impulse_response", "acrusher", "crystalizer", "flanger", "vibrato", "codec"
+        "noise", "impulse_response", "acrusher", "crystalizer", "flanger", "vibrato", "codec", "band_limit"
     }  # fmt: skip
 
 
@@ -135,6 +137,41 @@ def test_the_ratio_is_that_of_active_speech(corpora, speech_16k, snr_db):
     padded = np.concatenate([speech_16k, np.zeros_like(speech_16k)])
     louder = noise.apply(padded, 16000, params) - padded
     assert np.sqrt(np.mean(louder**2)) == pytest.approx(np.sqrt(np.mean(added**2)), rel=0.02)
+
+
+def test_varied_noise_keeps_the_ratio(corpora, speech_16k):
+    noise = augmentations_registry["noise"](
+        str(corpora["dns5-noise"] / "16000" / "train.csv"), [5, 5], mix=[2, 3], speed=[0.8, 1.25], tilt_db=[-3, 3]
+    )
+    for seed in range(5):
+        params = noise.draw(np.random.default_rng(seed))
+        added = noise.apply(speech_16k, 16000, params) - speech_16k
+        ratio = 10 * np.log10(active_power(speech_16k, 16000) / np.mean(added**2))
+        assert ratio == pytest.approx(5, abs=0.05)
+        assert 1 <= len(params["others"]) <= 2 and all(-6 <= other["level_db"] <= 0 for other in params["others"])
+
+
+def test_speed_and_tilt_change_pitch_and_spectrum(tmp_path):
+    wav = np.sin(2 * np.pi * 1000 * np.arange(32000) / 16000).astype(np.float32) * 0.5
+    sf.write(tmp_path / "tone.wav", wav, 16000, subtype="FLOAT")
+    excerpt_of = {"file": str(tmp_path / "tone.wav"), "samples": 32000, "start": 0.1}
+    faster = changed_excerpt(excerpt_of | {"speed": 1.25}, 16000, 16000)
+    assert len(faster) == 16000 and np.argmax(np.abs(np.fft.rfft(faster))) == 1250
+    white = np.random.default_rng(0).standard_normal(160000).astype(np.float32)
+    power = np.abs(np.fft.rfft(tilted(white, 16000, 3.0))) ** 2
+    octaves = [np.log10(power[low * 10 : 2 * low * 10].mean()) * 10 for low in (500, 1000, 2000)]
+    assert np.diff(octaves) == pytest.approx([3, 3], abs=0.3)
+
+
+def test_a_band_limit_removes_what_is_outside(speech_16k):
+    limit = augmentations_registry["band_limit"]([4000, 4000], [300, 300], [8, 8])
+    rng = np.random.default_rng(0)
+    white = rng.standard_normal(32000).astype(np.float32) * 0.1
+    power = np.abs(np.fft.rfft(limit.apply(white, 16000, limit.draw(rng)))) ** 2  # bins of half a hertz
+    inside = power[1000:7000].mean()
+    assert power[11000:].mean() < 1e-5 * inside and power[:300].mean() < 1e-4 * inside
+    with pytest.raises(UserError, match="must lie below lowpass_hz"):
+        augmentations_registry["band_limit"]([200, 400], [100, 300])
 
 
 def test_active_power_leaves_pauses_out():

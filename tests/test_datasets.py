@@ -42,6 +42,12 @@ def build(name: str, corpora: dict, **options):
             "manifest": manifest(corpora, "libritts-r"),
             "augmentations": recipe(corpora, 16000),
         },
+        "degraded_speech": lambda: {
+            "manifest": [manifest(corpora, "libritts-r"), manifest(corpora, "libritts-r", split="validation")],
+            "augmentations": recipe(corpora, 16000),
+            "segment": 8192,
+            "level_db": [-30, 0],
+        },
         "augmented_daps": lambda: {
             "manifest": manifest(corpora, "daps", 48000),
             "augmentations": recipe(corpora, 48000),
@@ -57,7 +63,7 @@ def build(name: str, corpora: dict, **options):
     return datasets_registry[name](**{**arguments[name](), **options})
 
 
-SEEDED = ["mel_dataset", "vctk", "voicebank", "augmented_libritts-r", "augmented_daps"]
+SEEDED = ["mel_dataset", "vctk", "voicebank", "augmented_libritts-r", "augmented_daps", "degraded_speech"]
 
 
 def same(a: dict, b: dict) -> bool:
@@ -84,6 +90,7 @@ def test_items_hold_what_they_say(name, corpora):
         "voicebank": (8192, 16000, 16000),
         "augmented_libritts-r": (8192, 16000, 16000),
         "augmented_daps": (8192, 16000, 48000),
+        "degraded_speech": (8192, 16000, 16000),
         "finally_dataset": (length, 16000, 16000),
         "vctk-demand": (length, 16000, 48000),
     }
@@ -536,3 +543,42 @@ def test_a_manifest_of_100_000_is_small_and_shared(tmp_path):
     assert len(many) == 100_000 and many.paths[99_999] == "wav/train-clean-360/99/99999/x.wav"
     assert len(pickle.dumps(many)) < 12_000_000
     assert not any(isinstance(value, list) for value in vars(many).values())
+
+
+def test_manifests_in_a_list_follow_each_other(corpora):
+    train, validation = (manifest(corpora, "libritts-r", split=split) for split in ("train", "validation"))
+    both, first, second = Manifest([train, validation, train]), Manifest(train), Manifest(validation)
+    assert len(both) == 2 * len(first) + len(second)
+    assert both.path(len(first)) == second.path(0) and both.path(-1) == first.path(-1) and both.path(0) == first.path(0)
+    assert both.name(0) == "libritts-r_" + first.name(0)
+    assert np.array_equal(both.samples[: len(first)], both.samples[-len(first) :])
+    with pytest.raises(UserError, match=r"48000 Hz recordings, and .*used with it, 16000 Hz"):
+        Manifest([train, manifest(corpora, "libritts-r", 48000)])
+    with pytest.raises(UserError, match="an empty list"):
+        Manifest([])
+    with pytest.raises(UserError, match="no such manifest"):
+        Manifest([train, "nowhere.csv"])
+
+
+def test_the_level_of_degraded_speech_varies_with_its_target(corpora):
+    as_recorded, scaled = (build("degraded_speech", corpora, level_db=level) for level in (None, [-30, -10]))
+    peaks = []
+    for index in range(min(6, len(scaled))):
+        item, original = scaled[(0, index)], as_recorded[(0, index)]
+        peaks.append(20 * np.log10(item["input_wav"].abs().max().item()))
+        gain = (item["wav"] @ original["wav"]) / (original["wav"] @ original["wav"])
+        assert torch.allclose(item["wav"], gain * original["wav"], atol=1e-6)
+        if original["input_wav"].abs().max() < 1:  # not clamped
+            assert torch.allclose(item["input_wav"], gain * original["input_wav"], atol=1e-5)
+    assert all(-30.01 <= peak <= -9.99 for peak in peaks) and max(peaks) - min(peaks) > 1
+    assert len(build("degraded_speech", corpora, limit=2)) == 2
+
+
+def test_degraded_speech_is_cut_from_its_context(corpora):
+    alone = build("degraded_speech", corpora, augmentations=[], level_db=None, segment=8192, context=None)
+    within = build("degraded_speech", corpora, augmentations=[], level_db=None, segment=8192, context=16384)
+    item = within[(0, 0)]
+    assert item["input_wav"].shape == item["wav"].shape == alone[(0, 0)]["wav"].shape == (8192,)
+    assert torch.equal(item["input_wav"], item["wav"]) and "context_wav" not in item
+    whole = torch.from_numpy(read(within.manifest.path(0))[0])
+    assert any(torch.equal(whole[i : i + 8192], item["wav"]) for i in range(len(whole) - 8191))

@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile as sf
@@ -39,7 +40,16 @@ def tone(seconds: float = 0.3, rate: int = 16000, channels: int = 1, level: floa
 
 def write(path: Path, wav: np.ndarray | None = None, rate: int = 16000, **options) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    sf.write(path, tone() if wav is None else wav, rate, **options)
+    wav = tone() if wav is None else wav
+    if path.suffix == ".g722":  # a stream without a header, which libsndfile does not write
+        with av.open(path, "w") as file:
+            file.add_stream("g722", rate, layout="mono")
+            frame = av.AudioFrame.from_ndarray((wav.T * 32767).astype(np.int16), layout="mono")
+            frame.rate = rate
+            for frames in (frame, None):
+                file.mux(file.streams[0].encode(frames))
+    else:
+        sf.write(path, wav, rate, **options)
     return path
 
 
@@ -77,12 +87,33 @@ PUBLISHED = {
     ]
     + ["datasets_fullband/impulse_responses/SLR28/RIRS_NOISES/real_rirs_isotropic_noises/air_1.wav"],
     "micirp": ["AKG D12.wav", "Beyer M500 Ribbon.wav", "Altec_639.wav", "collection.csv"],
+    "simulated-rooms": [f"room000{n}.wav" for n in range(3)],
+    # the SHA-1 of 4.wav and 17.wav are multiples of 10
+    "picovoice-intents": [f"benchmark-1/data/speech/clean/{n}.wav" for n in (1, 2, 4, 17)]
+    + ["benchmark-1/data/noise/cafe.wav"],
+    "picovoice-wake-words": ["benchmark-1/audio/view glass/0.flac", "benchmark-1/audio/alexa/0.wav"]
+    + ["benchmark-1/audio/multiple_keywords.wav"],
+    "kerstin": ["voice-1/verified/1.flac", "voice-1/audio/1.wav"],
+    "nathalie": ["voice-1/verified/1.flac"],
+    "kathleen": ["voice-1/data/arctic_1.wav", "voice-1/data/arctic_1.txt"],
+    "flemishguy": ["voice-1/wavs/1.wav", "voice-1/wavs/2.wav"],
+    "festvox-ru": ["usr/share/festival/voices/russian/msu_ru_nsh_clunits/wav/ru_1.wav", "usr/share/doc/copyright"],
+    "asterisk-sounds": [f"usr/share/asterisk/sounds/{name}.g722" for name in ("it_m/1", "it_m/digits/1", "ru_f/1")],
+    "esc-10": [
+        f"ESC-10-1/001 - Dog bark/{fold}-{n}-{letter}.ogg"
+        for fold, n, letter in itertools.product((1, 5), (7, 8), "AB")
+    ],
+    "noisekun": ["Noisekun-1/.github/assets/sounds/rain.ogg", "Noisekun-1/apps/web/public/sounds/alarm.ogg"],
+    "blanket": [f"blanket-1/data/resources/sounds/{name}.ogg" for name in ("city", "rain")],
+    "moodist": [
+        f"moodist-1/public/sounds/{name}.mp3" for name in ("rain/rain", "urban/road", "places/cafe", "noise/pink")
+    ],
 }
 
 
 def make_published(corpus: str, folder: Path) -> None:
     for name in PUBLISHED[corpus]:
-        if name.endswith((".wav", ".flac")) and "/._" not in name:
+        if name.endswith((".wav", ".flac", ".ogg", ".mp3", ".g722")) and "/._" not in name:
             write(folder / name)
         else:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -96,12 +127,18 @@ def test_published_layouts(corpus, tmp_path):
     assert all(counts.values()) and set(counts) == set(CORPORA[corpus].splits)
     assert rows(tmp_path / "out" / "dropped.csv") == []
     table = [row for split in counts for row in rows(tmp_path / "out" / f"{split}.csv")]
-    expected = {"vctk": 6, "voicebank": 8, "libritts-r": 9, "daps": 6, "dns5-noise": 7, "dns5-rooms": 6, "micirp": 3}
+    expected = {
+        **{"vctk": 6, "voicebank": 8, "libritts-r": 9, "daps": 6, "dns5-noise": 7, "dns5-rooms": 6, "micirp": 3},
+        **{"simulated-rooms": 3, "picovoice-intents": 4, "picovoice-wake-words": 2, "kerstin": 1, "nathalie": 1},
+        **{"kathleen": 1, "flemishguy": 2, "festvox-ru": 1, "asterisk-sounds": 3},
+        **{"esc-10": 8, "noisekun": 1, "blanket": 1, "moodist": 3},
+    }
     assert len(table) == expected[corpus]
     groups = defaultdict(set)
     for row in table:
         assert (tmp_path / "out" / row["path"]).is_file() and row["rate"] == "16000"
-        assert bool(row["speaker"]) == (CORPORA[corpus].kind in ("speech", "pairs"))
+        labelled = CORPORA[corpus].kind in ("speech", "pairs") and not corpus.startswith("picovoice")
+        assert bool(row["speaker"]) == labelled
         group = {"dns5-rooms": Path(row["path"]).parent, "dns5-noise": row["path"].rpartition("_")[0]}.get(corpus)
         groups[row["speaker"] or group or row["path"]].add(row["split"])
         if corpus == "voicebank":
@@ -110,6 +147,14 @@ def test_published_layouts(corpus, tmp_path):
             assert (tmp_path / "out" / row["noisy_path"]).is_file()
         if corpus == "libritts-r":
             assert (row["split"] == "validation") == (row["speaker"] == "61")
+    held_out = {row["path"].removeprefix("wav/") for row in table if row["split"] == "test"}
+    if corpus in ("picovoice-intents", "moodist"):
+        assert held_out == {"picovoice-intents": {"4.wav", "17.wav"}, "moodist": {"places/cafe.wav"}}[corpus]
+    if corpus == "esc-10":
+        assert len(held_out) == 4 and all("/5-" in path for path in held_out)
+        groups = defaultdict(set)
+        for row in table:
+            groups[row["path"].rpartition("-")[0]].add(row["split"])
     if corpus != "dns5-noise":  # there the pieces of one recording stay together, other names that end in _1 do not
         assert all(len(splits) == 1 for splits in groups.values())
     else:
@@ -131,11 +176,12 @@ def test_any_folder_of_recordings(corpus, tmp_path):
         write(tmp_path / "in" / "export" / speaker / "b.ogg", tone(0.5, 22050), 22050)
     write(tmp_path / "in" / "export" / "alone.wav")
     counts = prepare(corpus, tmp_path / "in", tmp_path / "out", 48000)
-    assert sum(counts.values()) == 9 and all(counts.values())
+    reserved = (CORPORA[corpus].reserved or ("none",))[0]
+    assert sum(counts.values()) == 9 and all(count for split, count in counts.items() if split != reserved)
     if CORPORA[corpus].kind == "speech":
         speakers = {split: {row["speaker"] for row in rows(tmp_path / "out" / f"{split}.csv")} for split in counts}
-        assert speakers["train"] | speakers["validation"] == {"Anna Ä", "Bert", "Carl", "Dora", "alone"}
-        assert not speakers["train"] & speakers["validation"]
+        assert set().union(*speakers.values()) == {"Anna Ä", "Bert", "Carl", "Dora", "alone"}
+        assert sum(map(len, speakers.values())) == 5
 
 
 def test_own_recordings_as_voicebank_come_in_pairs(tmp_path):
@@ -183,7 +229,8 @@ def test_a_link_to_a_folder_above_is_no_loop(tmp_path):
 )
 def test_splits_by_names_alone(corpus, speakers, files, seed):
     recordings = [Recording(f"{s}/{n}.wav", f"{s}/{n}.wav", f"s{s}", f"s{s}") for s in speakers for n in range(files)]
-    needed = len(CORPORA[corpus].splits)
+    wanted = {CORPORA[corpus].rest, *CORPORA[corpus].held_out}
+    needed = len(wanted)
     if len(recordings) < needed:
         with pytest.raises(UserError, match="cannot fill the splits"):
             assign_splits(recordings, corpus, seed)
@@ -191,7 +238,7 @@ def test_splits_by_names_alone(corpus, speakers, files, seed):
     split, _ = assign_splits(recordings, corpus, seed)
     again, _ = assign_splits(recordings[::-1], corpus, seed)
     assert {r.source: r.split for r in split} == {r.source: r.split for r in again}
-    assert {r.split for r in split} == set(CORPORA[corpus].splits)
+    assert {r.split for r in split} == wanted
     where = defaultdict(set)
     for r in split:
         where[r.speaker].add(r.split)
@@ -454,3 +501,23 @@ def test_a_manifest_that_is_none(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as error:
         Manifest(tmp_path / "train.csv")
     assert str(tmp_path / "train.csv") in str(error.value)
+
+
+def test_recordings_with_a_noisy_background_are_left_out(tmp_path, speech, monkeypatch):
+    clean, rate = sf.read(speech[0], dtype="float32")
+    noise = np.random.default_rng(0).standard_normal(len(clean)) * 0.1
+    for number in range(3):
+        write(tmp_path / "in" / f"clean{number}" / "a.wav", clean, rate)
+    write(tmp_path / "in" / "noisy" / "a.wav", (clean * 0.5 + noise).clip(-1, 1), rate)
+    counts = prepare("vctk", tmp_path / "in", tmp_path / "out", 16000, min_bak=3.0)
+    assert sum(counts.values()) == 3
+    [left_out] = rows(tmp_path / "out" / "dropped.csv")
+    assert left_out["path"] == "noisy/a.wav" and "DNSMOS BAK" in left_out["reason"]
+    assert left_out["reason"].endswith("below 3")
+
+    def again(wav):
+        raise AssertionError("scored twice")
+
+    monkeypatch.setattr("finallyse.metrics.dnsmos.background", again)  # scores are in the journal, thresholds are not
+    assert sum(prepare("vctk", tmp_path / "in", tmp_path / "out", 16000, min_bak=1.01).values()) == 4
+    assert sum(prepare("vctk", tmp_path / "in", tmp_path / "out", 16000).values()) == 4

@@ -47,7 +47,7 @@ def entry(**changes) -> dict:
         ({"licens": "x"}, r"corpora.c.licens: unknown key; did you mean 'licence'"),
         ({"licence": ...}, r"corpora.c.licence: is required"),
         ({"licence": 3}, r"corpora.c.licence: must be str, got 3"),
-        ({"unpack": "rar"}, r"corpora.c.unpack: must be zip, tar.gz, tar.bz2, files, got 'rar'"),
+        ({"unpack": "rar"}, r"corpora.c.unpack: must be zip, tar.gz, tar.bz2, deb, files, simulated, got 'rar'"),
         ({"unpack": ...}, r"corpora.c.unpack: is required"),
         ({"base_url": "ftp://x"}, r"corpora.c.base_url: must begin with https://"),
         ({"files": []}, r"corpora.c.files: is empty"),

@@ -276,6 +276,9 @@ class Pipeline:
     results: str = option("results", "folder of results")
     resources: str = option("resources", "folder of downloads and prepared data")
     demo_speech: str | None = option(None, "recordings to build the demo's corpora from; null: the embedded ones")
+    example: str | None = option(
+        None, "a recording to enhance with the network that comes with the package, as `<results>/example.wav`"
+    )
     allow_cpu: bool = option(False, "train even if no GPU is visible")
     container: str | None = option(
         None, "image of every rule for `--sdm apptainer`, built from Containerfile: a .sif file or docker://..."

@@ -4,6 +4,32 @@ from finallyse.config import has_input
 from finallyse.metrics import metrics_registry
 
 
+# What the network that comes with the package does: needs no training.
+EXAMPLE = [f"{RESULTS}/example.wav"] if config["example"] else []
+
+
+rule enhance_example:
+    input:
+        recording=config["example"] or [],
+    output:
+        enhanced=f"{RESULTS}/example.wav",
+    log:
+        f"{RESULTS}/logs/enhance_example.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/enhance_example.tsv"
+    localrule: True
+    conda:
+        "../../envs/finallyse.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    message:
+        "Enhancing {input.recording} with the network that comes with the package"
+    shell:
+        "python -m finallyse.cli enhance {input.recording:q} {output.enhanced:q} --rate 16000 --force > {log:q} 2>&1"
+
+
 rule enhance_validation:
     input:
         config=f"{RESULTS}/configs/{{network}}.yaml",

@@ -336,7 +336,7 @@ def assign_splits(recordings: Sequence[Recording], name: str, seed: int) -> tupl
         for group in undecided[len(split_of) : len(split_of) + 1 + extra]:
             split_of[group] = split
     recordings = [replace(r, split=r.split or split_of.get(r.group, corpus.rest)) for r in recordings]
-    for split in corpus.splits:
+    for split in (corpus.rest, *corpus.held_out):  # other recordings in place of the published ones reserve none
         if not any(r.split == split for r in recordings):
             raise UserError(f"{name}: no usable recording is left for its {split} split")
     splits_of_speaker: dict[str, str] = {}

@@ -62,7 +62,7 @@ class Manifest:
         if not files:
             raise UserError("a manifest is an empty list; name at least one CSV")
         self.file = files[0]
-        self.folders = [file.parent for file in files]
+        self.folders = tuple(file.parent for file in files)
         rows = _Rows()
         ends = []
         for file in files:

@@ -64,7 +64,9 @@ def costs(config: dict) -> list[Cost]:
         folder = locations.own_folder(name)
         base_url = locations.base_url(name)
         path = local_path(base_url)
-        origin = f"folder {folder}" if folder else path if path is not None else urlsplit(base_url).netloc
+        origin = (
+            f"folder {folder}" if folder else path if path is not None else urlsplit(base_url).netloc or "simulated"
+        )
         networks, paths = needed.get(name, ([], []))
         cost = Cost(source, origin, networks, source.is_corpus and bool(paths) and all(map(os.path.isfile, paths)))
         if not folder:
@@ -186,5 +188,12 @@ def show_citations(console: Console | None = None) -> None:
     console = console or Console()
     for source in read_sources().values():
         console.print(f"[bold]{escape(source.name)}[/bold]  {escape(source.title)}", highlight=False)
-        for label, text in (("licence", source.licence), ("from", source.homepage), ("cite", source.citation)):
+        lines = {
+            "licence": source.licence,
+            "name": source.attribution,
+            "from": source.homepage,
+            "cite": source.citation,
+            "note": source.note,
+        }
+        for label, text in ((label, text) for label, text in lines.items() if text):
             console.print(f"    {label}: {escape(text)}", highlight=False, soft_wrap=True)

@@ -146,7 +146,8 @@ def prepare(
             if r.split == split
         ]
         write_csv(output / f"{split}.csv", columns, rows)
-        counts[split] = len(rows)
+        if split in corpus_by_name(corpus).splits:
+            counts[split] = len(rows)
     say(", ".join(f"{split} {count}" for split, count in reversed(counts.items())))
     return counts
 
@@ -162,6 +163,8 @@ def prepare_recording(task: Task) -> dict:
     `samples`, `peak`, `gain`, `bytes` of the result (and `offset`; `bak` if it is scored).
     """
     entry = _prepared(task)
+    if task.known and "bak" in task.known and task.known["source_checksum"] == entry["source_checksum"]:
+        entry["bak"] = task.known["bak"]  # known even if the result was removed because of it
     if task.scored and not {"dropped", "bak"} & set(entry):
         from finallyse.metrics.dnsmos import background  # ONNX Runtime: not every preparation needs it
 
