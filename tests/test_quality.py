@@ -191,6 +191,7 @@ def test_a_checkpoint_that_is_named_must_be_there(tmp_path):
 
 
 def test_a_quick_run(tmp_path, checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr(quality, "tune_process", lambda: None)  # settings of the whole process: not for other tests
     monkeypatch.setattr(peers.NsNet2, "package", "finallyse-no-such-package")
     output = tmp_path / "quality.md"
     command = ["--quick", "--checkpoint", str(checkpoint), "--models", "ours", "nsnet2", "--output", str(output)]
