@@ -14,7 +14,7 @@ same names, or several such folders. The samples that the authors of FINALLY pub
         resources/unpacked/finally-demo/.unpacked/12d95a1b775d40b42d7c93af36a5f4669436c9b4.tar.gz.txt
 
 All networks are given 16 kHz and compared at 16 kHz, on one thread, with the delay of their outputs removed. Scores are
-kept in `quality.scores.csv` beside the table: a rerun scores only what has changed. About 30 minutes on one core.
+kept in `quality.scores.csv` beside the table: a rerun scores only what has changed. About 40 minutes of a core.
 """
 
 from __future__ import annotations
