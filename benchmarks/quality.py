@@ -679,24 +679,26 @@ def noise_class(mixture: Mixture) -> str:
     return re.sub(r"^\d+ - ", "", Path(mixture.noise).parent.name)
 
 
-def esc10_authors(resources: Path, given: Path | None) -> dict[str, tuple[str, str, str, str]]:
-    """Clip -> (title, address, author, licence), from the README of ESC-10's archive."""
+def esc10_authors(resources: Path, given: Path | None) -> dict[str, tuple[str, ...]]:
+    """Clip -> (title, address, author, licence, its address), from the README of ESC-10's archive."""
     path = given or next((resources / "unpacked" / "esc-10").glob("**/README.md"), None)
     if path is None:
         return {}
     if not path.is_file():
         raise UserError(f"--esc10-authors {path}: no such file")
-    line = re.compile(r"\[(\d-\d+-[A-Z])\.ogg\].*clip derived from \[(.*)\]\((https?://\S+)\) by \*(.+?)\* \(\[(.+?)\]")
+    line = re.compile(
+        r"\[(\d-\d+-[A-Z])\.ogg\].*clip derived from \[(.*)\]\((https?://\S+)\) by \*(.+?)\* \(\[(.+?)\]\((\S+?)\)"
+    )
     return {match[1]: match.groups()[1:] for match in line.finditer(path.read_text(encoding="utf-8"))}
 
 
-def credit(mixture: Mixture, authors: Mapping[str, tuple[str, str, str, str]]) -> Markup:
+def credit(mixture: Mixture, authors: Mapping[str, tuple[str, ...]]) -> Markup:
     """Whom an example's noise is from."""
     clip = Path(mixture.noise).stem
     link = Markup('<a href="{}" rel="noreferrer">{}</a>')
     if clip in authors:
-        title, address, author, licence = authors[clip]
-        return Markup("{}: {} by {}, {}").format(clip, link.format(address, title), author, licence)
+        title, address, author, licence, terms = authors[clip]
+        return Markup("{}: {} by {}, {}").format(clip, link.format(address, title), author, link.format(terms, licence))
     address = f"https://freesound.org/s/{quote(clip.split('-')[1])}/"
     return Markup("{}: {}, author and licence there").format(clip, link.format(address, address))
 
@@ -721,7 +723,7 @@ def write_page(
                 pesq = result.scores[title][mixture.name].values.get("wb_pesq")
                 label = title.capitalize() if title in (INPUT, CLEAN) else title
                 signals.append((kinds[title], label, path, f"PESQ {pesq:.2f}" if pesq else ""))
-            name = f"{noise_class(mixture)}, {mixture.snr_db:.0f} dB"
+            name = f"{noise_class(mixture)}, {round(mixture.snr_db)} dB"
             players.append(player(name.replace("-", "−"), signals, sounds))
     authors = esc10_authors(resources, options.esc10_authors)
     speech = (
