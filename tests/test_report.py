@@ -219,9 +219,11 @@ def test_the_recipes_sizes_are_those_of_their_networks(root: Path) -> None:
 
     recipes = pandas.read_csv(root / "resources" / "paper" / "recipes.csv").set_index("network")
     files = {path.stem: read_yaml(path) for path in (root / "config/experiments").glob("*.yaml")}
-    assert set(recipes.index) == set(files)
+    assert set(recipes.index) == set(files) - {"small"}, "small is of no publication"
     counted: dict[str, int] = {}
     for name, experiment in files.items():
+        if name not in recipes.index:
+            continue
         generator = experiment["generator"]
         sort = repr((generator["name"], generator.get("args", {})))
         if sort not in counted:
