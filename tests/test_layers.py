@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LAYERS = (
-    ("errors",),
-    ("atomic", "hardware", "options", "precision", "progress", "registry"),
+    ("errors", "hashes"),
+    ("atomic", "hardware", "options", "precision", "pretrained", "progress", "registry"),
     ("journal", "processes"),
     ("audio",),
     ("corpora",),
-    ("augmentations", "pretrained"),
+    ("augmentations",),
     ("datasets",),
     ("models",),
     ("losses", "metrics"),

@@ -34,10 +34,10 @@ import numpy as np
 
 from finallyse.audio.io import decode, mono, read, write_wav
 from finallyse.audio.resample import resample
-from finallyse.corpora.checksums import sha256
 from finallyse.corpora.layouts import Kind, Recording, assign_splits, corpus_by_name, find_recordings
 from finallyse.corpora.manifest import COLUMNS, write_csv
 from finallyse.errors import UserError
+from finallyse.hashes import sha256
 from finallyse.journal import Journal
 from finallyse.processes import process_pool
 from finallyse.progress import Progress, duration

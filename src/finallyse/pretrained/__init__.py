@@ -12,8 +12,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from finallyse.corpora.checksums import sha256
 from finallyse.errors import UserError, nearest
+from finallyse.hashes import sha256
 
 FOLDER = Path(__file__).parent
 
