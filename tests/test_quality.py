@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_networks import HIFI
+from support.networks import HIFI
 
 from finallyse.audio.io import read
 from finallyse.augmentations.noise import active_power
