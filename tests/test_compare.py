@@ -37,7 +37,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, speech: list[Path]) -> Pat
 
 @pytest.fixture(scope="module")
 def systems(results: Path) -> list[System]:
-    """Two systems, measured by the script as the workflow does it: a perfect one, and one with three of four items."""
+    """Two systems, measured by the script as the workflow does it: a nearly perfect one, and one with three of four items."""
     rng = np.random.default_rng(0)
     found = [
         System("Nearly perfect (published)", NETWORK, results.parent / "perfect"),
@@ -48,7 +48,8 @@ def systems(results: Path) -> list[System]:
         system.folder.mkdir()
     for index, path in enumerate(sorted((enhanced / "reference").iterdir())):
         wav, rate = read(path)
-        soundfile.write(found[0].folder / f"{path.stem}.flac", wav, rate, subtype="PCM_24")
+        better = wav + 0.0005 * rng.standard_normal(len(wav))  # SI-SDR of the reference itself is infinite
+        soundfile.write(found[0].folder / f"{path.stem}.flac", better, rate)
         if index < 3:
             noise = 0.1 * rng.standard_normal((len(wav), 2))  # stereo
             soundfile.write(found[1].folder / f"{path.stem}.ogg", wav[:, None] * 0.5 + noise, rate)
@@ -168,7 +169,7 @@ def test_only_items_of_the_network_are_measured(results: Path, systems: list[Sys
     names = sorted(path.stem for path in reference.iterdir())
     tables = [pandas.read_csv(results / "metrics" / NETWORK / f"{system.slug}.csv") for system in systems]
     assert [list(table["utterance"]) for table in tables] == [names, names[:3]]
-    assert tables[0]["si_sdr"].min() > 60 > 10 > tables[1]["si_sdr"].max()
+    assert tables[0]["si_sdr"].min() > 25 > 10 > tables[1]["si_sdr"].max()
     done = measure(systems[1], results, NETWORK)
     assert f"1 of 4 files are missing in {systems[1].folder}: {names[3]}" in done.stderr
     assert f"1 files of {systems[1].folder} have no reference and are left out" in done.stderr
@@ -220,9 +221,9 @@ def test_the_page_has_a_row_and_a_player_for_each(results: Path, systems: list[S
     rows = re.findall(r'<tr class="compared">(.*?)</tr>', page, re.DOTALL)
     assert len(rows) == 6  # si_sdr, lsd and level of two systems; nobody has the weights of wv-mos
     texts = [" ".join(re.sub(r"<[^>]*>", " ", row).split()) for row in rows]
-    assert texts[0].startswith("Nearly perfect (published) compared") and texts[0].endswith(" 4")
-    assert texts[1].startswith("Noisier compared") and texts[1].endswith(" 3 of 4 items")
-    assert "Network − system" in page
+    assert texts[0].startswith("Nearly perfect (published) compared, 4 items") and texts[0].endswith(" 4")
+    assert texts[1].startswith("Noisier compared, 3 of 4 items") and texts[1].endswith(" 3")
+    assert "Network<br>− system" in page
     assert 'n change worse">−' in rows[0] and 'n change better">+' in rows[1]
     tracks = re.findall(r'<div class="track (\w+)".*?<span class="label">(.*?)</span>', page)
     one = [("noisy", "Noisy"), ("enhanced", "Enhanced"), *(("compared", s.name) for s in systems)]
@@ -234,7 +235,7 @@ def test_the_page_has_a_row_and_a_player_for_each(results: Path, systems: list[S
 def test_without_systems_the_page_is_as_before(results: Path) -> None:
     page = render(collect(results, [NETWORK]), Options(utterances=1, seconds=1.0))
     assert "compared" not in re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL).replace("compared with", "")
-    assert "Network − system" not in page
+    assert "− system" not in page
 
 
 def test_the_script_takes_systems(results: Path, systems: list[System], tmp_path: Path) -> None:

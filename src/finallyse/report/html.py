@@ -499,7 +499,10 @@ def _compared_row(compared: Compared, score: Score, items: int) -> dict[str, Any
     """The row of a system, whose difference is the network minus the system; `items`: of the validation set."""
     row = _score_row(score)
     have = len(compared.utterances)
-    row |= {"system": compared.system.name, "items": f"of {items} items" if have < items else ""}
+    row |= {
+        "system": compared.system.name,
+        "coverage": f"{have} of {items} items" if have < items else _count(items, "item"),
+    }
     difference = compared.differences.get(score.metric)
     row["difference"] = with_interval(difference.interval, signed=True) if difference else "–"
     row["difference_verdict"] = COLOURS.get(compared.verdict(score), "")
