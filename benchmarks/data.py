@@ -1,11 +1,11 @@
-"""How fast, and with how much memory, data is prepared and loaded: a table.
+"""Speed and memory of preparing and loading data: a table.
 
     python benchmarks/data.py [--speech DIR] [--output FILE.md]
 
-One thread throughout, and time is that thread's CPU time: on an idle machine the same as time on the clock, since all
-files are in memory, and on a busy one still what the work costs. The corpus is the embedded speech; noises and impulse
-responses are synthetic. Degraded items are those of config/experiments/finally_stage1.yaml: contexts of 65 536 samples
-at 16 kHz, all augmentations with their probabilities. Items of stage 3 are degraded by the same at 48 kHz.
+One thread throughout. Times are that thread's CPU times, which on an idle machine equal elapsed times, since all files
+are in memory, and on a busy machine are still the cost of the work. The corpus is the embedded speech; noises and
+impulse responses are synthetic. Degraded items are those of config/experiments/finally_stage1.yaml: contexts of 65 536
+samples at 16 kHz, all augmentations with their probabilities. Items of stage 3 are degraded in the same way at 48 kHz.
 """
 
 import contextlib
@@ -100,7 +100,7 @@ def measure(speech: Path, folder: Path) -> list[tuple[str, float, str, str]]:
 
 
 def make_sources(speech: Path, folder: Path) -> None:
-    """FLAC at 48 kHz, noises, rooms and microphones, as published corpora hold them."""
+    """FLAC at 48 kHz, noises, rooms and microphones, as in published corpora."""
     for corpus in ("libritts-r", "dns5-noise", "dns5-rooms", "micirp"):
         (folder / corpus).mkdir(parents=True)
     for number, path in enumerate(clips(speech)):
@@ -135,7 +135,7 @@ def audio_seconds(folder: Path) -> float:
 
 
 def rate(work: Callable[[int], object], least: int = 50, seconds: float = 2.0) -> float:
-    """Calls per second, in the best of three runs, after one to warm up: other programs only ever slow it down."""
+    """Calls per second after a warm-up, the best of three runs, since other programs can only slow it down."""
     work(0)
     best = 0.0
     for _ in range(3):
@@ -148,7 +148,7 @@ def rate(work: Callable[[int], object], least: int = 50, seconds: float = 2.0) -
 
 
 class Memory(torch.utils.data.Dataset):
-    """A dataset whose items also tell how much memory their process holds that is not shared with another."""
+    """A dataset that returns the resident memory of the loading process, in MB, instead of its items."""
 
     def __init__(self, dataset: torch.utils.data.Dataset):
         self.dataset = dataset
@@ -163,7 +163,7 @@ class Memory(torch.utils.data.Dataset):
 
 
 def worker_memory(folder: Path, augmentations: list[dict]) -> float:
-    """Resident memory of a loader worker in MB, all of it counted, after 100 degraded items of 100 000 recordings."""
+    """Total resident memory of a loader worker in MB, after 100 degraded items of 100 000 recordings."""
     small = folder / "libritts-r" / "16000" / "train.csv"
     rows = small.read_text().splitlines()[1:]
     values = [dict(zip(COLUMNS, row.split(","), strict=True)) for row in rows]

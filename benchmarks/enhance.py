@@ -1,13 +1,13 @@
-"""How fast `finallyse enhance` runs a full-size network, and how its memory grows with the recording: tables.
+"""Speed of `finallyse enhance` with a full-size network, and its memory by length of the recording: tables.
 
     python benchmarks/enhance.py [--seconds 30] [--minutes 60] [--seams] [--checkpoint CKPT] [--output FILE.md]
 
-Speed: FINALLY at 16 kHz with the published sizes and random weights, two threads. WavLM is left out: both sides are
-given ready features. Compared with one forward pass of the network as it is built, over the whole signal, in float32.
+Speed: FINALLY at 16 kHz with the published sizes and random weights, two threads. WavLM is left out: both sides use
+precomputed features. The baseline is one forward pass of the unfolded network over the whole signal, in float32.
 Memory: largest resident size of the command on a recording of one minute and of `--minutes`, with a HiFi++ of the
 demo's size. Two free cores are needed; about 10 minutes.
-Seams (--seams): how far the output in windows is from that in one piece, on two minutes of speech, of FINALLY at 16 kHz
-and WavLM-large with random weights, or of a given checkpoint.
+Seams (--seams): difference between the output in windows and in one piece on two minutes of speech, for FINALLY at 16
+kHz and WavLM-large with random weights, or for a given checkpoint.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ RATE = 16000
 
 
 def main() -> None:
-    """Measure, each in a process of its own, and print the tables."""
+    """Measure, each in a separate process, and print the tables."""
     parser = parser_of(__doc__)
-    parser.add_argument("--seconds", type=float, default=30, help="length of the signal that speed is measured on")
+    parser.add_argument("--seconds", type=float, default=30, help="length of the signal for measuring speed, in s")
     parser.add_argument("--minutes", type=int, default=60, help="length of the long recording")
-    parser.add_argument("--seams", action="store_true", help="also measure what windows change; minutes more")
-    parser.add_argument("--checkpoint", type=Path, help="of this network, instead of one with random weights")
+    parser.add_argument("--seams", action="store_true", help="also measure the effect of windows; takes minutes more")
+    parser.add_argument("--checkpoint", type=Path, help="for --seams: instead of a network with random weights")
     parser.add_argument("--wavlm", type=Path, help="folder of WavLM for that checkpoint")
     parser.add_argument("--measure", choices=("plain", "fp32", "bf16"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -109,7 +109,7 @@ def speed(kind: str, seconds: float) -> str:
 
 
 class Features(nn.Module):
-    """Stands in WavLM's place: features of its shape, at no cost."""
+    """Replaces WavLM: features of the same shape, at no cost."""
 
     hop, receptive_field = 320, 400
 
@@ -144,7 +144,7 @@ def memory_table(minutes: int) -> list[str]:
 
 
 def run_command(folder: Path, checkpoint: Path, minutes: int) -> tuple[float, float]:
-    """(MB, seconds per second) of `finallyse enhance` on a recording of so many minutes."""
+    """(MB, seconds per second) of `finallyse enhance` on a recording of `minutes`."""
     source = folder / f"{minutes}.wav"
     minute = read_speech(RATE, 60)
     with sf.SoundFile(source, "w", RATE, 1) as file:
@@ -167,7 +167,7 @@ def run_command(folder: Path, checkpoint: Path, minutes: int) -> tuple[float, fl
 
 
 def write_random_checkpoint(folder: Path) -> Path:
-    """FINALLY at 16 kHz with WavLM-large, of the published sizes, with random weights."""
+    """FINALLY at 16 kHz with WavLM-large, with the published sizes and random weights."""
     write_wavlm(folder / "wavlm", **WAVLM_LARGE)
     torch.manual_seed(0)
     save_checkpoint(
@@ -182,7 +182,7 @@ def write_random_checkpoint(folder: Path) -> Path:
 
 
 def seam_table(checkpoint: Path, wavlm: Path | None) -> list[str]:
-    """Levels of the difference between the output in windows and in one piece: of all, and of the worst 0.1 s."""
+    """Levels of the difference between the output in windows and in one piece: overall, and in the worst 0.1 s."""
     tune_process()
     torch.set_num_threads(2)
     wav = read_speech(RATE, 120)

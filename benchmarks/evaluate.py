@@ -1,9 +1,9 @@
-"""How much faster scripts/evaluate.py is on two cores than on one: a table.
+"""Speed of scripts/evaluate.py on two cores compared with one: a table.
 
     python benchmarks/evaluate.py [--utterances 824] [--speech DIR] [--output FILE.md]
 
-Utterances of 3 s cut from the embedded speech, with noise, by wb_pesq, stoi, si_sdr and dnsmos; wall-clock time of the
-whole command. Two free cores are needed; about 15 minutes.
+Utterances of 3 s cut from the embedded speech, with noise, scored by wb_pesq, stoi, si_sdr and dnsmos; elapsed time of
+the whole command. Two free cores are needed; about 15 minutes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def make_utterances(speech: Path, folder: Path, count: int) -> None:
-    """Write reference/ and enhanced/ (15 dB of noise) with `count` utterances each; no two are the same."""
+    """Write reference/ and enhanced/ (15 dB of noise) with `count` different utterances each."""
     wav, length = read_speech(RATE, folder=speech), SECONDS * RATE
     rng = np.random.default_rng(0)
     for role in ("reference", "enhanced"):
@@ -63,7 +63,7 @@ def make_utterances(speech: Path, folder: Path, count: int) -> None:
 
 
 def evaluate(folder: Path, jobs: int) -> float:
-    """Seconds that the command takes with `jobs` processes."""
+    """Elapsed seconds of the command with `jobs` processes."""
     command = [sys.executable, ROOT / "scripts" / "evaluate.py", "--enhanced", folder / "enhanced"]
     command += ["--reference", folder / "reference", "--metrics", *METRICS, "--jobs", jobs]
     started = time.perf_counter()

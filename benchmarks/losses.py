@@ -1,10 +1,11 @@
-"""How well the PESQ loss ranks, and how long the losses take: tables.
+"""Ranking by the PESQ loss, and times of all losses: tables.
 
     python benchmarks/losses.py [--speech DIR] [--output FILE.md] [--threads 2]
 
-Ranks: clean speech of the embedded corpus at 16 kHz, degraded in ways and strengths below, against ITU's PESQ (package
-pesq). Times: two threads, medians; each loss, forward and backward, for two generated clips of 8192 samples. The PESQ
-loss is compared in the same run with the same loss filtering sample by sample, as a recursive filter is written down.
+Ranks: clean speech of the embedded corpus at 16 kHz, degraded in the ways and strengths below, compared with ITU's PESQ
+(package pesq). Times: two threads, medians; each loss, forward and backward, for two generated clips of 8192 samples.
+The PESQ loss is compared, in the same run, with the same loss filtering sample by sample, the direct form of a
+recursive filter.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from support.speech import SPEECH, clips
 from support.timing import conditions, medians, parser_of, publish
 
 RATE = 16000
-STRENGTHS = {  # mildest first
+STRENGTHS = {  # from mild to strong
     "white noise, SNR dB": (30, 20, 10, 0),
     "pink noise, SNR dB": (25, 15, 5),
     "clipping, share of peak": (0.5, 0.2, 0.05),
@@ -52,7 +53,7 @@ def main() -> None:
 
 
 def ranking(speech: Path) -> list[str]:
-    """Markdown table: mean loss and ITU PESQ of every degradation, the rank correlation below."""
+    """Markdown table: mean loss and ITU PESQ of every degradation, followed by the rank correlation."""
     scores = score(degraded_clips(speech))
     lines = ["| degradation | strength | clips | PESQ loss | ITU PESQ, wideband |", "|---|---|---|---|---|"]
     for kind, strengths in STRENGTHS.items():
@@ -71,7 +72,7 @@ def ranking(speech: Path) -> list[str]:
 def degraded_clips(
     speech: Path, count: int = 6, seconds: float = 3.0
 ) -> Iterator[tuple[str, float, np.ndarray, np.ndarray]]:
-    """(kind, strength, clean, degraded) at 16 kHz: `count` clips of different files in every degradation."""
+    """(kind, strength, clean, degraded) at 16 kHz: `count` clips of different files with every degradation."""
     paths = clips(speech)
     for number, path in enumerate(paths[:: max(1, len(paths) // count)][:count]):
         wav, rate = read(path)
@@ -160,7 +161,7 @@ def timing() -> list[str]:
     given |= {"logits_real": [m[0] for m in maps], "logits_fake": [m[0] for m in maps]}
     losses: dict[str, Callable] = {"pesq, sample by sample": LoopPESQLoss()}
     for name, loss in losses_registry.items():
-        if name not in ("lmos", "utmos"):  # those are other networks' time: benchmarks/models.py, benchmarks/train.py
+        if name not in ("lmos", "utmos"):  # dominated by their networks: benchmarks/models.py, benchmarks/train.py
             losses[name] = loss()
     lines = ["| loss | forward and backward, ms |", "|---|---|"]
     times = {}
@@ -173,7 +174,7 @@ def timing() -> list[str]:
 
 
 def forward_backward(loss: Callable, given: dict) -> None:
-    """One loss with the gradient of what was generated."""
+    """One loss, with the gradient of the generated audio."""
     inputs = {name: given[name] for name in loss.needs}
     for name in inputs.keys() & {"wav_hat", "logits_fake", "fmaps_fake"}:
         inputs[name] = torch.utils._pytree.tree_map(lambda x: x.clone().requires_grad_(), inputs[name])

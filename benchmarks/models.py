@@ -1,11 +1,11 @@
-"""How fast the networks are against the straightforward form of the same thing: tables.
+"""Speed of the networks compared with straightforward implementations: tables.
 
     python benchmarks/models.py [--output FILE.md] [--repeats 7] [--threads 2]
 
-Two threads; what is compared runs in turn, in this one process; medians of time on the clock. Weights are random, the
-sizes the published ones: folded against unfolded inference, the SpectralUNet's padding to a multiple against the
-published one to a power of two (with what that changes in the output), mel bases built once against at every call,
-WavLM against transformers' own.
+Two threads; the variants run in turn in one process; medians of elapsed times. Weights are random, sizes are the
+published
+ones: folded and unfolded inference, the SpectralUNet's padding to a multiple and the published one to a power of two
+(with the change of the output), mel bases built once and at every call, WavLM and transformers' implementation.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def build(name: str, **args) -> nn.Module:
-    """A network of published size in eval mode with lively weights: N(0, 0.85 / sqrt(fan in))."""
+    """A network of published size in eval mode with weights from N(0, 0.85 / sqrt(fan in)), large enough to matter."""
     torch.manual_seed(0)
     with torch.inference_mode(False):
         network = models_registry[name](**args).eval()
@@ -71,7 +71,7 @@ def inputs(network: nn.Module, samples: int) -> tuple:
 
 
 def folding(repeats: int) -> list[str]:
-    """Folded against unfolded inference."""
+    """Folded and unfolded inference."""
     lines = ["| network, 2 s clip | unfolded, s | folded, s | layers folded | folded is |", "|---|---|---|---|---|"]
     variants = [(name, {}) for name, network in models_registry.items() if hasattr(network, "input_kind")]
     variants.append(("finally_gen", {"use_upsamplewaveunet": True}))
@@ -87,7 +87,7 @@ def folding(repeats: int) -> list[str]:
 
 
 def padding(repeats: int) -> list[str]:
-    """The SpectralUNet's two paddings: time for 5 s, and the output's difference on speech of 5 s."""
+    """The SpectralUNet's two paddings: time for 5 s, and difference of the outputs on 5 s of speech."""
     lines = [
         "| SpectralUNet of, 5 s clip | power_of_two, s | multiple, s | multiple is (goal: 1.3) | output differs by |",
         "|---|---|---|---|---|",
@@ -117,7 +117,7 @@ def padding(repeats: int) -> list[str]:
 
 
 def mel_bases(repeats: int) -> list[str]:
-    """Bases kept against built at every call."""
+    """Mel bases cached and built at every call."""
     mel, wav = LogMel(), 0.1 * torch.randn(1, 8192)
 
     def rebuilt():

@@ -19,7 +19,8 @@ from pathlib import Path
 from finallyse.cli import positive
 from finallyse.errors import one_line_errors
 from finallyse.metrics import metrics_registry
-from finallyse.metrics.evaluate import describe, evaluate
+from finallyse.metrics.evaluate import evaluate
+from finallyse.metrics.measure import describe
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -55,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print the summary, return the exit status."""
     options = vars(parse(arguments))
     result = evaluate(options.pop("enhanced"), options.pop("metrics"), options.pop("output"), **options)
-    print(describe(result))
+    print(describe(result.summaries["enhanced"], result.missing, result.summaries.get("noisy")))
     for message in result.unreadable:
         print(f"error: {message}", file=sys.stderr)
     return 1 if result.unreadable else 0

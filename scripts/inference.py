@@ -18,26 +18,23 @@ from finallyse.errors import UserError, one_line_errors
 
 def main(arguments: list[str]) -> None:
     """Parse the command line, enhance, print."""
-    config = load_experiment(arguments)
-    checkpoint = Path(config.exp.results) / f"{config.exp.run_name}.ckpt"
+    experiment = load_experiment(arguments)
+    checkpoint = Path(experiment.exp.results) / f"{experiment.exp.run_name}.ckpt"
     if not checkpoint.is_file():
         raise UserError(f"{checkpoint}: no such checkpoint; train it first, or set exp.results and exp.run_name")
     import torch
 
     from finallyse.inference.enhancer import tune_process
     from finallyse.inference.validation import enhance_validation
-    from finallyse.metrics import summarise
+    from finallyse.metrics.measure import describe, summarise
 
-    if config.exp.threads:
-        torch.set_num_threads(config.exp.threads)
+    if experiment.exp.threads:
+        torch.set_num_threads(experiment.exp.threads)
     tune_process()
-    folder = Path(config.exp.results) / "enhanced" / config.exp.run_name
-    metrics, scores = enhance_validation(config, checkpoint, folder)
-    for column, summary in summarise(scores, metrics.columns()).items():
-        unscored = f"  unscored: {summary.reasons_text}" if summary.unscored else ""
-        print(f"{column:18} {summary.mean:8.3f} ± {summary.ci95:.3f}  n {summary.n}{unscored}")
-    for reason in metrics.missing.values():
-        print(reason)
+    folder = Path(experiment.exp.results) / "enhanced" / experiment.exp.run_name
+    metrics, scores = enhance_validation(experiment, checkpoint, folder)
+    if metrics.metrics:
+        print(describe(summarise(scores, metrics.columns()), metrics.missing_columns()))
     print(f"wrote {folder}")
 
 

@@ -21,7 +21,7 @@ If stopped or killed, the same command resumes from the last saved state.
 Often changed (every option: config/README.md; Hydra's grammar, e.g. generator.optimizer.betas=[0.8,0.99]):
   exp.device=auto|cpu|cuda     exp.results=results          where the checkpoint and the state go
   exp.seed=1234                exp.threads=8                CPU threads
-  data.batch_size=32           data.sub_batch_size=8        pieces of a batch, to save memory; same result
+  data.batch_size=32           data.sub_batch_size=8        items per microbatch, to save memory; same result
   data.num_workers=4           train.steps=80000            a longer run continues a shorter one
   train.precision=fp32|bf16    train.compile=true           faster on a GPU
   train.val_step=5000          train.checkpoint_step=1000   how often to validate and to save

@@ -1,4 +1,4 @@
-"""What tests share: the embedded speech, and one thread per process so that figures do not depend on the machine."""
+"""What tests share: the embedded speech, and one thread per process so that results do not depend on the machine."""
 
 from __future__ import annotations
 

@@ -138,10 +138,10 @@ def test_a_damaged_member_of_a_zip_is_never_given_its_name(tmp_path):
     archive = make(tmp_path / "c.zip")
     content = archive.read_bytes()
     archive.write_bytes(content.replace(zlib_of(FILES["corpus/deep/ünïcode.wav"])[20:40], b"0" * 20))
-    with pytest.raises(UserError, match=r"c.zip: not a whole zip"):
+    with pytest.raises(UserError, match=r"c.zip: not a complete zip"):
         unpack(archive, tmp_path / "out")
     assert "corpus/deep/ünïcode.wav" not in contents(tmp_path / "out")
-    with pytest.raises(UserError, match=r"not a whole zip"):
+    with pytest.raises(UserError, match=r"not a complete zip"):
         inspect_archive(archive, "zip", thorough=True, remember_for=tmp_path / "other.zip")
 
 

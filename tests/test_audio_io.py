@@ -109,7 +109,7 @@ def test_broken_files_name_their_path(tmp_path, speech_16k):
 
 
 def test_a_stream_without_a_length_is_whole(tmp_path, speech_16k):
-    """Programs that write to a pipe leave 0xFFFFFFFF as the length of the data."""
+    """Programs that write to a pipe set the length of the data to 0xFFFFFFFF."""
     write_wav(tmp_path / "a.wav", speech_16k, 16000)
     data = bytearray((tmp_path / "a.wav").read_bytes())
     data[40:44] = b"\xff\xff\xff\xff"

@@ -60,7 +60,7 @@ def test_every_registered_augmentation_is_tested():
 @pytest.mark.parametrize("rate", [16000, 48000])
 @pytest.mark.parametrize("case", CASES)
 def test_any_clip_keeps_length_and_alignment(case, rate, corpora, speech_16k, speech_48k):
-    """Cross-correlation on real speech, to within one sample at 16 kHz; vibrato, which sways, has a test of its own."""
+    """Cross-correlation on real speech, to within one sample at 16 kHz; vibrato, of varying delay, is tested apart."""
     augmentation = build(case, corpora, rate)
     speech = speech_16k if rate == 16000 else speech_48k
 
@@ -87,7 +87,7 @@ def test_any_clip_keeps_length_and_alignment(case, rate, corpora, speech_16k, sp
 
 @pytest.mark.parametrize("rate", [16000, 48000])
 def test_vibrato_delays_nothing_in_the_mean(rate):
-    """The delay of clicks: it sways by 20 samples at 16 kHz to either side of none."""
+    """The delay of clicks varies by 20 samples at 16 kHz to either side of zero."""
     step = rate // 50
     clicks = np.zeros(2 * rate, np.float32)
     clicks[step::step] = 1
@@ -133,7 +133,7 @@ def test_the_ratio_is_that_of_active_speech(corpora, speech_16k, snr_db):
     added = noise.apply(speech_16k, 16000, params) - speech_16k
     measured = 10 * np.log10(active_power(speech_16k, 16000) / np.mean(added.astype(np.float64) ** 2))
     assert measured == pytest.approx(snr_db, abs=0.01)
-    # Twice the clip, half of it silence: the speech is no quieter for that, and so is the noise.
+    # Twice the clip, half of it silence: neither speech nor noise become quieter.
     padded = np.concatenate([speech_16k, np.zeros_like(speech_16k)])
     louder = noise.apply(padded, 16000, params) - padded
     assert np.sqrt(np.mean(louder**2)) == pytest.approx(np.sqrt(np.mean(added**2)), rel=0.02)
@@ -291,7 +291,7 @@ def test_each_link_draws_from_a_stream_of_its_own(corpora):
     varying = applied[:, (expected > 0) & (expected < 1)]
     correlation = np.corrcoef(varying.T) - np.eye(varying.shape[1])
     assert np.abs(correlation).max() < 0.08  # not nested, as with one seed for all
-    # Two links of one kind draw differently; taking one out leaves the others as they are.
+    # Two links of one kind draw differently; removing one does not change the others.
     assert chain.draw(1, 2, 3) == chain.draw(1, 2, 3) != chain.draw(1, 2, 4)
     shorter = Chain(full[:3] + full[4:]).draw(1, 2, 3)
     assert shorter == chain.draw(1, 2, 3)[:3] + chain.draw(1, 2, 3)[4:]

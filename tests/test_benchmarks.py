@@ -1,4 +1,4 @@
-"""The benchmarks start, and find what they share with the tests. What they measure takes minutes: `make bench`."""
+"""The benchmarks start and find their helpers. The measurements themselves take minutes: `make bench`."""
 
 import subprocess
 import sys

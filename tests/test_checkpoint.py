@@ -52,7 +52,7 @@ def test_the_level_is_that_of_the_training_data(tmp_path, data, level):
     save(tmp_path / "x.ckpt", models_registry["hifigan_gen"](**SMALL), config=config)
     content = torch.load(tmp_path / "x.ckpt", weights_only=True)
     assert content["level"] == load_checkpoint(tmp_path / "x.ckpt").level == level
-    del content["level"]  # as it was written before checkpoints held it
+    del content["level"]  # as before checkpoints recorded it
     torch.save(content, tmp_path / "old.ckpt")
     assert load_checkpoint(tmp_path / "old.ckpt").level == level
     torch.save(content | {"level": {"peak": 0.1}}, tmp_path / "other.ckpt")  # what is recorded counts

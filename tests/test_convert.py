@@ -1,4 +1,4 @@
-"""`finallyse convert`: the published formats load and every misfit is listed. `finallyse models`: a right table."""
+"""`finallyse convert`: published formats load, and every mismatch is listed. `finallyse models`: a correct table."""
 
 import pytest
 import torch

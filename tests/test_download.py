@@ -155,7 +155,7 @@ def test_an_archive_of_which_nothing_is_known_must_at_least_be_whole(server, tar
     fetch(server, target.with_name("noise.tar.bz2"), lock=lock)
     assert target.with_name("noise.tar.bz2").read_bytes() == archive.read_bytes()
     server.faults["/noise.tar.bz2"] = Faults(truncated=9)
-    with pytest.raises(UserError, match=r"noise2?.tar.bz2: not a whole tar.bz2"):
+    with pytest.raises(UserError, match=r"noise2?.tar.bz2: not a complete tar.bz2"):
         fetch(server, target.with_name("noise.tar.bz2"))
 
 
@@ -236,7 +236,7 @@ def microphones(server) -> Locations:
     for name in ("a.wav", "b&c.wav"):
         (server.root / name).write_bytes(name.encode())
     files = [RemoteFile("a.wav"), RemoteFile("b&c.wav"), RemoteFile("gone.wav", optional=True)]
-    source = Source("mics", "", "", server.url, [], "", "", files, unpack="files")
+    source = Source("mics", "", "", [], "", "", base_url=server.url, files=files, unpack="files")
     return Locations({"mics": source}, {}, "resources")
 
 

@@ -33,7 +33,7 @@ from finallyse.models.wavlm import WavLM
 from support.networks import SMALL_WAVLM, write_wavlm
 from support.speech import read_speech
 
-torch.set_num_threads(1)  # networks this small lose by more, and much where the machine is busy
+torch.set_num_threads(1)  # networks this small are slower with more, much slower on a busy machine
 
 VOCODER = {
     "resblock": "2",
@@ -158,7 +158,7 @@ def test_windows_equal_one_piece(minute, cut):
     assert windowed.shape == whole.shape
     difference = windowed - whole
     assert decibels(difference, whole) < -100
-    blocks = len(whole) // 4096 * 4096  # no block stands out: there is no seam to be heard
+    blocks = len(whole) // 4096 * 4096  # no block stands out: seams are inaudible
     loudest = np.square(difference[:blocks]).reshape(-1, 4096).mean(1).max()
     assert 10 * np.log10(loudest / np.square(whole).mean()) < -80
 
@@ -254,7 +254,7 @@ def test_load_says_what_is_wrong(checkpoints, tmp_path, minute):
     with pytest.raises(UserError, match=r"needs the WavLM .* not in resources/weights/wavlm-large.*--wavlm"):
         finallyse.load(tmp_path / "moved.ckpt")
     if not torch.cuda.is_available():
-        with pytest.raises(UserError, match="no CUDA device"):
+        with pytest.raises(UserError, match="--device=cuda: PyTorch sees no CUDA device"):
             finallyse.load(checkpoints["denoise"], device="cuda")
 
 
@@ -332,7 +332,7 @@ def test_a_network_hears_the_level_that_it_was_trained_at(minute):
 
 
 def test_every_channel_has_one_level_over_all_windows(checkpoints, tmp_path, minute):
-    """A long file that grows louder, whose channels have levels of their own, one none: as in one piece."""
+    """A long file with rising level and different levels per channel, one silent: the same as in one piece."""
     ramp = minute[: 30 * 16000] * np.geomspace(0.01, 1, 30 * 16000, dtype=np.float32)
     wav = np.stack([ramp, 0.03 * ramp[::-1], 1e-3 * ramp, 0 * ramp])
     sf.write(tmp_path / "in.wav", wav.T, 16000, subtype="FLOAT")
@@ -382,7 +382,7 @@ def test_an_unknown_level_is_told(checkpoints, tmp_path):
 
 
 def command(*arguments, **more):
-    """`finallyse enhance` in a process of its own."""
+    """`finallyse enhance` in a separate process."""
     code = "from finallyse.cli import main; main()"
     arguments = [sys.executable, "-c", code, "enhance", *map(str, arguments)]
     return subprocess.run(arguments, capture_output=True, **more)

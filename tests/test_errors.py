@@ -1,4 +1,4 @@
-"""What the user sees of errors: one line that names the file, without a traceback, and the exit status."""
+"""Errors as the user sees them: one line with the file, without a traceback, and the exit status."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from finallyse.report.collect import collect
 
 
 def said(capsys, status: int, action, *arguments) -> str:
-    """The line that `action` ends with at the border."""
+    """The error line with which `action` ends at the command line."""
     with pytest.raises(SystemExit) as stop, one_line_errors():
         action(*arguments)
     assert stop.value.code == status
@@ -55,7 +55,7 @@ def test_files_without_permission(tmp_path, capsys):
 
 
 def test_permission_is_refused_to_root_as_well(tmp_path, capsys, monkeypatch):
-    """The same by a simulated refusal, for machines where the tests run as root."""
+    """The same, simulated, for tests that run as root."""
     manifest = tmp_path / "train.csv"
     manifest.write_text("path,samples,rate\n")
 
@@ -70,7 +70,7 @@ def test_permission_is_refused_to_root_as_well(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_names_the_file(tmp_path, capsys):
-    """A write does not know the name of its file, so that whoever opened it says it."""
+    """The system does not name the file of a failed write."""
     (tmp_path / "scores.csv.part").symlink_to("/dev/full")
     line = said(capsys, 2, atomic.write_bytes, tmp_path / "scores.csv", b"x")
     assert line == f"{tmp_path / 'scores.csv'}: No space left on device"
@@ -121,7 +121,7 @@ def test_scripts_end_with_one_line(tmp_path, root, command):
 
 
 def test_a_reader_that_leaves_is_no_error(root):
-    """As `head` does."""
+    """Such as `head`."""
     code = "from finallyse.errors import one_line_errors\nwith one_line_errors():\n  [print(i) for i in range(99999)]"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.readline()

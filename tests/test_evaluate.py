@@ -130,8 +130,8 @@ def test_a_killed_run_goes_on(folders, root):
     assert not (folders / "out.csv").exists()
     kept = partial.read_bytes()
     assert kept.count(b"\n") < 69
-    partial.write_bytes(kept + b'{"stamp": [["enh')  # a line cut short by the kill
-    os.utime(folders / "enhanced" / "a.wav", ns=(1, 1))  # changed since: measured anew
+    partial.write_bytes(kept + b'{"stamp": [["enh')  # a line truncated by the kill
+    os.utime(folders / "enhanced" / "a.wav", ns=(1, 1))  # changed since then: measured again
 
     process = script(folders, *arguments, root=root)
     errors = process.communicate()[1]
@@ -258,7 +258,7 @@ def test_references_are_measured_on_demand(folders):
 
 
 def die_at_c(task):
-    """Stands for C code that kills its process at one file."""
+    """Simulates C code that kills its process at one file."""
     if task.utterance == "c":
         os.kill(os.getpid(), signal.SIGKILL)
     return evaluation.measure(task, evaluation._metric_set)

@@ -1,4 +1,4 @@
-"""Whether a network beats its input: against scipy's paired t-test, and as the script and target `learn` tell it."""
+"""Whether a network beats its input: by scipy's paired t-test, and as reported by the script and target `learn`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ METRICS = ["wb_pesq", "lsd", "level"]
 def write_tables(
     results: Path, network: str, gain: float, *, level: float = 0.2, n: int = 20, unscored: int = 0
 ) -> None:
-    """What rule compute_metrics and a training leave: WB-PESQ changed by `gain`, LSD as much better by going down.
+    """Output of rule compute_metrics and of a training: WB-PESQ changed by `gain`, LSD reduced by as much.
 
     Utterances differ thirty times as much as their changes; the first `unscored` have no WB-PESQ of the output.
     """

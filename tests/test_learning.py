@@ -1,6 +1,6 @@
 """Training learns: each trainer fits one batch at its level; a small denoiser beats its input on voices new to it.
 
-These fail where training is broken, whatever the tests of its parts say.
+These fail if training is broken, even if the tests of its parts pass.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def test_every_trainer_fits_one_batch_at_its_level(case, resources, tmp_path):
 
 
 def noisy_corpus(folder: Path) -> None:
-    """Clean and noisy clips: four voices to train on, two others to measure on."""
+    """Clean and noisy clips: four voices for training, two others for testing."""
     rng = np.random.default_rng(0)
     speakers = {"train": ("alpha", "kumo", "nezumi", "tebukuro"), "test": ("gongitsune", "joe")}
     for split, names in speakers.items():

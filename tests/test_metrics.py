@@ -1,4 +1,4 @@
-"""Metrics: each against an independent computation on speech; what cannot be scored is said, never guessed."""
+"""Metrics: each against an independent computation on speech; missing scores are reported, never guessed."""
 
 import json
 import math
@@ -248,7 +248,7 @@ def wav2vec2_mos(tmp_path_factory):
 
 
 class Recipe:
-    """Stands for a class of the framework that wrote a checkpoint; must never be run at loading."""
+    """Simulates a class of the framework that wrote a checkpoint; loading must never run it."""
 
     def __reduce__(self):
         return (pytest.fail, ("code of the checkpoint was run",))

@@ -1,7 +1,7 @@
 """The paper's downloads and preparation from a server that misbehaves: the default config, only the URLs changed.
 
-Small archives in the published layouts stand at the source; what the registry says of the published ones (sizes,
-checksums) cannot hold for them, hence `verify: lock`.
+The source has small archives in the published layouts. Their sizes and checksums differ from those in the registry,
+hence `verify: lock`.
 """
 
 from __future__ import annotations

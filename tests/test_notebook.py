@@ -1,4 +1,4 @@
-"""The notebook of the augmentations: executed to a page that stands alone, and kept without outputs."""
+"""The notebook of the augmentations: executed to a self-contained page, and stored without outputs."""
 
 from __future__ import annotations
 

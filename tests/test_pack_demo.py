@@ -15,13 +15,14 @@ import pytest
 import soundfile
 
 from finallyse.corpora.archives import unpack
-from finallyse.corpora.checksums import ChecksumLock, sha256
+from finallyse.corpora.checksums import ChecksumLock
 from finallyse.corpora.layouts import find_recordings
 from finallyse.corpora.sources import read_sources
 from finallyse.demo import synthesis
 from finallyse.demo.pack import OF_SPEECH, PACKERS, pack
 from finallyse.demo.speech import collect_speech
 from finallyse.errors import UserError
+from finallyse.hashes import sha256
 
 AUDIO_CORPORA = [name for name in PACKERS if name != "wavlm-large"]
 

@@ -1,6 +1,6 @@
 """The networks are the published ones: layer names, shapes, norms, numbers of parameters and outputs.
 
-Weights are drawn from the layers' names (`named_weights`). Inputs are 0.1 * N(0, 1) from a given seed.
+Weights are drawn from the layers' names (`support.weights`). Inputs are 0.1 * N(0, 1) from a given seed.
 """
 
 import csv

@@ -1,4 +1,4 @@
-"""Preparation: layouts, splits, dropped files, continuing after a kill."""
+"""Preparation: layouts, splits, dropped files, resuming after a kill."""
 
 from __future__ import annotations
 
@@ -108,6 +108,7 @@ PUBLISHED = {
     "moodist": [
         f"moodist-1/public/sounds/{name}.mp3" for name in ("rain/rain", "urban/road", "places/cafe", "noise/pink")
     ],
+    "finally-demo": [f"finally-demo-1/samples/real_data/{folder}/0.wav" for folder in ("input", "output")],
 }
 
 
@@ -131,13 +132,13 @@ def test_published_layouts(corpus, tmp_path):
         **{"vctk": 6, "voicebank": 8, "libritts-r": 9, "daps": 6, "dns5-noise": 7, "dns5-rooms": 6, "micirp": 3},
         **{"simulated-rooms": 3, "picovoice-intents": 4, "picovoice-wake-words": 2, "kerstin": 1, "nathalie": 1},
         **{"kathleen": 1, "flemishguy": 2, "festvox-ru": 1, "asterisk-sounds": 3},
-        **{"esc-10": 8, "noisekun": 1, "blanket": 1, "moodist": 3},
+        **{"esc-10": 8, "noisekun": 1, "blanket": 1, "moodist": 3, "finally-demo": 1},
     }
     assert len(table) == expected[corpus]
     groups = defaultdict(set)
     for row in table:
         assert (tmp_path / "out" / row["path"]).is_file() and row["rate"] == "16000"
-        labelled = CORPORA[corpus].kind in ("speech", "pairs") and not corpus.startswith("picovoice")
+        labelled = CORPORA[corpus].kind in ("speech", "pairs") and not corpus.startswith(("picovoice", "finally-demo"))
         assert bool(row["speaker"]) == labelled
         group = {"dns5-rooms": Path(row["path"]).parent, "dns5-noise": row["path"].rpartition("_")[0]}.get(corpus)
         groups[row["speaker"] or group or row["path"]].add(row["split"])
@@ -406,7 +407,7 @@ def test_only_what_changed_is_prepared_again(tmp_path, capsys):
 
 
 def test_killed_and_continued_with_more_processes(tmp_path, root, speech):
-    """SIGKILL amid the work; the next run keeps what was finished, and the result is as if never interrupted."""
+    """SIGKILL amid the work; the next run keeps what was finished, and the result is that of an uninterrupted run."""
     for copy, clip in itertools.product(range(5), speech):
         target = tmp_path / "in" / f"{clip.stem.split('_')[0]}{copy}" / clip.name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The profiles of clusters: what they plan, what they leave alone, what Kubernetes is sent; copies to S3."""
+"""The cluster profiles: their plans, their limits, the requests to Kubernetes, copies to S3."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SNAKEMAKE = str(Path(sys.executable).parent / "snakemake")
 
 
 def needs(plugin: str) -> pytest.MarkDecorator:
-    """Skip, saying so, where a plugin of requirements-dev.txt is not installed."""
+    """Skip the test if a plugin of requirements-dev.txt is not installed."""
     there = importlib.util.find_spec(plugin.replace("-", "_"))
     return pytest.mark.skipif(not there, reason=f"{plugin} is not installed (requirements-dev.txt)")
 
@@ -270,7 +270,7 @@ def test_a_job_that_is_gone_has_failed_and_a_silent_cluster_says_nothing(kuberne
 
 
 class EmptyBucket(http.server.BaseHTTPRequestHandler):
-    """An S3 in which nothing is."""
+    """An empty S3."""
 
     def do_HEAD(self) -> None:
         self.send_response(404)
@@ -337,7 +337,7 @@ def test_the_container_has_the_pins_of_requirements(root):
     environment = (root / "envs" / "finallyse.yaml").read_text()
     python = re.search(r"- python=([\d.]+)$", environment, re.MULTILINE)[1]
     assert set(re.findall(r"^FROM docker\.io/library/python:([\d.]+)-", container, re.MULTILINE)) == {python}
-    # every package comes from requirements.txt, and none is named here with a version of its own
+    # every package comes from requirements.txt, and none has another version here
     installs = re.findall(r"pip install ([^&\n]*)", container)
     assert [line.split()[-1] for line in installs if "-r" in line] == ["/tmp/requirements.txt"]
     assert "COPY requirements.txt /tmp/requirements.txt" in container

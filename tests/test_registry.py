@@ -1,4 +1,4 @@
-"""Registries: unknown names and wrong arguments say what would have been right."""
+"""Registries: errors for unknown names and wrong arguments list the accepted ones."""
 
 import pytest
 

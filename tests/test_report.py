@@ -1,4 +1,4 @@
-"""The report: what it reads, what it draws and encodes, what it says, and what it refuses."""
+"""The report: reading, charts and sounds, the page, and refusals."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_spectrogram_shows_a_tone_where_it_is(rate: int, top_hz: float) -> None:
     assert image.shape == (192, 480)
     brightest = 1 - (image[:, 200].argmax() + 0.5) / 192
     assert brightest == pytest.approx(figures.mel_share(2000, top_hz), abs=0.02)
-    if rate < 2 * top_hz:  # what the rate cannot hold is dark
+    if rate < 2 * top_hz:  # beyond the rate's range it is dark
         assert image[: int(192 * (1 - figures.mel_share(8200, top_hz)))].max() < 12
 
 
@@ -128,7 +128,7 @@ def test_mp3_is_the_signal_in_place_at_a_constant_bitrate(speech_48k: np.ndarray
     encoded = mp3(wav, rate)
     decoded, out_rate = soundfile.read(io.BytesIO(encoded), dtype="float32")
     expected = resample(wav, rate, out_rate)
-    assert len(decoded) == len(expected)  # so that the signals of a player line up
+    assert len(decoded) == len(expected)  # so that the signals of a player are aligned
     error = decoded - expected
     assert 10 * np.log10((expected**2).sum() / (error**2).sum()) > 20
     assert len(encoded) * 8 / (len(wav) / rate) == pytest.approx(KBPS[out_rate] * 1000, rel=0.05)
@@ -219,9 +219,11 @@ def test_the_recipes_sizes_are_those_of_their_networks(root: Path) -> None:
 
     recipes = pandas.read_csv(root / "resources" / "paper" / "recipes.csv").set_index("network")
     files = {path.stem: read_yaml(path) for path in (root / "config/experiments").glob("*.yaml")}
-    assert set(recipes.index) == set(files)
+    assert set(recipes.index) == set(files) - {"small"}, "small is of no publication"
     counted: dict[str, int] = {}
     for name, experiment in files.items():
+        if name not in recipes.index:
+            continue
         generator = experiment["generator"]
         sort = repr((generator["name"], generator.get("args", {})))
         if sort not in counted:

@@ -1,4 +1,4 @@
-"""The report in a real browser, on a phone and on a desk, in light and in dark: seen, heard and used by keyboard."""
+"""The report in a real browser, on a phone and on a desktop, light and dark: layout, sound, keyboard."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.browser import Browser
 
 PHONE, DESK = (390, 844), (1280, 900)
 
-# Every text that is seen, with its colour on what lies behind it: WCAG's contrast ratio and the size of the type.
+# Every visible text, with its colour and background: WCAG's contrast ratio and the size of the type.
 CONTRAST = """
 (() => {
   const parse = (text) => {

@@ -1,4 +1,4 @@
-"""`finallyse status`: from a folder as a training leaves it, without PyTorch."""
+"""`finallyse status`: from the files of a training, without PyTorch."""
 
 from __future__ import annotations
 

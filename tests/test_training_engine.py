@@ -1,8 +1,9 @@
-"""The six trainers under the engine: resuming, stages, pieces of batches, bad steps, what is written."""
+"""The six trainers under the engine: resuming, stages, microbatches, bad steps, what is written."""
 
 from __future__ import annotations
 
 import csv
+import importlib
 import logging
 import os
 import signal
@@ -16,12 +17,13 @@ from finallyse.audio.io import read
 from finallyse.errors import UserError
 from finallyse.hardware import processor
 from finallyse.models.checkpoint import load_checkpoint
-from finallyse.training.base import BaseTrainer
 from finallyse.training.batches import Batch
 from finallyse.training.criteria import Criteria
 from finallyse.training.distributed import Group
 from finallyse.training.engine import TRY_AGAIN, Run, train
 from finallyse.training.state import StateFolder
+from finallyse.training.trainers import BaseTrainer
+from finallyse.training.validation import Best
 from support.training import (
     ONE_OF_EACH_TRAINER,
     assert_same_bits,
@@ -183,11 +185,11 @@ def test_stages_hand_over(resources, tmp_path, caplog):
 def test_a_stage_that_does_not_fit_is_an_error(resources, tmp_path):
     train(experiment("finally_stage1", resources, tmp_path, train__steps=1))
     start = {"generator__init_from": str(tmp_path / "finally_stage1.ckpt"), "train__steps": 1}
-    with pytest.raises(UserError, match=r"finally_stage1\.ckpt lacks upsamplewaveunet"):
+    with pytest.raises(UserError, match=r"finally_stage1\.ckpt: missing upsamplewaveunet"):
         train(experiment("finally_stage3", resources, tmp_path, **start))
     wider = experiment("finally_stage2", resources, tmp_path, **start)
     wider["generator"]["args"]["waveunet_block_widths"] = [8, 12, 16, 32]
-    with pytest.raises(UserError, match=r"has shape .* the network here"):
+    with pytest.raises(UserError, match=r"has shape .* instead of "):
         train(wider)
     with pytest.raises(UserError, match="no such checkpoint"):
         train(experiment("finally_stage2", resources, tmp_path, **(start | {"generator__init_from": "nowhere.ckpt"})))
@@ -211,16 +213,16 @@ def test_discriminators_are_fresh_unless_configured(resources, tmp_path):
 
 
 @pytest.mark.parametrize("network", ONE_OF_EACH_TRAINER)
-def test_pieces_of_a_batch_give_the_result_of_the_whole(network, resources, tmp_path):
+def test_microbatches_give_the_result_of_the_whole(network, resources, tmp_path):
     rows = []
     for size in (None, 2):
         options = {"data__batch_size": 3, "data__sub_batch_size": size, "train__steps": 2}
         assert train(experiment(network, resources, tmp_path / str(size), **options)) == 0
         rows.append(history(tmp_path / str(size), network))
-    for whole, pieces in zip(*rows, strict=True):
-        assert whole.keys() == pieces.keys()
+    for whole, split in zip(*rows, strict=True):
+        assert whole.keys() == split.keys()
         for key in whole:  # a gradient through magnitudes near zero holds fewer digits than the losses
-            assert whole[key] == pytest.approx(pieces[key], rel=1e-3 if key.startswith("grad") else 2e-5), key
+            assert whole[key] == pytest.approx(split[key], rel=1e-3 if key.startswith("grad") else 2e-5), key
 
 
 def test_wavlm_runs_once_per_batch(resources, tmp_path, monkeypatch):
@@ -318,7 +320,7 @@ def test_the_checkpoint_holds_the_average_where_one_is_kept(resources, tmp_path)
 
 def test_an_average_that_is_longer_than_the_run_is_told_of(resources, tmp_path, caplog):
     assert train(experiment("finally_stage1", resources, tmp_path, train__steps=1, generator__ema_decay=0.999)) == 0
-    assert "generator.ema_decay=0.999 averages over 1000 steps, the run has train.steps=1" in caplog.text
+    assert "generator.ema_decay=0.999 averages over 1000 steps, the run has only train.steps=1" in caplog.text
 
 
 # ---------------------------------------------------------------------------------------- the balance of the losses
@@ -413,36 +415,28 @@ def test_the_balance_counts_the_waveforms_of_all_processes(resources):
     assert told["first"] != pytest.approx(told["whole"], rel=1e-3)
 
 
-def test_the_time_of_a_watched_step_goes_where_it_belongs(resources, monkeypatch):
-    """What follows a gradient at the waveform, which ends where the generator's pass would begin, is work on losses."""
-    from finallyse.training.clock import Stopwatch
-
-    settings = experiment("hifipp_denoise", resources, Path("unused"), train__balance_step=1)
+def test_the_profiler_sees_the_kinds_of_work_of_a_step(root, resources, monkeypatch):
+    """Forward operations by the trainers' ranges, backward ones by the forward ones that they belong to."""
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    benchmark = importlib.import_module("train")
+    settings = experiment("finally_stage2", resources, Path("unused"), train__balance_step=1)
     trainer = _trainer(settings, {"wav", "input_wav"})
-    trainer.clock, kinds = Stopwatch(torch.device("cpu")), []
-
-    def noting(original):
-        def call(*arguments, **options):
-            kinds.append(trainer.clock._kind)
-            result = original(*arguments, **options)
-            kinds.append(trainer.clock._kind)
-            return result
-
-        return call
-
-    monkeypatch.setattr(torch.autograd, "grad", noting(torch.autograd.grad))
-    monkeypatch.setattr(trainer, "_squared_gradients", noting(trainer._squared_gradients))
     clips = 0.1 * torch.randn(2, 2, 1, 4096)
-    trainer.begin(0, 0)
-    trainer.update_generator([Batch({"wav": clips[0], "input_wav": clips[1]}, ["a", "b"])])
-    assert kinds == ["losses", *["losses", "generator"] * 3, "losses"]
+
+    def step() -> None:
+        trainer.begin(0, 0)
+        trainer.train_step(Batch({"wav": clips[0], "input_wav": clips[1]}, ["a", "b"]))
+
+    seconds = benchmark.seconds_by_kind(step, torch.device("cpu"))
+    assert seconds.keys() == {*benchmark.KINDS, "other"} and min(seconds.values()) > 0
+    assert seconds["other"] < 0.5 * sum(seconds.values())
 
 
 def test_the_balance_is_told(resources, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     told = {}
     noted = lambda self, step, values: told.setdefault(step, {}).update(values)  # noqa: E731
-    monkeypatch.setattr("finallyse.training.history.Writers.scalars", noted)
+    monkeypatch.setattr("finallyse.training.log.Writers.scalars", noted)
     options = {"train__steps": 6, "train__log_step": 3, "train__balance_step": 2}
     assert train(experiment("hifipp_denoise", resources, tmp_path, **options)) == 0
     rows = history(tmp_path, "hifipp_denoise")
@@ -566,7 +560,7 @@ def killed_before_the_state(patch) -> None:
 
 
 def killed_before_the_file(patch) -> None:
-    patch.setattr(Run, "_write_best", lambda self: die() if self.step == 3 else None)
+    patch.setattr(Best, "write", lambda self: die() if self.step == 3 else None)
 
 
 def killed_after_the_best(patch) -> None:
@@ -597,7 +591,7 @@ def test_the_best_file_follows_the_state_that_is_resumed(resources, best_of_a_wh
         damage()
         assert train(settings) == 0
         assert_same_bits(checkpoint(tmp_path, "finally_stage1.best"), best_of_a_whole_run)
-    assert "it is written anew from the state" in caplog.text
+    assert "it will be rewritten from the state" in caplog.text
     # the state of step 5 is lost: the file, newer than the state of step 3, is made anew by what follows, or stays
     (tmp_path / "state/finally_stage1/step-00000005.pt").unlink()
     measured_as(monkeypatch, CURVE | {4: 1.0, 5: 3.0})
@@ -638,7 +632,7 @@ def test_a_best_that_needs_a_reference_is_refused_without_one(resources, tmp_pat
     settings = stage1(resources, tmp_path, train__best="si_sdr")
     folder = str(resources / "prepared" / "vctk" / "16000" / "wav")
     settings["data"]["validation"] = {"name": "finally_dataset", "args": {"folder": folder}}
-    with pytest.raises(UserError, match=r"train\.best=si_sdr: needs a reference, which data\.validation does not give"):
+    with pytest.raises(UserError, match=r"train\.best=si_sdr: needs a reference, which data\.validation does not have"):
         train(settings)
 
 
@@ -680,7 +674,7 @@ def test_bad_steps_are_skipped_within_a_bound(resources, tmp_path, monkeypatch, 
     with monkeypatch.context() as patch:
         spoil(patch, 2, 3)
         assert train(stage1(resources, tmp_path / "few", **options)) == 0
-    assert "step 2: not finite" in caplog.text and "skip 2 of at most 2" in caplog.text
+    assert "step 2: not finite" in caplog.text and "2 of at most 2" in caplog.text
     assert all(torch.isfinite(value).all() for value in checkpoint(tmp_path / "few", "finally_stage1").values())
     with monkeypatch.context() as patch:
         spoil(patch, 1, 2, 3)
@@ -791,10 +785,13 @@ def stage1_trainer(settings: dict) -> None:
         (without_wavlm, "takes WavLM's features; set `wavlm`"),
         (without_discriminators, r"losses\.generator\.gen_loss needs 'logits_fake': there are no discriminators"),
         (without_their_loss, r"discriminators\.parts without losses\.discriminator"),
-        (without_level, r"losses\.generator: no loss .* sees the level.*\(there are: lmos, gen_loss, pesq\); add one"),
-        (without_losses, r"losses\.generator: no loss .* sees the level.*\(there are: none\)"),
+        (
+            without_level,
+            r"losses\.generator: no loss .* depends on the level.*lmos, gen_loss, pesq\); add one",
+        ),
+        (without_losses, r"losses\.generator: no loss .* depends on the level.*\(losses: none\)"),
         (wrong_prefix, "no parameter begins with 'head'; the parts are "),
-        (wrong_data, "targets at 16000 Hz; the generator makes 48000 Hz"),
+        (wrong_data, "targets at 16000 Hz; the generator's output has 48000 Hz"),
         (stage1_trainer, r"no adversarial training; remove discriminators\.parts"),
     ],
 )

@@ -77,8 +77,8 @@ def test_an_update_is_that_of_adamw_with_clipping():
     subject = updater([ours], mode="norm", norm=0.5, weight_decay=0.01)
     reference = torch.optim.AdamW([theirs], lr=0.1, betas=(0.8, 0.99), weight_decay=0.01)
     for gradient in (1.0, -2.0, 0.1, 3.0):
-        _, norm, withheld = give(ours, gradient, subject)
-        assert norm == pytest.approx(2 * abs(gradient)) and withheld == 0 and ours.grad is None
+        _, norm, skipped = give(ours, gradient, subject)
+        assert norm == pytest.approx(2 * abs(gradient)) and skipped == 0 and ours.grad is None
         theirs.grad = torch.full_like(theirs, gradient)
         nn.utils.clip_grad_norm_([theirs], 0.5)
         reference.step()

@@ -111,16 +111,16 @@ def test_more_processes_than_items_is_an_error():
         Batches(Counted(), Order(7, 3, 0), group, 1, 0)
 
 
-def test_pieces_of_a_batch_share_it():
+def test_microbatches_share_their_batch():
     batch = collate([Counted()[0, i] for i in range(7)])
     batch.share = 0.5
-    pieces = batch.split(3)
-    assert [len(piece) for piece in pieces] == [3, 3, 1]
-    assert np.isclose(sum(piece.share for piece in pieces), 0.5)
-    assert torch.equal(torch.cat([piece["wav"] for piece in pieces]), batch["wav"])
+    microbatches = batch.split(3)
+    assert [len(each) for each in microbatches] == [3, 3, 1]
+    assert np.isclose(sum(each.share for each in microbatches), 0.5)
+    assert torch.equal(torch.cat([each["wav"] for each in microbatches]), batch["wav"])
     (whole,) = batch.split(None)
     whole["extra"] = batch["wav"]
-    assert "extra" not in batch  # what a step adds to its pieces does not change the batch
+    assert "extra" not in batch  # what a step adds to its microbatches does not change the batch
 
 
 def test_items_of_different_lengths_cannot_form_a_batch():

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from finallyse.errors import UserError
+from finallyse.options import Experiment, from_dict
 from finallyse.training.state import (
     StateFolder,
     definition,
@@ -29,8 +30,12 @@ from finallyse.training.state import (
 )
 
 
+def definition_of(experiment: dict) -> dict:
+    return definition(from_dict(Experiment, experiment))
+
+
 def experiment(manifest: Path, **train) -> dict:
-    """As much of an experiment as the definition looks at."""
+    """Some options of an experiment."""
     return {
         "exp": {"seed": 1, "device": "auto", "results": "results", "wandb": {"mode": "disabled"}},
         "generator": {"name": "hifigan_gen", "args": {"rates": [8, 8]}, "init_from": None},
@@ -58,7 +63,7 @@ def test_definition_ignores_what_does_not_change_the_result(manifest, tmp_path):
     moved.parent.mkdir()
     moved.write_bytes(manifest.read_bytes())
     other["data"]["train"]["args"]["manifest"] = str(moved)
-    assert definition(base) == definition(other)
+    assert definition_of(base) == definition_of(other)
 
 
 @pytest.mark.parametrize(
@@ -72,10 +77,10 @@ def test_definition_ignores_what_does_not_change_the_result(manifest, tmp_path):
     ],
 )
 def test_definition_changes_with_the_recipe_and_with_the_content_of_files(manifest, change):
-    before = definition(experiment(manifest))
+    before = definition_of(experiment(manifest))
     changed = experiment(manifest)
     change(changed, manifest)
-    after = definition(changed)
+    after = definition_of(changed)
     assert key_of(before) != key_of(after)
     assert differences(before, after)
 
@@ -87,7 +92,7 @@ def test_definition_follows_the_checkpoint_that_a_stage_starts_from(manifest, tm
         start.write_bytes(content)
         changed = experiment(manifest)
         changed["generator"]["init_from"] = str(start)
-        keys.add(key_of(definition(changed)))
+        keys.add(key_of(definition_of(changed)))
     assert len(keys) == 2
 
 

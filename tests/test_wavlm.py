@@ -1,4 +1,4 @@
-"""WavLM: equal to transformers' network, frozen, once per audio, any length, offline and told off in one line."""
+"""WavLM: equal to transformers' network, frozen, once per audio, any length, offline, and one-line errors."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The workflow as people type it: plans, targets, refusals. Nothing is trained here; `make demo` does that."""
+"""The workflow as typed by users: plans, targets, refusals. Nothing is trained here; `make demo` does that."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_every_networks_name_is_a_target(root, tmp_path):
 
 
 def test_learn_is_everything_and_the_check(root, tmp_path):
-    """The command of `make learn`, with a folder of one's own, up to the dry run."""
+    """The command of `make learn`, with your own folder, up to the dry run."""
     shutil.copytree(root / "resources" / "demo" / "speech", tmp_path / "my speech")
     made = subprocess.run(
         ["make", "-n", "learn", f"SPEECH={tmp_path}/my speech", f"RESULTS={tmp_path}/r"],

@@ -36,11 +36,11 @@ from finallyse.losses import lmos, resampling
 from finallyse.models import finally_gen, wavlm
 from finallyse.schema import build_schema
 from finallyse.training import trainers_registry
-from finallyse.training.base import BaseTrainer
 from finallyse.training.batches import Batch
 from finallyse.training.clipping import Clipper
 from finallyse.training.distributed import Group
 from finallyse.training.optim import Updater
+from finallyse.training.trainers import BaseTrainer
 from support import ROOT
 from support.networks import SMALL_WAVLM, write_wavlm
 from support.weights import fill, fill_wavlm, layers_of, norm_of
@@ -458,7 +458,7 @@ def trace(name: str, switches: Collection[str], steps: int = STEPS, precision: s
             output = trainer.synthesize_wavs(batch_of(run, CYCLE)).double()
         spaced = torch.from_numpy(np.linspace(0, output.numel() - 1, 32).astype(int))
         return {
-            "steps": {key: _numbers(values, 12) for key, values in recorded.items() if "withheld" not in key},
+            "steps": {key: _numbers(values, 12) for key, values in recorded.items() if "skipped" not in key},
             "networks": {part: _change(before[part], network) for part, network in networks.items()},
             "output": {
                 "shape": list(output.shape),

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 from finallyse.errors import one_line_errors
 
+REPEATED = {"action": "append", "default": []}  # an option that may be given several times
+
 
 def positive(text: str) -> int:
     """Type of options that must be 1 or more."""
@@ -30,17 +32,11 @@ def status(parser: ArgumentParser, words: Sequence[str]) -> None:
 
 def config(parser: ArgumentParser, words: Sequence[str]) -> None:
     """Print an experiment in full: the resolved value of every option and where it comes from."""
-    parser.add_argument("name", metavar="NETWORK|FILE", help="network of the pipeline, or experiment file")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="options to override, as for scripts/train.py"
-    )
-    parser.add_argument(
-        "--configfile",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="config file over config/config.yaml, as for Snakemake; may be repeated",
-    )
+    add = parser.add_argument
+    add("name", metavar="NETWORK|FILE", help="network of the pipeline, or experiment file")
+    add("overrides", nargs="*", metavar="KEY=VALUE", help="options to override, as for scripts/train.py")
+    text = "config file over config/config.yaml, as for Snakemake; may be repeated"
+    add("--configfile", **REPEATED, metavar="FILE", help=text)
     options = parser.parse_intermixed_args(words)
     from finallyse.provenance import show
 
@@ -56,25 +52,15 @@ def enhance(parser: ArgumentParser, words: Sequence[str]) -> int:
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="recordings or folders of them; -: stdin")
     add("output", metavar="OUTPUT", help="output file, or folder for several inputs; -: WAV to stdout")
-    add(
-        "--checkpoint",
-        metavar="NAME|FILE",
-        help="trained network: results/NETWORK.ckpt, or one that comes with the package (default: small)",
-    )
+    text = "trained network: results/NETWORK.ckpt, or one that comes with the package (default: small)"
+    add("--checkpoint", metavar="NAME|FILE", help=text)
     add("--rate", type=int, default=48000, metavar="HZ", help="sample rate of the output, Hz (default: %(default)s)")
-    add(
-        "--format",
-        default="wav",
-        help="output format in a folder: wav, flac, ogg, opus, mp3 (default: %(default)s)",
-    )
+    add("--format", default="wav", help="output format in a folder: wav, flac, ogg, opus, mp3 (default: %(default)s)")
     add("--subtype", help="sample format of WAV and FLAC: PCM_16 (default), PCM_24, FLOAT")
     add("--force", action="store_true", help="overwrite existing files")
     add("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
-    add(
-        "--precision",
-        default="fp32",
-        help="fp32, or bf16: faster, differs from fp32 by about -45 dB (default: %(default)s)",
-    )
+    text = "fp32, or bf16: faster, differs from fp32 by about -45 dB (default: %(default)s)"
+    add("--precision", default="fp32", help=text)
     add("--batch", type=positive, metavar="N", help="windows per batch (default: 1 on a CPU, 4 on a GPU)")
     add("--chunk", type=float, default=20.48, metavar="S", help="window length in seconds (default: %(default)s)")
     add("--wavlm", metavar="DIR", help="folder of WavLM, if the path in the checkpoint no longer exists")
@@ -82,26 +68,18 @@ def enhance(parser: ArgumentParser, words: Sequence[str]) -> int:
     options = vars(parser.parse_intermixed_args(words))
     from finallyse.inference.command import run
 
-    suffix = f".{options.pop('format').lower().lstrip('.')}"
-    return run(
-        options.pop("inputs"),
-        options.pop("output"),
-        options.pop("checkpoint"),
-        suffix=suffix,
-        window_s=options.pop("chunk"),
-        **options,
-    )
+    suffix, window_s = f".{options.pop('format').lower().lstrip('.')}", options.pop("chunk")
+    return run(**options, suffix=suffix, window_s=window_s)
 
 
 def pack(parser: ArgumentParser, words: Sequence[str]) -> None:
     """Write a self-contained checkpoint: drops the discriminators, embeds WavLM and a model card."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="trained network, results/NETWORK.ckpt")
-    parser.add_argument("output", metavar="OUTPUT", help="checkpoint to write")
-    parser.add_argument(
-        "--wavlm", metavar="DIR", help="folder of WavLM, if the path in the checkpoint no longer exists"
-    )
-    parser.add_argument("--card", metavar="FILE", help="text file of a model card to embed")
-    parser.add_argument("--force", action="store_true", help="overwrite an existing file")
+    add = parser.add_argument
+    add("checkpoint", metavar="CHECKPOINT", help="trained network, results/NETWORK.ckpt")
+    add("output", metavar="OUTPUT", help="checkpoint to write")
+    add("--wavlm", metavar="DIR", help="folder of WavLM, if the path in the checkpoint no longer exists")
+    add("--card", metavar="FILE", help="text file of a model card to embed")
+    add("--force", action="store_true", help="overwrite an existing file")
     options = parser.parse_intermixed_args(words)
     from finallyse.inference.pack import pack as write
 
@@ -124,31 +102,18 @@ def data(parser: ArgumentParser, words: Sequence[str]) -> None:
 
 def convert(parser: ArgumentParser, words: Sequence[str]) -> None:
     """Convert a published checkpoint to this package's format. Every key must match; those that do not are listed."""
-    parser.add_argument(
-        "source", metavar="SOURCE", help="published checkpoint: HiFi-GAN, HiFi++, or the original FINALLY's"
-    )
-    parser.add_argument("output", metavar="OUT.ckpt", help="checkpoint to write")
-    parser.add_argument(
-        "--network",
-        action="append",
-        required=True,
-        metavar="NAME",
-        help="network it contains, e.g. hifigan_gen; twice for mpd and msd",
-    )
-    parser.add_argument("--experiment", metavar="FILE", help="experiment file that describes the network")
-    parser.add_argument(
-        "--arg",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="network argument, overriding its default; may be repeated",
-    )
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="published checkpoint: HiFi-GAN, HiFi++, or the original FINALLY's")
+    add("output", metavar="OUT.ckpt", help="checkpoint to write")
+    text = "network it contains, e.g. hifigan_gen; twice for mpd and msd"
+    add("--network", **REPEATED, required=True, metavar="NAME", help=text)
+    add("--experiment", metavar="FILE", help="experiment file that describes the network")
+    add("--arg", **REPEATED, metavar="NAME=VALUE", help="network argument, overriding its default; may be repeated")
     options = parser.parse_intermixed_args(words)
     from finallyse.models.convert import convert, parse_arguments
 
-    for line in convert(
-        options.source, options.output, options.network, options.experiment, parse_arguments(options.arg)
-    ):
+    arguments = parse_arguments(options.arg)
+    for line in convert(options.source, options.output, options.network, options.experiment, arguments):
         print(line)
     print(f"{options.output} written")
 
@@ -158,13 +123,8 @@ def models(parser: ArgumentParser, words: Sequence[str]) -> None:
 
     For the latter: paper, parameters, input, output, multiply-accumulate operations per second of audio.
     """
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=1.024,
-        metavar="S",
-        help="length of the clip for counting operations, at least 0.1 (default: %(default)s)",
-    )
+    text = "length of the clip for counting operations, at least 0.1 (default: %(default)s)"
+    parser.add_argument("--seconds", type=float, default=1.024, metavar="S", help=text)
     parser.add_argument("--card", metavar="NAME|FILE", help="print the model card of a checkpoint instead")
     options = parser.parse_args(words)
     if options.seconds < 0.1:
@@ -182,16 +142,9 @@ def models(parser: ArgumentParser, words: Sequence[str]) -> None:
 
 
 def _add_pipeline(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "more", nargs="*", metavar="FILE|KEY=VALUE", help="config files over config/config.yaml, or overrides"
-    )
-    parser.add_argument(
-        "--config",
-        action="append",
-        default=[],
-        metavar="FILE|KEY=VALUE",
-        help="the same, as for Snakemake; may be repeated",
-    )
+    kinds = "FILE|KEY=VALUE"
+    parser.add_argument("more", nargs="*", metavar=kinds, help="config files over config/config.yaml, or overrides")
+    parser.add_argument("--config", **REPEATED, metavar=kinds, help="the same, as for Snakemake; may be repeated")
 
 
 COMMANDS = {command.__name__: command for command in (status, config, enhance, pack, data, convert, models)}

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from finallyse.compare import compared_systems
 from finallyse.errors import UserError
-from finallyse.options import Compared, Experiment, Network, Pipeline, defaults
+from finallyse.options import Compared, Experiment, Network, Pipeline, defaults, from_dict
 from finallyse.schema import build_schema, check_keys, check_required, fill_arguments, read_schema, validate
 
 if TYPE_CHECKING:
@@ -135,8 +135,8 @@ def experiment_layers(path: str | Path, schema: dict) -> list[Layer]:
     return layers
 
 
-def load_experiment(arguments: Sequence[str], schema: dict | None = None) -> DictConfig:
-    """The experiment that `exp.config_path=FILE key=value ...` describes: checked, resolved, read-only.
+def load_experiment(arguments: Sequence[str], schema: dict | None = None) -> Experiment:
+    """The experiment that `exp.config_path=FILE key=value ...` describes, checked and resolved.
 
     The overrides follow Hydra's override grammar, but for FILE, which is any path; options of the schema and arguments
     of the parts chosen in the file need no `+`. `schema` defaults to the one generated from the code.
@@ -155,9 +155,7 @@ def load_experiment(arguments: Sequence[str], schema: dict | None = None) -> Dic
     schema = schema or build_schema()
     values = [layer.values for layer in experiment_layers(path, schema)]
     full = override_experiment(merge(*values, {"exp": {"config_path": path}}), overrides, path, schema)
-    experiment = OmegaConf.create(full)
-    OmegaConf.set_readonly(experiment, True)
-    return experiment
+    return from_dict(Experiment, full)
 
 
 def override_experiment(config: dict, arguments: Sequence[str], source: str, schema: dict) -> dict:

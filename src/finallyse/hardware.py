@@ -1,4 +1,4 @@
-"""Detection of the machine's hardware, and process settings for it, without importing PyTorch."""
+"""Detection of the machine's hardware, and process settings for it; importing this module does not import PyTorch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,32 @@ import platform
 import shutil
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finallyse.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def choose_device(name: str, option: str = "--device") -> torch.device:
+    """The device called "cpu" or "cuda"; for "auto" a GPU if available.
+
+    Args:
+        name: the device.
+        option: how the user chooses it, for the message.
+
+    Raises:
+        UserError: for "cuda" if PyTorch sees no CUDA device.
+    """
+    import torch
+
+    available = torch.cuda.is_available()
+    if name == "auto":
+        name = "cuda" if available else "cpu"
+    if name.startswith("cuda") and not available:
+        raise UserError(f"{option}={name}: PyTorch sees no CUDA device; use {option}=auto or {option}=cpu")
+    return torch.device(name)
 
 
 def processor() -> str:

@@ -41,11 +41,10 @@ class Journal:
     @contextlib.contextmanager
     def appending(self) -> Iterator[Callable[[dict], None]]:
         """A function that appends an entry and hands it to the operating system at once."""
-        with self.path.open("a", encoding="utf-8") as file:
+        with self.path.open("ab", buffering=0) as file:
 
             def append(entry: dict) -> None:
                 with naming(self.path):
-                    file.write(json.dumps(entry) + "\n")
-                    file.flush()
+                    file.write(f"{json.dumps(entry)}\n".encode())
 
             yield append

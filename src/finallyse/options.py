@@ -13,7 +13,11 @@ from them and from the registries (`make schema`).
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
 
 
 def option(default: Any, help: str, *, defines: bool = True, **constraints: Any) -> Any:
@@ -38,7 +42,7 @@ def option(default: Any, help: str, *, defines: bool = True, **constraints: Any)
 # An experiment: one trained network
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Part:
     """A part selected by name from a registry."""
 
@@ -46,7 +50,7 @@ class Part:
     args: dict = option({}, "arguments of its constructor")
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Wandb:
     """Logging to Weights & Biases."""
 
@@ -57,7 +61,7 @@ class Wandb:
     entity: str | None = option(None, "team or user; null: the default of your account")
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Exp:
     """Where a run reads and writes, and the device it runs on."""
 
@@ -77,7 +81,7 @@ class Exp:
     tensorboard: bool = option(False, "also write TensorBoard events under the state folder", defines=False)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Optimizer:
     """AdamW."""
 
@@ -86,7 +90,7 @@ class Optimizer:
     weight_decay: float = option(0.01, "decoupled weight decay", minimum=0)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Scheduler:
     """Exponential decay of the learning rate, after a linear warm-up."""
 
@@ -95,7 +99,7 @@ class Scheduler:
     warmup_steps: int = option(0, "steps over which the learning rate rises from lr/warmup_steps to lr", minimum=0)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Generator(Part):
     """The network that is trained."""
 
@@ -112,7 +116,7 @@ class Generator(Part):
     )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Discriminators:
     """The discriminators, trained against the generator by one optimizer."""
 
@@ -123,7 +127,7 @@ class Discriminators:
     scheduler: Scheduler = option(Scheduler, "schedule of the discriminators' learning rate")
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Losses:
     """The losses to minimise: registry name -> {weight, args}; null removes a loss of an overlaid file."""
 
@@ -131,7 +135,7 @@ class Losses:
     discriminator: dict = option({}, "losses of the discriminators")
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Data:
     """Training and validation data."""
 
@@ -139,12 +143,12 @@ class Data:
     validation: Part = option(Part, "dataset of validation items", defines=False)
     batch_size: int = option(32, "items per step, over all GPUs together", minimum=1)
     sub_batch_size: int | None = option(
-        None, "split each batch into pieces of this many items to save memory; same result", minimum=1, defines=False
+        None, "items per microbatch, into which a batch is split to save memory; same result", minimum=1, defines=False
     )
     num_workers: int = option(4, "loader processes per GPU; 0: in the training process", minimum=0, defines=False)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Clip:
     """Clipping of the generator's and discriminators' gradient norm."""
 
@@ -154,7 +158,7 @@ class Clip:
     window: int = option(1000, "number of past norms in the history", minimum=2)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Train:
     """The training loop."""
 
@@ -199,7 +203,7 @@ class Train:
     max_skips: int = option(10, "number of skipped steps after which the run stops anyway", minimum=0, defines=False)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """How one network is trained (config/experiments/*.yaml)."""
 
@@ -218,7 +222,7 @@ class Experiment:
 # The pipeline: experiments, corpora, folders
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Network:
     """One trained network of the workflow, `results/<network>.ckpt`."""
 
@@ -242,7 +246,7 @@ class Network:
     )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Corpus:
     """Source of a corpus or a weight file, if different from resources/datasets.yaml."""
 
@@ -279,7 +283,7 @@ class Rooms:
     rate: int = option(16000, "sample rate of the simulation, Hz", minimum=8000)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Pipeline:
     """The whole workflow (config/config.yaml and overlays)."""
 
@@ -330,3 +334,17 @@ def defines_run(key: str) -> bool:
 def defaults(cls: type) -> dict:
     """The default values of a dataclass of options as a plain dict."""
     return dataclasses.asdict(cls())
+
+
+def from_dict(cls: type[T], values: T | Mapping) -> T:
+    """Nested dicts as an instance of the dataclass `cls`, the inverse of `dataclasses.asdict`; an instance as it is.
+
+    Values are not checked: `finallyse.schema` does that. Keys without a field, from a newer or older version, are left
+    out.
+    """
+    if isinstance(values, cls):
+        return values
+    hints = typing.get_type_hints(cls)
+    known = {name: value for name, value in values.items() if name in hints}
+    nested = {name for name in known if dataclasses.is_dataclass(hints[name])}
+    return cls(**known | {name: from_dict(hints[name], known[name]) for name in nested})

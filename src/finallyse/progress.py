@@ -42,12 +42,11 @@ class Progress:
         self.done += amount
         if time.monotonic() - self.written >= self.every_s:
             self.written = time.monotonic()
-            line = self.line()
-            self.stream.write(f"\r\x1b[K{line}" if self.terminal else f"{line}\n")
+            self.stream.write(f"\r\x1b[K{self.line()}" if self.terminal else f"{self.line()}\n")
             self.stream.flush()
 
     def line(self) -> str:
-        """What is written."""
+        """The progress line."""
         return f"{self.label}: {self.describe(max(time.monotonic() - self.started, 1e-3))}"
 
     def describe(self, elapsed: float) -> str:
@@ -59,11 +58,9 @@ class Progress:
     def left(self, elapsed: float) -> str:
         """The time left, if it is known, at the speed of the `elapsed` seconds."""
         done = self.done - self.kept
-        return (
-            f", {duration((self.total - self.done) * elapsed / done)} left"
-            if done and self.done < (self.total or 0)
-            else ""
-        )
+        if not done or self.done >= (self.total or 0):
+            return ""
+        return f", {duration((self.total - self.done) * elapsed / done)} left"
 
     def say(self, *lines: str) -> None:
         """Write separate lines above the progress line."""
@@ -89,7 +86,7 @@ class Progress:
 
 
 class AudioProgress(Progress):
-    """Counts seconds of audio, and says how the work compares with real time."""
+    """Counts seconds of audio, and reports the real-time factor."""
 
     def __init__(self, label: str = "", total: float | None = None, stream: TextIO | None = None) -> None:
         super().__init__(label, total, "s of audio", stream)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
 
 from finallyse.config import (
     Layer,
@@ -31,7 +31,7 @@ def show(name: str, overrides: Sequence[str], files: Sequence[str]) -> None:
     """
     schema = build_schema()
     if Path(name).is_file():
-        experiment = OmegaConf.to_container(load_experiment([f"exp.config_path={name}", *overrides], schema))
+        experiment = dataclasses.asdict(load_experiment([f"exp.config_path={name}", *overrides], schema))
         layers = [*experiment_layers(name, schema), Layer("command line", {"exp": {"config_path": name}})]
     else:
         experiment, layers = _of_pipeline(name, overrides, files, schema)

@@ -238,7 +238,7 @@ def read_schema(path: str | Path) -> dict:
     try:
         return json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not readable ({error}); write it anew with `make schema`") from error
+        raise UserError(f"{path}: not readable ({error}); regenerate it with `make schema`") from error
 
 
 def validate(config: dict, schema: dict, root: dict, source: str) -> None:

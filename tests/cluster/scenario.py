@@ -1,4 +1,4 @@
-"""Train down to finally_stage2 on the test cluster, disturbed in every way a cluster knows, and compare the result.
+"""Train down to finally_stage2 on the test cluster, with all disturbances of a cluster, and compare the result.
 
 Run by run.sh. The jobs are submitted by workflow/profiles/slurm with other time limits and shorter waits:
 
@@ -44,7 +44,7 @@ def say(text: str) -> None:
 
 
 def write_profile() -> Path:
-    """workflow/profiles/slurm as a user would change it: time limits of their own; and waits that suit a test."""
+    """workflow/profiles/slurm as a user would change it: with other time limits and, for the test, short waits."""
     profile = yaml.safe_load(Path("workflow/profiles/slurm/config.yaml").read_text())
     profile["set-resources"]["train_network"] |= {
         "runtime": "1 if wildcards.network == 'finally_stage2' and attempt == 1 else 10",
@@ -112,7 +112,7 @@ class Watch:
         say(what)
 
     def _look(self) -> None:
-        # A new attempt overwrites the log of the one before, so what it says is noted as it appears.
+        # A new attempt overwrites the log of the one before, so its lines are recorded as they appear.
         for network, steps in self.continued.items():
             log = RESULTS / "logs" / "train_network" / f"{network}.log"
             text = log.read_text() if log.is_file() else ""
@@ -166,7 +166,7 @@ def ends_of(folder: Path) -> dict[str, str]:
 
 
 def compare(network: str) -> None:
-    """Exit unless the checkpoints of the cluster and of this machine hold the same weights, bit for bit."""
+    """Exit unless the checkpoints of the cluster and of this machine have the same weights, bit for bit."""
     import torch
 
     from finallyse.models.checkpoint import load_checkpoint

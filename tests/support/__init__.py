@@ -1,6 +1,6 @@
 """What tests and benchmarks share: small corpora and networks, trainings, a server, a browser.
 
-`benchmarks/support` is a link to this folder, so that both find it beside themselves.
+`benchmarks/support` is a link to this folder, so that both can import it.
 """
 
 from pathlib import Path

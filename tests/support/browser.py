@@ -20,7 +20,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 
 def find() -> str:
-    """Path of the browser. Without one: skips the test, or fails it where FINALLYSE_REQUIRE_BROWSER=1 asks for one."""
+    """Path of the browser. Without one, skips the test, or fails it if FINALLYSE_REQUIRE_BROWSER=1."""
     for name in NAMES:
         if path := shutil.which(name):
             return path
@@ -34,15 +34,15 @@ class Browser:
     """One headless Chromium with one page. Use as a context manager.
 
     Attributes:
-        console: what the page wrote to the console as warning or error, and its uncaught exceptions.
-        requests: URLs that the page asked for, `data:` left out.
+        console: warnings and errors in the console, and uncaught exceptions.
+        requests: requested URLs, without `data:`.
     """
 
     def __init__(self, profile: Path):
         path = find()
         to_read, to_write = os.pipe()
         from_read, from_write = os.pipe()
-        # Chromium reads commands from descriptor 3 and writes answers to 4; ours are moved out of the way first.
+        # Chromium reads commands from descriptor 3 and writes answers to 4; our own are moved away first.
         to_read, from_write = (fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (to_read, from_write))
 
         def connect() -> None:
@@ -114,7 +114,7 @@ class Browser:
         return answers[0]["result"]
 
     def open(self, path: Path, width: int, height: int, *, dark: bool = False, phone: bool = False) -> None:
-        """Load a file at a size of the window in CSS pixels."""
+        """Load a file in a window of this size in CSS pixels."""
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         motion = {"name": "prefers-reduced-motion", "value": "reduce"}
@@ -157,7 +157,7 @@ class Browser:
         return path
 
     def _receive(self) -> list[dict]:
-        """The messages that have arrived; events are noted."""
+        """The messages that have arrived; events are recorded."""
         if not select.select([self._in], [], [], 0.05)[0]:
             return []
         chunk = os.read(self._in, 1 << 20)

@@ -15,7 +15,7 @@ RATES = (16000, 48000)
 def make_corpora(folder: Path, speech: list[Path]) -> dict[str, Path]:
     """Prepare libritts-r, daps, voicebank, dns5-noise, dns5-rooms and micirp at 16 and 48 kHz below `folder`.
 
-    Returns corpus -> folder that holds <rate>/train.csv and so on.
+    Returns corpus -> folder with <rate>/train.csv and so on.
     """
     rng = np.random.default_rng(0)
     sources = folder / "sources"
@@ -63,7 +63,7 @@ def recipe(corpora: dict[str, Path], rate: int) -> list[dict]:
 
 
 def lag(reference: np.ndarray, wav: np.ndarray, reach: int) -> int:
-    """By how many samples `wav` is later than `reference`: the peak of their cross-correlation within +-reach."""
+    """Delay of `wav` against `reference` in samples: the peak of their cross-correlation within +-reach."""
     size = 1 << (2 * len(wav)).bit_length()
     product = np.fft.rfft(wav, size) * np.conj(np.fft.rfft(reference, size))
     correlation = np.fft.irfft(product, size)

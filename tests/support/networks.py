@@ -1,4 +1,4 @@
-"""Small configurations of every network, and a folder of a small WavLM, for tests that must be quick."""
+"""Small configurations of every network, and folders of WavLM with random weights."""
 
 import json
 
@@ -89,14 +89,14 @@ def write_wavlm(folder, fill=None, safetensors=True, normalize=True, **sizes):
 
 
 def make_wavlm(folder, **options):
-    """`write_wavlm` of 24 features, in which every parameter counts."""
+    """`write_wavlm` with 24 features and every parameter perturbed."""
     sizes = {"hidden_size": 24, "intermediate_size": 32, "num_buckets": 32, "max_bucket_distance": 80}
     return write_wavlm(folder, **(SMALL_WAVLM | sizes | {"fill": _perturb} | options))
 
 
 @torch.no_grad()
 def _perturb(network):
-    """Without it, the gate starts at 1 and norms at the identity."""
+    """So that the gate is not 1 and norms are not the identity, and every parameter has an effect."""
     for parameter in network.parameters():
         spread = parameter.std() if parameter.numel() > 1 else parameter.abs().mean()
         parameter.add_(0.3 * torch.randn_like(parameter) * spread.clamp(min=0.05))

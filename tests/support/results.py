@@ -1,7 +1,7 @@
-"""A small folder of results as the workflow leaves it, for the tests of the report.
+"""A small results folder like that of the workflow, for the tests of the report.
 
-The speech is that of the embedded corpus. Its degraded and "enhanced" versions are computed, not trained (noise that
-shrinks from stage to stage, a low-pass that opens), and measured by the real metrics.
+The speech is from the embedded corpus. Its degraded and "enhanced" versions are computed without networks (noise that
+decreases and a low-pass that opens from stage to stage) and measured by the real metrics.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ NETWORKS = [
     "finally_stage2",
     "finally_stage3",
 ]
-RECIPES = {  # what the runs are compared with, as options of `collect`
+RECIPES = {  # the recipes to compare with, as options of `collect`
     "paper": ROOT / "resources" / "paper",
     "experiments": ROOT / "config" / "experiments",
     "schema": ROOT / "config" / "schema.json",
 }
-METRICS = ["wb_pesq", "si_sdr", "lsd", "level", "wv-mos"]  # wv-mos: its weights are not there
+METRICS = ["wb_pesq", "si_sdr", "lsd", "level", "wv-mos"]  # wv-mos: its weights are missing
 STEPS = 120
 SECONDS = 3
 
@@ -45,14 +45,14 @@ _built: dict[str, Path] = {}
 
 
 def results_once(tmp_path_factory: pytest.TempPathFactory, clips: list[Path]) -> Path:
-    """Results of all of NETWORKS on four clips, built once a session; a test that changes something takes a copy."""
+    """Results of all of NETWORKS on four clips, built once per session; tests that change them use a copy."""
     if "results" not in _built:
         _built["results"] = build(tmp_path_factory.mktemp("run"), ROOT, clips[::14])
     return _built["results"]
 
 
 def page_once(results: Path) -> Path:
-    """The report of `results`, with one network that has none yet."""
+    """The report of `results`, with one network without results."""
     if "page" not in _built:
         from finallyse.report.collect import collect
         from finallyse.report.html import Options, write
@@ -131,7 +131,7 @@ def _write_manifest(path: Path, files: int) -> None:
 
 
 def _signals(network: str, clean: np.ndarray, rng: np.random.Generator) -> dict[str, tuple[np.ndarray, int]]:
-    """Input, output and reference of a utterance [T] at 48 kHz, each with its rate."""
+    """Input, output and reference of an utterance [T] at 48 kHz, each with its rate."""
     at_16k = resample(clean, 48_000, 16_000)
     if network == "hifigan":
         return {"enhanced": (_noisy(at_16k, 18, rng), 16_000), "reference": (at_16k, 16_000)}

@@ -1,4 +1,4 @@
-"""A local HTTP server that misbehaves as told: drops connections, answers 503, sends too little."""
+"""A local HTTP server with configurable faults: drops connections, answers 503, truncates files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 @dataclass
 class Faults:
-    """What goes wrong for one path, in this order: 503, `unavailable` times; answers with only half of the file,
+    """Faults of one path, in this order: 503, `unavailable` times; answers with only half of the file,
     `truncated` times; connections dropped after `drop_after` bytes, `drops` times."""
 
     unavailable: int = 0
@@ -31,7 +31,7 @@ class FragileServer:
     root: Path
     url: str = ""
     faults: dict[str, Faults] = field(default_factory=dict)
-    everywhere: Faults | None = None  # for paths without faults of their own; each path starts with a copy
+    everywhere: Faults | None = None  # for all other paths, each with its own copy
     requests: list[tuple[str, str | None, int]] = field(default_factory=list)  # path, Range, status
     etags: bool = True
     ranges: bool = True
@@ -107,7 +107,7 @@ def serve(root: Path) -> Iterator[FragileServer]:
 
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     httpd.daemon_threads = True
-    httpd.handle_error = lambda *_: None  # a client that goes away is part of the game
+    httpd.handle_error = lambda *_: None  # clients may disconnect
     server.url = f"http://127.0.0.1:{httpd.server_address[1]}"
     thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

@@ -21,7 +21,7 @@ def clips(folder: Path = SPEECH) -> list[Path]:
 
 
 def read_speech(rate: int, seconds: float | None = None, folder: Path = SPEECH) -> np.ndarray:
-    """The first seconds of the clips one after the other, repeated as needed, float32 [T]; None: all of them once."""
+    """`seconds` of the concatenated clips, repeated as needed, float32 [T]; None: all clips once."""
     samples = None if seconds is None else round(seconds * rate)
     pieces: list[np.ndarray] = []
     for path in clips(folder):

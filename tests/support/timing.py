@@ -1,4 +1,4 @@
-"""What the benchmarks share: their command line, clocks, medians, and the tables that they print."""
+"""Command line, clocks, medians and output of the benchmarks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from finallyse.hardware import processor
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
-    """A command line with the option that all benchmarks have."""
+    """A command line with the option common to all benchmarks."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="also write the tables to this file")
     return parser
@@ -26,22 +26,22 @@ def publish(lines: Sequence[str], output: Path | None) -> None:
 
 
 def conditions() -> str:
-    """What PyTorch was measured on."""
+    """Machine, PyTorch, threads and clock of the measurements."""
     import torch
 
-    clock = "CPU time" if torch.get_num_threads() == 1 else "time on the clock"
+    clock = "CPU time" if torch.get_num_threads() == 1 else "elapsed time"
     return f"{processor()}, torch {torch.__version__}, {torch.get_num_threads()} threads, {clock}"
 
 
 def now() -> float:
-    """Seconds on the clock; if PyTorch has one thread, of CPU time."""
+    """Elapsed seconds; with one PyTorch thread, seconds of CPU time."""
     import torch
 
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def medians(repeats: int, **functions: Callable[[], object]) -> dict[str, float]:
-    """Median seconds of each, run in turn, after one turn to warm up."""
+    """Median seconds of each function; they run in turn, after a warm-up turn."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats + 1):
         for name, function in functions.items():

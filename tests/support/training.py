@@ -1,4 +1,4 @@
-"""What the training tests train on: small experiments over a few embedded clips, prepared as the workflow does."""
+"""Small experiments on a few embedded clips, prepared as by the workflow, for the tests of training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLIPS = {"train": ("alpha_01", "joe_01", "kumo_04", "nezumi_01", "tebukuro_04"),
 
 
 def prepare_resources(folder: Path) -> Path:
-    """The part of a resources folder that training reads, made from a few clips; WavLM is a small random one."""
+    """The part of a resources folder that training reads, from a few clips, with a small random WavLM."""
     rng = np.random.default_rng(0)
     for rate in (16000, 48000):
         for corpus in ("vctk", "libritts-r", "daps"):
@@ -110,7 +110,7 @@ def experiment(network: str, resources: Path, results: Path, overlay: str = "tes
 
 
 def write_yaml(settings: Mapping, path: Path) -> Path:
-    """An experiment as the file that scripts/train.py reads."""
+    """Write an experiment to a file for scripts/train.py."""
     from omegaconf import OmegaConf
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ def write_yaml(settings: Mapping, path: Path) -> Path:
 
 
 def history(results: Path, network: str) -> list[dict[str, float]]:
-    """The rows of history.csv, each with the columns that it has, without what a clock measured."""
+    """The rows of history.csv, each with its non-empty columns, without times."""
     with (results / "state" / network / "history.csv").open(newline="") as file:
         return [{k: float(v) for k, v in row.items() if v and k != "seconds"} for row in csv.DictReader(file)]
 
@@ -134,7 +134,7 @@ def checkpoint(results: Path, network: str) -> dict:
 
 
 def assert_same_bits(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> None:
-    """Every weight equal, bit for bit."""
+    """Assert that all weights are equal, bit for bit."""
     assert one.keys() == other.keys()
     different = [name for name in one if not torch.equal(one[name], other[name])]
     assert not different, f"{len(different)} of {len(one)} weights differ, e.g. {different[0]}"

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from finallyse.models.norms import set_weight
 
-LAST = ("conv_post", "upsamplewaveunet.upsample_block.0")  # layers that `gain_last` is for
+LAST = ("conv_post", "upsamplewaveunet.upsample_block.0")  # layers with `gain_last`
 KINDS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.ConvTranspose1d)
 
 

@@ -25,8 +25,16 @@ PathLike = str | os.PathLike
 def read(path: PathLike, start: int = 0, frames: int = -1) -> tuple[np.ndarray, int]:
     """A range of a file that libsndfile can read and seek in.
 
-    path: WAV or FLAC file.    start: first sample.    frames: how many; -1 reads to the end.
-    Returns float32 [T] (mono) or [T, C], and the sample rate in Hz. Fewer samples than asked for is an error.
+    Args:
+        path: WAV or FLAC file.
+        start: first sample.
+        frames: number of samples; -1 reads to the end.
+
+    Returns:
+        float32 [T] (mono) or [T, C], and the sample rate in Hz.
+
+    Raises:
+        UserError: for an unreadable file, and for one with fewer samples than requested.
     """
     try:
         with Path(path).open("rb", buffering=0) as file:
@@ -106,10 +114,17 @@ def write_wav(
 ) -> float:
     """Write a WAV atomically.
 
-    wav: float [T] or [C, T].    sample_rate: Hz.    subtype: 16-bit integers or 32-bit floats.
-    overload: what to do if samples exceed [-1, 1], the range of 16 bits: raise, or scale the whole file down to a peak
-    of 1. Nothing is ever clipped.
-    Returns the gain that was applied (1.0 unless scaled). The same samples always give the same bytes.
+    The same samples always give the same bytes. Nothing is ever clipped.
+
+    Args:
+        path: the file.
+        wav: float [T] or [C, T].
+        sample_rate: Hz.
+        subtype: 16-bit integers or 32-bit floats.
+        overload: if samples exceed the range of 16 bits, raise, or scale the whole file down to a peak of 1.
+
+    Returns:
+        The gain that was applied, 1.0 unless scaled.
     """
     wav = np.atleast_2d(np.asarray(wav, dtype=np.float32))
     if not np.isfinite(wav).all():

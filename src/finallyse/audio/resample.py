@@ -9,8 +9,12 @@ import soxr
 def resample(wav: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     """Band-limited, linear-phase resampling (soxr, very high quality), without delay.
 
-    wav: float [..., T].    from_rate, to_rate: Hz.
-    Returns float32 [..., T'] with T' = T * to_rate / from_rate, rounded.
+    Args:
+        wav: float [..., T].
+        from_rate, to_rate: Hz.
+
+    Returns:
+        float32 [..., T'] with T' = T * to_rate / from_rate, rounded.
     """
     wav = np.asarray(wav, dtype=np.float32)
     if from_rate == to_rate:

@@ -46,9 +46,11 @@ def stft(
 ) -> Tensor:
     """Spectrum of wav [B, T]: complex64 [B, n_fft // 2 + 1, frames] with a Hann window of `win` samples.
 
-    center: the clip is reflected by n_fft / 2 on both sides, so that frame k is centred on sample k * hop and there
-    are T // hop + 1 frames. Without it frame k starts at sample k * hop; a clip shorter than one frame is zero-padded.
-    normalized: divided by the root of the window's energy.
+    Args:
+        center: the clip is reflected by n_fft / 2 on both sides, so that frame k is centred on sample k * hop and there
+            are T // hop + 1 frames. Otherwise frame k starts at sample k * hop; a clip shorter than one frame is
+            zero-padded.
+        normalized: divided by the root of the window's energy.
     """
     win = n_fft if win is None else win
     with full_precision(wav):

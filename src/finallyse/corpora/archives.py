@@ -201,7 +201,7 @@ def _inside(name: str, label: str) -> str:
     parts = [part for part in plain.split("/") if part not in ("", ".")]
     hostile = plain.startswith("/") or re.match(r"[A-Za-z]:", plain) or ".." in parts or "\0" in plain
     if hostile or (not parts and plain.strip("./")):
-        raise UserError(f"{label}: refused: member {name!r} leads out of the folder that it is unpacked into")
+        raise UserError(f"{label}: refused: member {name!r} leads outside the target folder")
     if parts and parts[0] == MARKERS:
         raise UserError(f"{label}: refused: member {name!r} has a name that is reserved for the state of unpacking")
     return "/".join(parts)
@@ -223,7 +223,7 @@ def _as_user_error(label: str, archive: Path) -> Iterator[None]:
         return
     kind = kind_of(archive.name.removesuffix(".part")) or "archive"
     raise UserError(
-        f"{label}: not a whole {kind} ({reason}); delete it (and its line in checksums.lock, if it has one) and run "
+        f"{label}: not a complete {kind} ({reason}); delete it (and its line in checksums.lock, if it has one) and run "
         "the same command again to download it again"
     )
 

@@ -1,4 +1,4 @@
-"""Checksums of files, and the lock file for those that the publisher does not state.
+"""The lock file of checksums that the publisher does not state.
 
 <resources>/checksums.lock has the format of `sha256sum`, with paths relative to its folder: `sha256sum -c` verifies it.
 """
@@ -6,31 +6,15 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock
 
 from finallyse import atomic
 from finallyse.errors import UserError
-
-
-def sha256(*paths: Path) -> str:
-    """SHA-256 of the contents of files, one after the other, as hex digits."""
-    return digests(paths, "sha256")["sha256"]
-
-
-def digests(paths: Iterable[Path], *algorithms: str) -> dict[str, str]:
-    """Hex digests of the contents of files, one after the other, which are read once: algorithm -> digest."""
-    hashes = {algorithm: hashlib.new(algorithm) for algorithm in algorithms}
-    for path in paths:
-        with path.open("rb", buffering=0) as file:
-            while block := file.read(1 << 20):
-                for running in hashes.values():
-                    running.update(block)
-    return {algorithm: running.hexdigest() for algorithm, running in hashes.items()}
+from finallyse.hashes import sha256
 
 
 class ChecksumLock:

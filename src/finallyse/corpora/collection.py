@@ -9,11 +9,12 @@ import csv
 import sys
 from pathlib import Path
 
-from finallyse.corpora.checksums import ChecksumLock, sha256
+from finallyse.corpora.checksums import ChecksumLock
 from finallyse.corpora.download import Missing, download
 from finallyse.corpora.locations import Locations
 from finallyse.corpora.manifest import write_csv
 from finallyse.errors import UserError
+from finallyse.hashes import sha256
 
 COLUMNS = ("file", "status", "bytes", "sha256")
 FETCHED, MISSING = "fetched", "missing at the source"

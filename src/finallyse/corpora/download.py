@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 
 from finallyse import atomic
 from finallyse.corpora.archives import inspect_archive, kind_of
-from finallyse.corpora.checksums import ChecksumLock, digests
+from finallyse.corpora.checksums import ChecksumLock
 from finallyse.corpora.locations import local_path
 from finallyse.corpora.space import require_space
 from finallyse.errors import UserError, naming
+from finallyse.hashes import digests
 from finallyse.progress import Progress, data_size
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class _Download:
             if self.source is not None:
                 raise
             # Mismatched pieces, or a response silently cut short: downloading in one piece may work.
-            self.say(f"{error} -- fetching it once more")
+            self.say(f"{error} -- downloading it again")
             self._fetch()
             try:
                 sha256 = self._verify()

@@ -167,6 +167,8 @@ CORPORA: dict[str, Corpus] = {
         r"(?:^|/)public/sounds/(?P<name>(?!binaural/|noise/)[^/]+/[^/]+\.(?:mp3|wav))$",
         reserved=("test", lambda path: re.search(r"(?:^|/)(?:places|transport)/[^/]+$", path) is not None),
     ),
+    # only to measure with
+    "finally-demo": Corpus("speech", published=r"(?:^|/)samples/(?P<name>\w+/input/[^/]+\.wav)$", rest="test"),
 }
 
 

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from finallyse.corpora.checksums import sha256
 from finallyse.corpora.sources import RemoteFile, Source
 from finallyse.errors import UserError, nearest
+from finallyse.hashes import sha256
 
 # The status of the files of a collection, in the same folder.
 COLLECTION = "collection.csv"

@@ -34,10 +34,10 @@ import numpy as np
 
 from finallyse.audio.io import decode, mono, read, write_wav
 from finallyse.audio.resample import resample
-from finallyse.corpora.checksums import sha256
 from finallyse.corpora.layouts import Kind, Recording, assign_splits, corpus_by_name, find_recordings
 from finallyse.corpora.manifest import COLUMNS, write_csv
 from finallyse.errors import UserError
+from finallyse.hashes import sha256
 from finallyse.journal import Journal
 from finallyse.processes import process_pool
 from finallyse.progress import Progress, duration
@@ -75,12 +75,23 @@ def prepare(
 ) -> dict[str, int]:
     """Prepare a corpus: writes wav/, one manifest per split and dropped.csv to `output`.
 
-    corpus: name in `layouts.CORPORA`.    source: its folder, or a folder of user recordings.    rate: Hz.
-    jobs: processes.    seed: of the splits.    max_dropped: share of unusable recordings above which to stop.
-    min_bak: least DNSMOS BAK of the 9 s in the middle of a recording; 1: not measured.
-    Returns the number of recordings per split. Prints progress to stdout.
+    Prints progress to stdout.
 
-    Raises UserError if there are no or too few usable recordings.
+    Args:
+        corpus: name in `layouts.CORPORA`.
+        source: its folder, or a folder of user recordings.
+        output: folder to write to.
+        rate: Hz.
+        jobs: number of processes.
+        seed: seed of the splits.
+        max_dropped: share of unusable recordings above which to stop.
+        min_bak: minimum DNSMOS BAK of the 9 s in the middle of a recording; 1: not measured.
+
+    Returns:
+        The number of recordings per split.
+
+    Raises:
+        UserError: if there are no or too few usable recordings.
     """
     source, output = Path(source), Path(output)
     kind = corpus_by_name(corpus).kind

@@ -81,8 +81,13 @@ def _clip(path: Path, rate: int) -> np.ndarray:
 def pack(source: Source, speech: str | Path | None, folder: str | Path) -> list[Path]:
     """Write all files of a source that are not optional into `folder`. Returns their paths.
 
-    source: entry of the registry, with the names of the archives.    speech: speech.csv, for corpora of speech.
-    Raises UserError for a source that cannot be packed.
+    Args:
+        source: entry of the registry, with the names of the archives.
+        speech: speech.csv, for corpora of speech.
+        folder: folder of the archives.
+
+    Raises:
+        UserError: for a source that cannot be packed.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -41,55 +41,11 @@ SPLIT_SPEAKERS = 6  # how many are made from fewer, if there is enough speech
 
 # An unreadable file with one of these suffixes is an error; with any other suffix it is not a recording.
 AUDIO = frozenset(
-    [
-        ".wav",
-        ".wave",
-        ".w64",
-        ".rf64",
-        ".bwf",
-        ".flac",
-        ".ogg",
-        ".oga",
-        ".opus",
-        ".spx",
-        ".mp1",
-        ".mp2",
-        ".mp3",
-        ".m4a",
-        ".m4b",
-        ".mp4",
-        ".mov",
-        ".mkv",
-        ".mka",
-        ".webm",
-        ".avi",
-        ".aac",
-        ".ac3",
-        ".wma",
-        ".asf",
-        ".aif",
-        ".aiff",
-        ".aifc",
-        ".au",
-        ".snd",
-        ".caf",
-        ".amr",
-        ".awb",
-        ".3gp",
-        ".g722",
-        ".g729",
-        ".gsm",
-        ".voc",
-        ".sph",
-        ".nist",
-        ".ape",
-        ".wv",
-        ".tta",
-        ".mpc",
-        ".ra",
-        ".dts",
-        ".ts",
-    ]
+    """
+    .wav .wave .w64 .rf64 .bwf .flac .ogg .oga .opus .spx .mp1 .mp2 .mp3 .m4a .m4b .mp4 .mov .mkv .mka .webm .avi
+    .aac .ac3 .wma .asf .aif .aiff .aifc .au .snd .caf .amr .awb .3gp .g722 .g729 .gsm .voc .sph .nist .ape .wv .tta
+    .mpc .ra .dts .ts
+    """.split()  # noqa: SIM905
 )
 
 
@@ -122,14 +78,18 @@ def collect_speech(
     seconds: float = 360.0,
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> None:
-    """Bring the recordings below `folder` into pieces of 3 to 12 seconds, beside `table` (speech.csv).
+    """Turn the recordings below `folder` into pieces of 3 to 12 seconds, beside `table` (speech.csv).
 
-    folder: any structure, formats, rates and channel counts. The speakers are its first level of folders that has at
-    least four; in a folder without folders, names such as `anna_01.wav`; else groups made of what is there.
-    seconds: how much is taken, spread evenly over the speakers with the most speech.
+    The selection depends only on names and contents.
 
-    The choice depends only on names and contents. Raises UserError for a folder without recordings or with too little
-    speech, and for a recording that is empty or unreadable.
+    Args:
+        folder: any structure, formats, rates and channel counts. The speakers are its first level of folders that has
+            at least four; in a folder without folders, names such as `anna_01.wav`; otherwise groups of recordings.
+        table: the table to write.
+        seconds: total duration, spread evenly over the speakers with the most speech.
+
+    Raises:
+        UserError: for a folder without recordings or with too little speech, and for an unreadable recording.
     """
     folder, table = Path(folder), Path(table)
     if not folder.is_dir():

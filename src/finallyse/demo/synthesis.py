@@ -16,8 +16,9 @@ NOISES = ("white", "pink", "brown", "wind", "hum", "babble")
 def noise(kind: str, seconds: float, rate: int, rng: np.random.Generator, voices: Sequence[np.ndarray]) -> np.ndarray:
     """A noise of RMS 0.05: float32 [T] at `rate`.
 
-    kind: white, pink, brown: with a spectrum that falls by 0, 3, 6 dB per octave; wind: brown in gusts; hum: the mains
-    and its harmonics over a little pink noise; babble: many of `voices` (float [T] at `rate`) at once.
+    Args:
+        kind: white, pink, brown: with a spectrum that falls by 0, 3, 6 dB per octave; wind: brown in gusts; hum: the
+            mains and its harmonics over a little pink noise; babble: many of `voices` (float [T] at `rate`) at once.
     """
     length = round(seconds * rate)
     if kind in ("white", "pink", "brown"):
@@ -56,7 +57,9 @@ def _coloured(length: int, rate: int, rng: np.random.Generator, slope: float, hi
 def room_responses(size: str, count: int, rate: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Impulse responses of one box-shaped room, by the image source method: float32 [T], peak 0.9, at most a second.
 
-    size: small, medium, large (sides of ROOM_SIDES_M).    count: of pairs of a source and a microphone in it.
+    Args:
+        size: small, medium, large (sides of ROOM_SIDES_M).
+        count: number of pairs of a source and a microphone.
     """
     import pyroomacoustics
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from finallyse.audio.mel import LogMel
 from finallyse.audio.resample import resample
 from finallyse.errors import UserError
+from finallyse.hardware import choose_device, keep_freed_memory
 from finallyse.inference.windows import Window, fit, join, length_at, plan
 from finallyse.models.checkpoint import Checkpoint, load_checkpoint
 from finallyse.models.norms import fold, normed_layers
@@ -65,7 +66,7 @@ class Enhancer:
         batch: int | None = None,
         level: Mapping[str, float] | None = None,
     ):
-        self.device = pick_device(device)
+        self.device = choose_device(device)
         self.precision = precision
         self.peak = None if level is None else level["peak"]
         self.input_kind = generator.input_kind
@@ -98,8 +99,9 @@ class Enhancer:
     ) -> Enhancer:
         """The enhancer of a checkpoint (file); `options` as for the class.
 
-        wavlm: folder of WavLM; None: the one packed into the checkpoint, otherwise the path in the checkpoint's config,
-        relative to the current folder or to the parent of the checkpoint's results folder.
+        Args:
+            wavlm: folder of WavLM; None: the one packed into the checkpoint, otherwise the path in the checkpoint's
+                config, relative to the current folder or to the parent of the checkpoint's results folder.
         """
         if not isinstance(checkpoint, Checkpoint):
             checkpoint = load_checkpoint(checkpoint)
@@ -145,8 +147,9 @@ class Enhancer:
     def render(self, read: Read, length: int, peaks: np.ndarray) -> Iterator[np.ndarray]:
         """Enhance `length` samples at `input_rate` in constant memory; yields consecutive [C, n] at `output_rate`.
 
-        read: (start, stop) -> float32 [C, stop - start]; called with increasing starts.
-        peaks: [C], each channel's largest magnitude in the whole signal.
+        Args:
+            read: (start, stop) -> float32 [C, stop - start]; called with increasing starts.
+            peaks: [C], each channel's largest magnitude in the whole signal.
         """
         channels = len(peaks)
         if self.peak is None:
@@ -263,15 +266,6 @@ def find_wavlm(checkpoint: Checkpoint, folder: str | Path | None) -> Path:
     )
 
 
-def pick_device(device: str) -> torch.device:
-    """ "auto" (a GPU if available), "cpu" or "cuda" as a torch device; UserError if there is no GPU for "cuda"."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: no CUDA device is visible; use --device cpu or auto")
-    return torch.device(device)
-
-
 def tune_process() -> None:
     """Process-wide settings that speed up long signals on a CPU; for commands, not to be imposed by a library.
 
@@ -279,7 +273,5 @@ def tune_process() -> None:
     memory is kept: mapping each large activation again, which the kernel clears page by page, takes up to half the time
     of a forward pass.
     """
-    from finallyse.hardware import keep_freed_memory
-
     torch.set_flush_denormal(True)
     keep_freed_memory()

@@ -45,8 +45,11 @@ WAV_LIMIT = 0xFFFF0000  # bytes; beyond, RF64
 class Options:
     """How outputs are written.
 
-    rate: Hz.    suffix: of outputs in a folder, e.g. ".wav".    subtype: PCM_16, PCM_24, FLOAT; None: the format's.
-    force: overwrite existing files.
+    Args:
+        rate: Hz.
+        suffix: suffix of outputs in a folder, e.g. ".wav".
+        subtype: PCM_16, PCM_24, FLOAT; None: the format's default.
+        force: overwrite existing files.
     """
 
     rate: int = 48000
@@ -182,9 +185,14 @@ def enhance_file(
 ) -> Done:
     """Enhance one recording; the output is written atomically.
 
-    source: path, or "-" for stdin.    target: path whose suffix sets the format, or "-" for a WAV on stdout.
     If a peak would exceed the range of an integer or lossy format, the output is attenuated, never clipped.
-    Raises UserError for an input that cannot be decoded, and for an output that exists, unless `options.force`.
+
+    Args:
+        source: path, or "-" for stdin.
+        target: path whose suffix sets the format, or "-" for a WAV on stdout.
+
+    Raises:
+        UserError: for an input that cannot be decoded, and for an output that exists, unless `options.force`.
     """
     started = time.perf_counter()
     to_stdout = target == "-"

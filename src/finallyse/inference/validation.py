@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,39 +15,41 @@ from finallyse.errors import UserError
 from finallyse.inference.enhancer import Enhancer
 from finallyse.metrics import MetricSet, Scores, Utterance
 from finallyse.models.checkpoint import load_checkpoint
+from finallyse.options import Experiment
 from finallyse.progress import Progress
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 log = logging.getLogger(__name__)
 
 
-def enhance_validation(config: DictConfig, path: Path, folder: Path) -> tuple[MetricSet, list[Scores]]:
-    """Enhance every utterance of `config.data.validation` and write `folder`/{enhanced,reference,noisy}/<name>.wav.
+def enhance_validation(experiment: Experiment, path: Path, folder: Path) -> tuple[MetricSet, list[Scores]]:
+    """Enhance every utterance of `experiment.data.validation` and write `folder`/{enhanced,reference,noisy}/<name>.wav.
 
     enhanced/ and reference/ are at the network's rate, noisy/ at the input's; all are WAVs of 32-bit floats, so that
     nothing is clipped or rounded before scoring. If the dataset has no target, there is no reference/; a vocoder,
     whose input is the target's mel spectrogram, has no noisy/. The folder is created atomically, at the end.
 
-    Returns the metrics of `config.metrics` and each utterance's scores.
-    Raises UserError for a checkpoint of another network, and for a dataset that does not match the network.
+    Returns:
+        The metrics of `experiment.metrics` and each utterance's scores.
+
+    Raises:
+        UserError: for a checkpoint of another network, and for a dataset that does not match the network.
     """
-    dataset = datasets_registry[config.data.validation.name](**config.data.validation.args)
+    dataset = datasets_registry[experiment.data.validation.name](**experiment.data.validation.args)
     checkpoint = load_checkpoint(path)
     name = checkpoint.config["generator"]["name"]
-    if name != config.generator.name:
-        raise UserError(f"{path}: contains a {name}, the experiment is for {config.generator.name}; check exp.run_name")
-    enhancer = Enhancer.from_checkpoint(checkpoint, wavlm=config.wavlm, device=config.exp.device)
+    if name != experiment.generator.name:
+        wanted = experiment.generator.name
+        raise UserError(f"{path}: contains a {name}, the experiment is for {wanted}; check exp.run_name")
+    enhancer = Enhancer.from_checkpoint(checkpoint, wavlm=experiment.wavlm, device=experiment.exp.device)
     if dataset.input_rate != enhancer.input_rate:
         raise UserError(
             f"data.validation gives {dataset.input_rate} Hz, the network of {path} takes {enhancer.input_rate} Hz"
         )
-    metrics = MetricSet(list(config.metrics), config.exp.resources, str(enhancer.device))
+    metrics = MetricSet(experiment.metrics, experiment.exp.resources, enhancer.device.type)
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     scores, written = [], set()
-    progress = Progress(f"inference {config.exp.run_name}", len(dataset), "utterances", every_s=10)
+    progress = Progress(f"inference {experiment.exp.run_name}", len(dataset), "utterances", every_s=10)
     for index in range(len(dataset)):
         item = dataset[index]
         name = str(item["name"])

@@ -17,8 +17,9 @@ def plan(length: int, size: int, context: int, grid: int) -> list[Window]:
     whose strides and paddings divide `grid` then see the same samples at the same phase, and pad by the same amount, in
     a window as in the whole signal: away from a window's edges their output is the same.
 
-    size: maximum length of a window (up to the grid); all have the same length, and no more than necessary.
-    context: minimum overlap of neighbouring windows on either side of the join.
+    Args:
+        size: maximum length of a window (up to the grid); all have the same length, and no more than necessary.
+        context: minimum overlap of neighbouring windows on either side of the join.
     """
     rest = length % grid
     shared = -(-2 * context // grid) * grid
@@ -37,7 +38,11 @@ def plan(length: int, size: int, context: int, grid: int) -> list[Window]:
 def join(windows: Sequence[Window], pieces: Iterable[np.ndarray], fade: int) -> Iterator[np.ndarray]:
     """Join the outputs of `windows`, cross-fading over `fade` samples in the middle of each overlap.
 
-    pieces: [..., stop - start] arrays in the windows' order, read one at a time. Yields consecutive [..., n] arrays.
+    Args:
+        pieces: [..., stop - start] arrays in the windows' order, read one at a time.
+
+    Yields:
+        Consecutive [..., n] arrays.
     """
     middles = [(left[1] + right[0]) // 2 for left, right in itertools.pairwise(windows)]
     half = fade // 2

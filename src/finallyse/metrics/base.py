@@ -199,11 +199,3 @@ class Metric:
     def score(self, utterance: Utterance) -> dict[str, float]:
         """One number for each of `columns`; raises Unscored with the reason if there is none."""
         raise NotImplementedError
-
-    def torch_device(self) -> str:
-        """`device` with "auto" resolved."""
-        import torch
-
-        if self.device != "auto":
-            return self.device
-        return "cuda" if torch.cuda.is_available() else "cpu"

@@ -81,12 +81,17 @@ def evaluate(
 ) -> Evaluation:
     """Score the files of `enhanced` and write `output` (.csv) and the summary beside it (.summary.csv).
 
-    reference: folder of clean files of the same names.    noisy: folder of unprocessed files, scored the same way.
-    score_reference: also score the references, by the metrics that need none.    jobs: processes; None: one per core.
-    only_referenced: leave out files without a reference, and name the references without a file.
-
     Channels are averaged. Unreadable files and missing scores are counted with the reason; the others are scored.
-    Raises UserError for a folder without audio, names that match none of the references, unknown metrics.
+
+    Args:
+        reference: folder of clean files of the same names.
+        noisy: folder of unprocessed files, scored the same way.
+        score_reference: also score the references, by the metrics that need none.
+        only_referenced: leave out files without a reference, and name the references without a file.
+        jobs: number of processes; None: one per core.
+
+    Raises:
+        UserError: for a folder without audio, names that match none of the references, unknown metrics.
     """
     if output.suffix != ".csv":
         raise UserError(f"--output {output}: must end in .csv")
@@ -116,10 +121,7 @@ def evaluate(
             append(_entry(task, row))
             progress.add(1)
     ordered = [rows[task.utterance] for task in tasks]
-    missing = {
-        column: reason for name, reason in metric_set.missing.items() for column in metric_set.metrics[name].columns
-    }
-    result = Evaluation(ordered, _summaries(ordered, metric_set, tasks[0].score), missing)
+    result = Evaluation(ordered, _summaries(ordered, metric_set, tasks[0].score), metric_set.missing_columns())
     for path, (header, table) in (
         (output.with_suffix(".summary.csv"), _summary_table(result, metric_set)),
         (output, _row_table(result)),
@@ -250,8 +252,7 @@ def measure(task: Task, metric_set: MetricSet) -> Row:
 
 def _nothing(metric_set: MetricSet, reason: str, only_without_reference: bool) -> Scores:
     columns = metric_set.columns(reference=False if only_without_reference else None)
-    missing = {column for name in metric_set.missing for column in metric_set.metrics[name].columns}
-    return Scores({}, {column: reason for column in columns if column not in missing})
+    return Scores({}, {column: reason for column in columns if column not in metric_set.missing_columns()})
 
 
 _metric_set: MetricSet | None = None
@@ -371,18 +372,3 @@ def _cells(summary: Summary) -> list[str]:
         str(summary.unscored),
         summary.reasons_text,
     ]
-
-
-def describe(result: Evaluation) -> str:
-    """The summary as text, one line per number."""
-    lines = []
-    width = max(len(column) for column in result.summaries["enhanced"])
-    for column, summary in result.summaries["enhanced"].items():
-        if column in result.missing:
-            lines.append(f"{column:{width}}  {result.missing[column]}")
-            continue
-        line = f"{column:{width}}  {summary.mean:8.3f} ± {summary.ci95:.3f}  n {summary.n}"
-        if "noisy" in result.summaries and column in result.summaries["noisy"]:
-            line += f"  (input {result.summaries['noisy'][column].mean:.3f})"
-        lines.append(line + (f"  unscored: {summary.reasons_text}" if summary.unscored else ""))
-    return "\n".join(lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from finallyse.errors import UserError
@@ -68,6 +68,10 @@ class MetricSet:
             for column in metric.columns
         ]
 
+    def missing_columns(self) -> dict[str, str]:
+        """The numbers that are not computed, each with the reason."""
+        return {column: reason for name, reason in self.missing.items() for column in self.metrics[name].columns}
+
     def better(self, column: str) -> Better:
         """What is better in this column."""
         return next(metric.better for metric in self.metrics.values() if column in metric.columns)
@@ -102,6 +106,21 @@ def summarise(all_scores: Iterable[Scores], columns: Sequence[str]) -> dict[str,
             *mean_and_interval(values), len(values), reasons.total(), dict(sorted(reasons.items(), key=_frequent_first))
         )
     return summaries
+
+
+def describe(
+    summaries: Mapping[str, Summary], missing: Mapping[str, str], inputs: Mapping[str, Summary] | None = None
+) -> str:
+    """The summaries as text, one line per column, with the reason of a missing one and the mean of the inputs."""
+    lines = []
+    width = max(map(len, summaries), default=0)
+    for column, summary in summaries.items():
+        line = f"{summary.mean:8.3f} ± {summary.ci95:.3f}  n {summary.n}"
+        if column in (inputs or {}):
+            line += f"  (input {inputs[column].mean:.3f})"
+        line += f"  unscored: {summary.reasons_text}" if summary.unscored else ""
+        lines.append(f"{column:{width}}  {missing.get(column, line)}")
+    return "\n".join(lines)
 
 
 def _frequent_first(item: tuple[str, int]) -> tuple[int, str]:

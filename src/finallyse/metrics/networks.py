@@ -7,13 +7,17 @@ import functools
 import io
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from finallyse.errors import UserError
+from finallyse.hardware import choose_device
 from finallyse.metrics import metrics_registry
 from finallyse.metrics.base import Metric, Needs, Unscored, Utterance, pieces
+
+if TYPE_CHECKING:
+    import torch
 
 RATE = 16000
 # Attention grows with the square of the length: a longer file is cut into equal pieces, scored by their mean.
@@ -111,7 +115,7 @@ def wav2vec2_mos_network():
 
 
 @functools.lru_cache(maxsize=1)
-def _wav2vec2_mos(path: Path, device: str):
+def _wav2vec2_mos(path: Path, device: torch.device):
     network = wav2vec2_mos_network()
     try:
         network.load_state_dict(read_wav2vec2_mos(path), strict=True)
@@ -134,13 +138,13 @@ class _Wav2Vec2Mos(Metric):
         wav = self.prepare(utterance.signal(RATE))
         if len(wav) < 400:
             raise Unscored("shorter than 25 ms, too short for wav2vec2")
-        network = _wav2vec2_mos(self.weights, self.torch_device())
+        network = _wav2vec2_mos(self.weights, choose_device(self.device))
         scores, lengths = [], []
         for piece in pieces(len(wav), LIMIT_S * RATE):
             x = wav[piece]
             x = (x - x.mean()) / np.sqrt(x.var() + 1e-7)
             with torch.inference_mode():
-                scores.append(network(torch.from_numpy(x)[None].to(self.torch_device())).item())
+                scores.append(network(torch.from_numpy(x)[None].to(choose_device(self.device))).item())
             lengths.append(len(x))
         return {self.name: float(np.average(scores, weights=lengths))}
 
@@ -178,7 +182,7 @@ class MosNet(_Wav2Vec2Mos):
 
 
 @functools.lru_cache(maxsize=1)
-def _distillmos(device: str):
+def _distillmos(device: torch.device):
     from finallyse.audio.torchaudio_shim import torchaudio  # noqa: F401  distillmos imports torchaudio
 
     with contextlib.redirect_stdout(io.StringIO()):  # it prints the path of its weights
@@ -200,10 +204,10 @@ class DistillMos(Metric):
         import torch
 
         wav = utterance.signal(RATE)
-        network = _distillmos(self.torch_device())
+        network = _distillmos(choose_device(self.device))
         scores, lengths = [], []
         for piece in pieces(len(wav), LIMIT_S * RATE):
-            x = torch.from_numpy(wav[piece].copy())[None].to(self.torch_device())
+            x = torch.from_numpy(wav[piece].copy())[None].to(choose_device(self.device))
             with torch.inference_mode():
                 scores.append(network(x).item())
             lengths.append(x.shape[-1])
@@ -211,7 +215,7 @@ class DistillMos(Metric):
 
 
 @functools.lru_cache(maxsize=1)
-def _utmosv2(path: Path, device: str):
+def _utmosv2(path: Path, device: torch.device):
     from finallyse.models.utmosv2 import load_utmosv2
 
     return load_utmosv2(path).to(device)
@@ -239,8 +243,8 @@ class Utmos(Metric):
     def score(self, utterance: Utterance) -> dict[str, float]:
         import torch
 
-        wav = torch.from_numpy(utterance.signal(RATE).copy())[None].to(self.torch_device())
-        network = _utmosv2(self.weights, self.torch_device())
+        wav = torch.from_numpy(utterance.signal(RATE).copy())[None].to(choose_device(self.device))
+        network = _utmosv2(self.weights, choose_device(self.device))
         rng = np.random.RandomState(self.seed)
         with torch.inference_mode():
             scores = [network(wav, network.draw(rng, *wav.shape)).item() for _ in range(self.draws)]

@@ -1,4 +1,4 @@
-"""Base class of the generators: attributes that let trainers, the enhancer and tables treat them alike."""
+"""Base classes of the networks: attributes that let trainers, the enhancer and tables treat them alike."""
 
 from __future__ import annotations
 
@@ -12,11 +12,24 @@ from torch import nn
 InputKind = Literal["mel", "wav", "wav+ssl"]
 
 
-class Generator(nn.Module):
-    """Base class of the generators: `wav = generator(mel)`, `generator(wav)` or `generator(wav, ssl)` by `input_kind`.
+class Network(nn.Module):
+    """Base class of all networks: a discriminator is `logits, feature_maps = network(wav)`, see `Generator` for others.
 
     Attributes:
         paper: the paper to cite.
+        input_rate: sample rate of the input waveforms that the default arguments are meant for, Hz.
+        variants: arguments of its forms that the recipes use.
+    """
+
+    paper: ClassVar[str]
+    input_rate: int = 16000
+    variants: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+
+
+class Generator(Network):
+    """Base class of the generators: `wav = generator(mel)`, `generator(wav)` or `generator(wav, ssl)` by `input_kind`.
+
+    Attributes:
         input_kind: "mel": log-mel [B, 80, F]; "wav": waveform [B, 1, T]; "wav+ssl": a waveform and WavLM's features of
             the same clip [B, ssl_dim, N].
         input_rate, output_rate: sample rates of the input and output waveforms, Hz (for a mel: of its waveform).
@@ -27,9 +40,7 @@ class Generator(nn.Module):
     Defining a subclass without `input_kind` or `alignment` raises a TypeError.
     """
 
-    paper: ClassVar[str]
     input_kind: ClassVar[InputKind]
-    input_rate: int = 16000
     output_rate: int = 16000
     alignment: int | property
     ssl_dim: int

@@ -7,6 +7,7 @@ release (the bare state_dict of a generator) and the original course work (`stat
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,11 +83,9 @@ def _config(networks: Sequence[str], experiment: str | Path | None, arguments: M
     if len({_generates(name) for name in networks}) > 1 or len(set(networks)) < len(networks):
         raise UserError("--network: give one generator, or discriminators of one file, each once")
     if experiment is not None:
-        from omegaconf import OmegaConf
-
         from finallyse.config import load_experiment
 
-        config = OmegaConf.to_container(load_experiment([f"exp.config_path={experiment}"]))
+        config = dataclasses.asdict(load_experiment([f"exp.config_path={experiment}"]))
     else:
         config = {"generator": {"name": None, "args": {}}, "discriminators": {"parts": {}}}
     for name in networks:

@@ -72,6 +72,7 @@ class FinallyGenerator(A2AHiFiPlusPlusGenerator):
 
     paper = "arXiv 2410.05920"
     input_kind = "wav+ssl"
+    variants = ({}, {"use_upsamplewaveunet": True})
 
     @takes_arguments_of(
         A2AHiFiPlusPlusGenerator,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from finallyse.audio.stft import reflect_pad
 from finallyse.models import models_registry
+from finallyse.models.base import Network
 from finallyse.models.hifigan import LRELU_SLOPE
 from finallyse.models.inputs import check_shape
 from finallyse.models.norms import NormType, norm_of
@@ -42,7 +43,7 @@ class PeriodDiscriminator(nn.Module):
 
 
 @models_registry.register("mpd")
-class MultiPeriodDiscriminator(nn.Module):
+class MultiPeriodDiscriminator(Network):
     """One sub-discriminator per period. Shapes: wav [B, 1, T] -> logits, feature_maps: a list entry per period.
 
     Args:
@@ -92,7 +93,7 @@ class ScaleDiscriminator(nn.Module):
 
 
 @models_registry.register("msd")
-class MultiScaleDiscriminator(nn.Module):
+class MultiScaleDiscriminator(Network):
     """Three scale discriminators, the first spectral-normed; each but the first sees the waveform at half the rate.
 
     Args:

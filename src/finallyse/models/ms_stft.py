@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from finallyse.audio.stft import stft
 from finallyse.models import models_registry
+from finallyse.models.base import Network
 from finallyse.models.inputs import check_shape
 from finallyse.models.norms import norm_of
 
@@ -57,7 +58,7 @@ class STFTDiscriminator(nn.Module):
 
 
 @models_registry.register("ms-stft_disc")
-class MultiScaleSTFTDiscriminator(nn.Module):
+class MultiScaleSTFTDiscriminator(Network):
     """One STFT discriminator per window size; the default windows are those for 48 kHz (16 kHz: 2048 down to 128).
 
     Args:
@@ -69,6 +70,7 @@ class MultiScaleSTFTDiscriminator(nn.Module):
     """
 
     paper = "arXiv 2210.13438"
+    input_rate = 48000
 
     def __init__(
         self,

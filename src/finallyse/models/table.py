@@ -14,9 +14,6 @@ from finallyse.models.base import Generator
 from finallyse.models.norms import fold
 from finallyse.pretrained import PRETRAINED
 
-WAVLM_LARGE = 1024  # channels
-VARIANTS = {"finally_gen": [{}, {"use_upsamplewaveunet": True}]}  # the others: their defaults
-
 
 @dataclasses.dataclass
 class Row:
@@ -53,8 +50,8 @@ def show(seconds: float, console: Console | None = None) -> None:
 
 
 def rows(seconds: float = 1.024) -> list[Row]:
-    """A row for every registered network, and for the variants of it that the recipes use."""
-    return [row(name, args, seconds) for name in models_registry for args in VARIANTS.get(name, [{}])]
+    """A row for each variant of each registered network."""
+    return [row(name, args, seconds) for name, network in models_registry.items() for args in network.variants]
 
 
 @torch.no_grad()
@@ -65,20 +62,16 @@ def row(name: str, args: dict, seconds: float) -> Row:
     fold(network.to("meta"))
     label = name + "".join(f" {key}={value}".lower() for key, value in args.items())
     parameters = sum(parameter.numel() for parameter in network.parameters())
+    samples = round(seconds * network.input_rate)
+    mel, wav = _like(1, 80, samples // 256), _like(1, 1, samples)
     if not isinstance(network, Generator):
-        rate = 48000 if name == "ms-stft_disc" else 16000
-        inputs, takes = (_like(1, 1, round(seconds * rate)),), "wav [B, 1, T]"
+        inputs, takes = (wav,), "wav [B, 1, T]"
     else:
-        rate = network.input_rate
-        samples = round(seconds * rate)
-        mel, wav = _like(1, 80, samples // 256), _like(1, 1, samples)
-        ssl = _like(1, WAVLM_LARGE, samples // 320)
-        inputs, takes = {
-            "mel": ((mel,), "log-mel [B, 80, F]"),
-            "wav": ((wav,), "wav [B, 1, T]"),
-            "wav+ssl": ((wav, ssl), f"wav [B, 1, T], ssl [B, {WAVLM_LARGE}, N]"),
-        }[network.input_kind]
-        takes += f", {rate // 1000} kHz"
+        inputs, takes = {"mel": ((mel,), "log-mel [B, 80, F]")}.get(network.input_kind, ((wav,), "wav [B, 1, T]"))
+        if network.input_kind == "wav+ssl":
+            inputs += (_like(1, network.ssl_dim, samples // 320),)
+            takes += f", ssl [B, {network.ssl_dim}, N]"
+        takes += f", {network.input_rate // 1000} kHz"
     with FlopCounterMode(display=False) as counter:
         output = network(*inputs)
     if torch.is_tensor(output):

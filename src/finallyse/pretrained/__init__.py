@@ -10,10 +10,10 @@ SHA-256 of the file is pinned here, so that a damaged installation is noticed.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from pathlib import Path
 
 from finallyse.errors import UserError, nearest
+from finallyse.hashes import sha256
 
 FOLDER = Path(__file__).parent
 
@@ -49,6 +49,6 @@ def checkpoint_file(checkpoint: str | Path | None = None) -> Path:
         suggestion = f"; {nearest(name, PRETRAINED)}" if path.name == name and not path.suffix else ""
         raise UserError(f"{name}: no such checkpoint{suggestion}")
     path = FOLDER / f"{name}.ckpt"
-    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != PRETRAINED[name].sha256:
+    if not path.is_file() or sha256(path) != PRETRAINED[name].sha256:
         raise UserError(f"{path}: the built-in network {name!r} is missing or damaged; install the package again")
     return path

@@ -29,7 +29,7 @@ from finallyse.errors import UserError
 from finallyse.hardware import cores, processor
 from finallyse.metrics import Better, goodness, label_of, metric_of, metrics_registry
 from finallyse.metrics.evaluate import files_by_name
-from finallyse.options import defines_run
+from finallyse.options import Experiment, defines_run, from_dict
 from finallyse.report.figures import Interval, number
 from finallyse.report.paired import Change, Verdict, level_verdict, paired_change, paired_difference, verdict
 
@@ -141,6 +141,9 @@ class Network:
     name: str
     task: Task
     config: dict[str, Any] | None
+    """Its configuration file as written, possibly by another version."""
+    experiment: Experiment | None
+    """The same, typed."""
     checkpoint: dict[str, Any] | None
     scale: Scale | None
     data: TrainingData | None
@@ -158,7 +161,7 @@ class Network:
     @property
     def is_finally(self) -> bool:
         """Whether it is one of FINALLY's stages."""
-        return bool(self.config) and str(self.config.get("trainer", "")).startswith("finally_")
+        return bool(self.experiment) and str(self.experiment.trainer).startswith("finally_")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,10 +219,11 @@ def collect(
 ) -> Report:
     """Read the results of `networks` under `results` and the published numbers under `paper`.
 
-    `experiments`: folder of the recipes (config/experiments) that the runs' configurations are compared with, both
-    completed with the defaults of the JSON schema `schema` (config/schema.json).
-    `compare`: other systems to show beside the networks.
-    With `require_all`, a network with anything missing is an error; otherwise the report lists what is missing.
+    Args:
+        experiments: folder of the recipes (config/experiments) to compare the runs' configurations with.
+        schema: JSON schema (config/schema.json) with the defaults that complete both.
+        compare: other systems to show beside the networks.
+        require_all: a network with anything missing is an error; otherwise the report lists what is missing.
     """
     if not results.is_dir():
         raise UserError(f"{results}: no such folder of results; --results must be the folder that the workflow writes")
@@ -228,7 +232,7 @@ def collect(
     for system in compare:
         if system.network not in networks:
             raise UserError(f"--compare {system.name}: {system.network} is not one of --networks")
-    sizes = _sizes(paper / "recipes.csv") if paper else {}
+    sizes = {row["network"]: row for row in _of_paper(paper / "recipes.csv").to_dict("records")} if paper else {}
     options = _schema(schema) if experiments else {}
     found, absent = [], []
     for name in networks:
@@ -286,21 +290,23 @@ def _network(
     audio = present(results / "enhanced" / name, "enhanced utterances")
 
     config = _yaml(config_path) if config_path else None
+    experiment = from_dict(Experiment, config) if config else None
     checkpoint = _checkpoint(checkpoint_path) if checkpoint_path else None
     validation = _table(validation_path, ["step"]) if validation_path else None
     recipe = _recipe(experiments / f"{name}.yaml", config, schema) if config and experiments else None
     return Network(
         name=name,
-        task=_task(config),
+        task=_task(experiment),
         config=config,
+        experiment=experiment,
         checkpoint=checkpoint,
-        scale=_scale(config, checkpoint, recipe, size) if config else None,
-        data=_training_data(config) if config else None,
+        scale=_scale(experiment, checkpoint, recipe, size) if experiment else None,
+        data=_training_data(experiment) if experiment else None,
         history=_table(history_path, ["step"]) if history_path else None,
         validation=validation,
         scores=_scores(summary_path, scores_path) if summary_path else [],
         utterances=_utterances(audio, scores_path) if audio else [],
-        facts=_facts(config, checkpoint) + _best(config, validation),
+        facts=_facts(experiment, checkpoint) + _best(experiment, validation),
         differences=_differences(config, recipe) if config and recipe else [],
         missing=missing,
     )
@@ -324,44 +330,41 @@ def _yaml(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def _task(config: Mapping[str, Any] | None) -> Task:
+def _task(experiment: Experiment | None) -> Task:
     from finallyse.datasets import datasets_registry
 
-    if config is None:
+    if experiment is None:
         return Task("", "Input", "the input")
-    train = config["data"]["train"]
-    task = datasets_registry[train["name"]].task_of(**train["args"])
-    return task or Task(f"trained on {train['name']}", "Input", "the input")
+    train = experiment.data.train
+    task = datasets_registry[train.name].task_of(**train.args)
+    return task or Task(f"trained on {train.name}", "Input", "the input")
+
+
+def _of_paper(path: Path) -> pandas.DataFrame:
+    if not path.exists():
+        raise UserError(f"{path}: no such file; --paper is the folder of the published results (resources/paper)")
+    return pandas.read_csv(path, dtype=str, keep_default_na=False)
 
 
 def _published(path: Path) -> list[Published]:
     names = [field.name for field in dataclasses.fields(Published)]
-    if not path.exists():
-        raise UserError(f"{path}: no such file; --paper is the folder of the published results (resources/paper)")
-    table = pandas.read_csv(path, dtype=str, keep_default_na=False)
+    table = _of_paper(path)
     if list(table.columns) != names:
         raise UserError(f"{path}: its columns must be {', '.join(names)}")
     return [Published(**row) for row in table.to_dict("records")]
 
 
-def _sizes(path: Path) -> dict[str, dict[str, str]]:
-    if not path.exists():
-        raise UserError(f"{path}: no such file; --paper is the folder of the published results (resources/paper)")
-    table = pandas.read_csv(path, dtype=str, keep_default_na=False)
-    return {row["network"]: row for row in table.to_dict("records")}
-
-
 def _scale(
-    config: Mapping[str, Any],
+    experiment: Experiment,
     checkpoint: Mapping[str, Any] | None,
-    recipe: Mapping[str, Any] | None,
+    recipe: Experiment | None,
     size: Mapping[str, str] | None,
 ) -> Scale:
     return Scale(
-        steps=int(checkpoint["step"] if checkpoint else config["train"]["steps"]),
-        recipe_steps=recipe["train"]["steps"] if recipe else None,
-        batch_size=int(config["data"]["batch_size"]),
-        recipe_batch_size=recipe["data"]["batch_size"] if recipe else None,
+        steps=checkpoint["step"] if checkpoint else experiment.train.steps,
+        recipe_steps=recipe.train.steps if recipe else None,
+        batch_size=experiment.data.batch_size,
+        recipe_batch_size=recipe.data.batch_size if recipe else None,
         parameters=checkpoint["parameters"] if checkpoint else None,
         recipe_parameters=int(size["generator_parameters"]) if size else None,
         recipe_source=size["source"] if size else "",
@@ -383,9 +386,9 @@ def _checkpoint(path: Path) -> dict[str, Any]:
     }
 
 
-def _facts(config: Mapping[str, Any] | None, checkpoint: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+def _facts(experiment: Experiment | None, checkpoint: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     facts = []
-    wavlm = Path(config["wavlm"]) / "config.json" if config and config.get("wavlm") else None
+    wavlm = Path(experiment.wavlm) / "config.json" if experiment and experiment.wavlm else None
     if wavlm and wavlm.is_file():
         shape = json.loads(wavlm.read_text())
         facts.append(("WavLM", f"{shape['num_hidden_layers']} layers of {shape['hidden_size']}"))
@@ -397,9 +400,9 @@ def _facts(config: Mapping[str, Any] | None, checkpoint: Mapping[str, Any] | Non
     return facts
 
 
-def _best(config: Mapping[str, Any] | None, validation: pandas.DataFrame | None) -> list[tuple[str, str]]:
+def _best(experiment: Experiment | None, validation: pandas.DataFrame | None) -> list[tuple[str, str]]:
     """The step whose weights `train.best` keeps, with their number."""
-    column = config["train"].get("best") if config else None
+    column = experiment.train.best if experiment else None
     name = metric_of(column)
     if name is None or validation is None or column not in validation or validation[column].isna().all():
         return []
@@ -409,18 +412,19 @@ def _best(config: Mapping[str, Any] | None, validation: pandas.DataFrame | None)
     return [("Best validation", f"{label_of(column)} {number(value)} at step {step:,}")]
 
 
-def _recipe(path: Path, config: Mapping[str, Any], schema: dict) -> dict[str, Any] | None:
-    """The complete experiment at `path`, with the paths of the run of `config`; None if there is none."""
+def _recipe(path: Path, config: Mapping[str, Any], schema: dict) -> Experiment | None:
+    """The complete experiment at `path` with the folders of the run of `config`; None if there is no such file."""
     from finallyse.config import complete_experiment, merge, read_yaml
 
     if not path.is_file():
         return None
-    return complete_experiment(merge(read_yaml(path), {"exp": config["exp"]}), str(path), schema)
+    complete = complete_experiment(merge(read_yaml(path), {"exp": config["exp"]}), str(path), schema)
+    return from_dict(Experiment, complete)
 
 
-def _differences(config: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Options that define the result and differ between run and recipe, both completed with defaults."""
-    of_recipe, of_run = _flat(recipe), _flat(config)
+def _differences(config: Mapping[str, Any], recipe: Experiment) -> list[tuple[str, str, str]]:
+    """Options that define the result and differ between run and recipe, both complete with their defaults."""
+    of_recipe, of_run = _flat(dataclasses.asdict(recipe)), _flat(config)
     keys = [key for key in [*of_run, *(k for k in of_recipe if k not in of_run)] if defines_run(key)]
     return [
         (key, of_recipe.get(key, "–"), of_run.get(key, "–")) for key in keys if of_recipe.get(key) != of_run.get(key)
@@ -555,8 +559,8 @@ def _compared(results: Path, system: System) -> Compared:
     return Compared(system, scores, {metric: found for metric, found in differences.items() if found}, utterances)
 
 
-def _training_data(config: Mapping[str, Any]) -> TrainingData | None:
-    manifest = (config["data"]["train"].get("args") or {}).get("manifest")
+def _training_data(experiment: Experiment) -> TrainingData | None:
+    manifest = experiment.data.train.args.get("manifest")
     if not manifest or not Path(manifest).is_file():
         return None
     table = _table(Path(manifest), ["samples", "rate"])

@@ -75,6 +75,11 @@ def with_interval(interval: Interval | None, signed: bool = False) -> str:
     return f"{'+' if signed and mean > 0 else ''}{mean:,.{decimals}f} ± {half:,.{decimals}f}".replace("-", "−")
 
 
+def counted(n: int, noun: str) -> str:
+    """`1 file`, `2 files`."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
     """About `count` round numbers within [low, high]."""
     if not high > low:

@@ -23,7 +23,7 @@ from finallyse.losses import losses_registry
 from finallyse.metrics import headlines, label_of, metrics_registry
 from finallyse.report import figures
 from finallyse.report.collect import Compared, Network, Report, Score
-from finallyse.report.figures import Interval, number, with_interval
+from finallyse.report.figures import Interval, counted, number, with_interval
 from finallyse.report.listen import (
     SIGNALS,
     Options,
@@ -45,7 +45,8 @@ FAR = 0.5
 def write(report: Report, output: Path, options: Options, augmentations: Path | None = None) -> int:
     """Render `report` to `output`, atomically; returns its size in bytes.
 
-    augmentations: the executed notebooks/augmentations.ipynb, which the page links to.
+    Args:
+        augmentations: the executed notebooks/augmentations.ipynb, which the page links to.
     """
     if options.rank_by:
         check_ranking(report, options.rank_by)
@@ -77,7 +78,7 @@ def render(report: Report, options: Options, augmentations: str | None = None) -
     sections += [("missing", "Missing"), ("run", "The run")]
     return environment.get_template("template.html.j2").render(
         title=report.title,
-        subtitle=f"{_count(len(report.networks), 'network')} · {report.results} · {report.made:%d %B %Y, %H:%M %Z}",
+        subtitle=f"{counted(len(report.networks), 'network')} · {report.results} · {report.made:%d %B %Y, %H:%M %Z}",
         version=report.environment["finallyse"],
         style=Markup((FOLDER / "style.css").read_text() + figures.CHART_STYLE),
         script=Markup((FOLDER / "player.js").read_text()),
@@ -151,10 +152,6 @@ def speech(hours: float) -> str:
 def percent(share: float) -> str:
     """A share in per cent, to two significant digits."""
     return f"{number(100 * share, 2)} %"
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def _between(values: Sequence[str]) -> str:
@@ -328,9 +325,9 @@ def _network(network: Network, report: Report, options: Options, sounds: Sounds)
     if network.history is not None and "seconds" in network.history and len(network.history):
         facts.append(("Time per step", duration(float(network.history["seconds"].median()))))
     if network.data:
-        facts.append(("Training set", f"{_count(network.data.files, 'file')}, {speech(network.data.hours)}"))
-    if network.config:
-        start = network.config["generator"].get("init_from")
+        facts.append(("Training set", f"{counted(network.data.files, 'file')}, {speech(network.data.hours)}"))
+    if network.experiment:
+        start = network.experiment.generator.init_from
         if start:
             facts.append(("Starts from", Path(start).stem))
     facts += network.facts
@@ -340,11 +337,10 @@ def _network(network: Network, report: Report, options: Options, sounds: Sounds)
     listen = f"Listen: ranked by {score.label}" if score else "Listen"
     utterances = shared_utterances(network)
     if score and len(utterances) > options.utterances:
-        listen += f", {options.utterances} of {_count(len(utterances), 'utterance')}"
+        listen += f", {options.utterances} of {counted(len(utterances), 'utterance')}"
     if len(utterances) < len(network.utterances):
-        listen += f" that {' and '.join(c.system.name for c in network.compared)} " + (
-            "has" if len(network.compared) == 1 else "have"
-        )
+        names = " and ".join(compared.system.name for compared in network.compared)
+        listen += f" that {names} {'has' if len(network.compared) == 1 else 'have'}"
     return {
         "id": _anchor(network.name),
         "name": network.name,
@@ -480,7 +476,7 @@ def _score_row(score: Score) -> dict[str, Any]:
     elif score.change:
         row["change"] = with_interval(score.change.interval, signed=True)
         if score.change.unpaired:
-            row["unpaired"] = f"of {_count(score.change.pairs, 'pair')}"
+            row["unpaired"] = f"of {counted(score.change.pairs, 'pair')}"
     row["plot"] = Markup(figures.interval_pair(score.input, score.output, score.label, score.reference))
     return row
 
@@ -501,7 +497,7 @@ def _compared_row(compared: Compared, score: Score, items: int) -> dict[str, Any
     have = len(compared.utterances)
     row |= {
         "system": compared.system.name,
-        "coverage": f"{have} of {items} items" if have < items else _count(items, "item"),
+        "coverage": f"{have} of {items} items" if have < items else counted(items, "item"),
     }
     difference = compared.differences.get(score.metric)
     row["difference"] = with_interval(difference.interval, signed=True) if difference else "–"
@@ -548,7 +544,7 @@ def _stages(report: Report, options: Options, sounds: Sounds) -> dict[str, Any] 
             between.append(("enhanced", _short(stage.name), names[utterance.name].paths["enhanced"], note))
         at = 1 if signals and signals[0][0] == "noisy" else 0
         players.append(player(utterance.name, signals[:at] + between + signals[at:], sounds, badge=badge))
-    text = f"The same validation utterances through {_count(len(stages), 'network')}, in the order of training."
+    text = f"The same validation utterances through {counted(len(stages), 'network')}, in the order of training."
     if players and score:
         text += f" Best and worst are those of {stages[-1].name} by {score.label}."
     return {"text": text, "charts": charts, "players": players}
@@ -578,7 +574,7 @@ def _published(report: Report) -> list[dict[str, Any]]:
                 {
                     "metric": label,
                     "ours": with_interval(score.output) if score and not score.missing else "–",
-                    "over": _count(score.scored, "utterance") if score and not score.missing else "",
+                    "over": counted(score.scored, "utterance") if score and not score.missing else "",
                     "value": entry.value,
                     "reference": f"ground truth {entry.reference_value}" if entry.reference_value else "",
                     "system": entry.system,
@@ -628,12 +624,12 @@ def _missing(report: Report) -> list[dict[str, str]]:
             if score.missing:
                 by_reason.setdefault((score.label, score.reason), []).append(network.name)
             elif score.failed:
-                what = f"{score.label}: {_count(score.failed, 'utterance')} of {network.name} not scored"
+                what = f"{score.label}: {counted(score.failed, 'utterance')} of {network.name} not scored"
                 entries.append({"what": what, "where": score.reason})
         for compared in network.compared:
             absent = [u.name for u in network.utterances if u.name not in compared.utterances]
             if absent:
-                of = f"{len(absent)} of {_count(len(network.utterances), 'utterance')} of {network.name}"
+                of = f"{len(absent)} of {counted(len(network.utterances), 'utterance')} of {network.name}"
                 where = f"not in {compared.system.folder}, e.g. {absent[0]}"
                 entries.append({"what": f"{compared.system.name}: {of}", "where": where})
     for (label, reason), names in by_reason.items():

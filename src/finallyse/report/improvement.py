@@ -13,7 +13,7 @@ import pandas
 from finallyse.errors import UserError, nearest
 from finallyse.metrics import goodness, metric_of
 from finallyse.report.collect import Score, read_scores, read_validation
-from finallyse.report.figures import number, with_interval
+from finallyse.report.figures import counted, number, with_interval
 from finallyse.report.paired import LEVEL_TOLERANCE_DB, level_verdict, trends
 
 CURVE_ROWS = 12
@@ -131,10 +131,10 @@ def _not_better(score: Score) -> str | None:
     if score.change is None:
         return f"must be better than the input's, which was not measured{_because(score)}"
     if score.change.pairs < 2:
-        return f"must be better than the input's: {_count(score.change.pairs, 'pair')} to judge by{_because(score)}"
+        return f"must be better than the input's: {counted(score.change.pairs, 'pair')} to judge by{_because(score)}"
     if goodness(score.change.interval.mean, score.better) > 0:
         return None
-    change = f"{with_interval(score.change.interval, signed=True)} over {_count(score.change.pairs, 'pair')}"
+    change = f"{with_interval(score.change.interval, signed=True)} over {counted(score.change.pairs, 'pair')}"
     means = f"output {number(score.output.mean)}, input {number(score.input.mean)}"
     return f"must be better than the input's: {score.verdict}, change {change} ({means})"
 
@@ -161,11 +161,7 @@ def _because(score: Score) -> str:
 
 def _mean(score: Score) -> str:
     unit = f" {score.unit}" if score.unit else ""
-    return f"{with_interval(score.output)}{unit} over {_count(score.scored, 'utterance')}"
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+    return f"{with_interval(score.output)}{unit} over {counted(score.scored, 'utterance')}"
 
 
 def markdown(found: Improvement) -> str:

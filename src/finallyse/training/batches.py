@@ -12,16 +12,17 @@ from torch.utils.data import DataLoader
 
 from finallyse.errors import UserError
 from finallyse.training.distributed import Group
-from finallyse.training.sampling import Order, StepSampler
+from finallyse.training.sampling import Order
 
 CHANNEL_AXIS = ("wav", "input_wav")  # [T] in an item, [B, 1, T] in a batch, as the networks require
 
 
 @dataclasses.dataclass
 class Batch:
-    """Items of one step, or a piece of them, by name: `wav` and `input_wav` [B, 1, T], the others with B in front.
+    """Items of one step, or a microbatch of them: `wav` and `input_wav` [B, 1, T], the others with B in front.
 
-    `share` is this batch's fraction of the global batch: the weight of a loss that is a mean over items.
+    Attributes:
+        share: this batch's fraction of the global batch: the weight of a loss that is a mean over items.
     """
 
     tensors: dict[str, Tensor]
@@ -33,7 +34,7 @@ class Batch:
 
     def __getitem__(self, key: str) -> Tensor:
         if key not in self.tensors:
-            raise UserError(f"the trainer needs {key!r}, which this dataset's items lack (they hold {list(self)})")
+            raise UserError(f"the trainer needs {key!r}, which items of this dataset do not have ({list(self)})")
         return self.tensors[key]
 
     def __setitem__(self, key: str, value: Tensor) -> None:
@@ -46,15 +47,15 @@ class Batch:
         return iter(self.tensors)
 
     def split(self, size: int | None) -> list[Batch]:
-        """Pieces of at most `size` items; None: one piece."""
+        """Split into microbatches of at most `size` items; None: a single one."""
         if size is None or size >= len(self):
             return [dataclasses.replace(self, tensors=dict(self.tensors))]
-        pieces = []
+        microbatches = []
         for first in range(0, len(self), size):
             names = self.names[first : first + size]
             tensors = {key: value[first : first + size] for key, value in self.tensors.items()}
-            pieces.append(Batch(tensors, names, self.share * len(names) / len(self)))
-        return pieces
+            microbatches.append(Batch(tensors, names, self.share * len(names) / len(self)))
+        return microbatches
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`; the copy of pinned memory does not wait for the GPU."""
@@ -66,8 +67,8 @@ class Batch:
         return dataclasses.replace(self, tensors={key: value.pin_memory() for key, value in self.tensors.items()})
 
 
-class Told:
-    """A dataset that returns one-line errors instead of raising them, which in a loader process adds a traceback."""
+class ErrorsAsItems:
+    """A dataset that returns UserErrors instead of raising them, which in a loader process would add a traceback."""
 
     def __init__(self, dataset):
         self.dataset = dataset
@@ -79,8 +80,8 @@ class Told:
             return error
 
 
-def collate_told(items: list) -> Batch | UserError:
-    """`collate`, except that an error among the items, or in collating them, is returned in place of the batch."""
+def collate_or_error(items: list) -> Batch | UserError:
+    """`collate`; returns an error among the items, or in collating them, instead of the batch."""
     try:
         return next((item for item in items if isinstance(item, UserError)), None) or collate(items)
     except UserError as error:
@@ -90,7 +91,8 @@ def collate_told(items: list) -> Batch | UserError:
 def collate(items: Iterable[Mapping]) -> Batch:
     """Stack items of equal lengths.
 
-    Raises UserError if lengths differ: a training dataset needs a `segment`.
+    Raises:
+        UserError: if lengths differ: a training dataset needs a `segment`.
     """
     items = list(items)
     names = [str(item["name"]) for item in items]
@@ -108,7 +110,7 @@ def collate(items: Iterable[Mapping]) -> Batch:
 
 
 class Batches:
-    """The batch of each step, on the device. Steps must be requested in order, starting at any step.
+    """Loads the batch of each step onto the device. Steps must be requested in order, starting at any step.
 
     Args:
         dataset: returns an item for (epoch, index).
@@ -140,12 +142,12 @@ class Batches:
 
     def _from(self, step: int) -> DataLoader:
         return DataLoader(
-            Told(self.dataset),
-            batch_sampler=StepSampler(self.order, self.group.share, step, self.last),
-            collate_fn=collate_told,
+            ErrorsAsItems(self.dataset),
+            batch_sampler=(self.group.share(self.order.at(each)) for each in range(step, self.last)),
+            collate_fn=collate_or_error,
             num_workers=min(self.num_workers, self.last - step),
             pin_memory=self.group.device.type == "cuda",
-            worker_init_fn=_leave_signals_to_the_trainer if self.num_workers else None,
+            worker_init_fn=_ignore_signals if self.num_workers else None,
         )
 
     def close(self) -> None:
@@ -159,7 +161,7 @@ class Batches:
             loader._shutdown_workers()
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """A signal to the whole process group must not kill the loader while the trainer is about to save."""
+def _ignore_signals(worker: int) -> None:
+    """A signal to the whole process group must not kill a loader process while the trainer is about to save."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

@@ -2,9 +2,9 @@
 
 Gradients are summed explicitly instead of by DistributedDataParallel. A step makes several forward passes through the
 same discriminators (real, generated, and again for the generator's update, where they are frozen), splits batches into
-pieces, and must decide jointly whether an update is finite before making it. DistributedDataParallel's hooks would
-have to be disabled for most of that. One explicit sum after the last backward pass of an update is sufficient: every
-loss is weighted by its share of the global batch, so the sum is the global batch's gradient for any number of
+microbatches, and must decide jointly whether an update is finite before making it. DistributedDataParallel's hooks
+would have to be disabled for most of that. One explicit sum after the last backward pass of an update is sufficient:
+every loss is weighted by its share of the global batch, so the sum is the global batch's gradient for any number of
 processes.
 """
 
@@ -19,20 +19,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from finallyse.errors import UserError
-from finallyse.hardware import processor
+from finallyse.hardware import choose_device, processor
 
 BUCKET_BYTES = 64 * 2**20
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of this process: `auto` uses a GPU if available.
+def process_device(name: str) -> torch.device:
+    """The device of this process for `exp.device=name`: a GPU of its own, or the CPU.
 
-    Raises UserError for `cuda` without a usable CUDA device.
+    Raises:
+        UserError: if there is no GPU for this process.
     """
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise UserError("exp.device=cuda, but PyTorch sees no CUDA device here; use exp.device=auto or exp.device=cpu")
+    device = choose_device(name, "exp.device")
+    if device.type == "cpu":
+        return device
     index = int(os.environ.get("LOCAL_RANK", 0))
     if index >= torch.cuda.device_count():
         raise UserError(
@@ -47,7 +47,9 @@ def choose_device(name: str) -> torch.device:
 class Group:
     """This process within the group that trains together; a group of one unless started by torchrun.
 
-    `leader` is true in the one process that writes files; `hardware` names the training device.
+    Attributes:
+        leader: whether this is the one process that writes files.
+        hardware: name of the training device.
     """
 
     def __init__(self, device: torch.device):
@@ -88,8 +90,8 @@ class Group:
             pending.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
         for bucket, flat, work in pending:
             work.wait()
-            pieces = flat.split([gradient.numel() for gradient in bucket])
-            torch._foreach_copy_(bucket, [p.view_as(g) for p, g in zip(pieces, bucket, strict=True)])
+            sums = flat.split([gradient.numel() for gradient in bucket])
+            torch._foreach_copy_(bucket, [s.view_as(g) for s, g in zip(sums, bucket, strict=True)])
 
     def highest(self, *values: int) -> list[int]:
         """The element-wise maximum of a few small integers over all processes, on the hosts only."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-import math
 import os
 import signal
 import time
@@ -11,41 +11,48 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from finallyse.datasets import datasets_registry
 from finallyse.errors import UserError
 from finallyse.hardware import keep_freed_memory
+from finallyse.models.checkpoint import save_checkpoint
+from finallyse.options import Experiment, Part, from_dict
 from finallyse.training import trainers_registry
-from finallyse.training.base import BALANCE, BaseTrainer
 from finallyse.training.batches import Batch, Batches
-from finallyse.training.distributed import Group, choose_device
-from finallyse.training.history import Progress, Table, Writers
+from finallyse.training.distributed import Group, process_device
+from finallyse.training.log import SkippedSteps, TrainingLog
 from finallyse.training.sampling import Order
 from finallyse.training.state import StateFolder, definition, random_state, seed_everything, set_random_state
-from finallyse.training.validation import Validation
+from finallyse.training.trainers import BaseTrainer
+from finallyse.training.validation import Best, Validation
 
 log = logging.getLogger(__name__)
 
 TRY_AGAIN = 75  # exit status (EX_TEMPFAIL) of a run that saved and stopped before its end: restart it
 
 
-def train(experiment: DictConfig | Mapping) -> int:
-    """Train one network, from its saved state if there is one; returns the process's exit status.
+def train(experiment: Experiment | Mapping) -> int:
+    """Train one network, from its saved state if there is one.
 
-    0: the checkpoint `<results>/<run_name>.ckpt` is written (`<run_name>.best.ckpt`, if `train.best` is set, exists
-    from the first validation on). 75: stopped by a signal or `train.stop_after` and saved, to be continued.
-    Raises UserError for anything that the user can fix.
+    Args:
+        experiment: the complete experiment, also as nested dicts.
+
+    Returns:
+        The exit status of the process. 0: the checkpoint `<results>/<run_name>.ckpt` is written
+        (`<run_name>.best.ckpt`, if `train.best` is set, exists from the first validation on). 75: stopped by a signal
+        or `train.stop_after` and saved, to be continued.
+
+    Raises:
+        UserError: for anything that the user can fix.
     """
-    if isinstance(experiment, DictConfig):
-        experiment = OmegaConf.to_container(experiment, resolve=True)
-    device = choose_device(experiment["exp"]["device"])
+    experiment = from_dict(Experiment, experiment)
+    device = process_device(experiment.exp.device)
     prepare_pytorch(experiment, device)
     group = Group(device)
     try:
         with Run(experiment, group) as run:
-            for step in run.steps():
-                batch = run.batch(step)
+            for step, batch in run.steps():
                 run.trainer.begin(step, run.order.epoch(step))
                 losses = run.trainer.train_step(batch)
                 run.after(step + 1, batch, losses)
@@ -60,67 +67,38 @@ class Run:
     Steps are counted from 0 while they are made, and from 1 once they have been made: after `step` steps.
     """
 
-    def __init__(self, experiment: Mapping, group: Group):
-        self.experiment, self.group = experiment, group
-        self.options = experiment["train"]
-        self.last: int = self.options["steps"]
-        results, name = Path(experiment["exp"]["results"]), experiment["exp"]["run_name"]
-        self.checkpoint, self.folder = results / f"{name}.ckpt", results / "state" / name
-        self.best_checkpoint = results / f"{name}.best.ckpt"
-        self.stop = StopRequests(self.options["stop_after"])
-        self.states = StateFolder(self.folder, definition(experiment), self.options["keep"])
+    def __init__(self, experiment: Experiment, group: Group):
+        self.experiment, self.options, self.group = experiment, experiment.train, group
+        results, name = Path(experiment.exp.results), experiment.exp.run_name
+        self.checkpoint, folder = results / f"{name}.ckpt", results / "state" / name
+        self.stop = StopRequests(self.options.stop_after)
+        self.states = StateFolder(folder, definition(experiment), self.options.keep)
         if group.leader:
             self.states.lock()
-        found = group.from_leader(self.states.newest(self.last) if group.leader else None)
-        state = self.states.read(found) if found else None
+        found = group.from_leader(self.states.newest(self.options.steps) if group.leader else None)
+        state = self.states.read(found) if found else {}
 
-        seed_everything(experiment["exp"]["seed"])
-        dataset, validation_set = (_dataset(experiment["data"][part]) for part in ("train", "validation"))
-        self.order = Order(len(dataset), experiment["data"]["batch_size"], experiment["exp"]["seed"])
-        self.batches = Batches(dataset, self.order, group, self.last, experiment["data"]["num_workers"])
-        trainer = trainers_registry[experiment["trainer"]]
-        self.trainer = trainer(experiment, group, set(dataset[(0, 0)]), resumes=state is not None)
-        _check_rates(self.trainer, dataset, validation_set)
-        self.validation = Validation(
-            validation_set,
-            experiment["metrics"],
-            experiment["exp"]["resources"],
-            self.options["val_items"],
-            self.folder,
-            group,
-        )
+        seed_everything(experiment.exp.seed)
+        dataset, validation_set = _dataset(experiment.data.train), _dataset(experiment.data.validation)
+        self.order = Order(len(dataset), experiment.data.batch_size, experiment.exp.seed)
+        self.batches = Batches(dataset, self.order, group, self.options.steps, experiment.data.num_workers)
+        trainer = trainers_registry[experiment.trainer]
+        self.trainer: BaseTrainer = trainer(experiment, group, set(dataset[(0, 0)]), resumes=bool(state))
+        _check_rates(self.trainer.generator, dataset, validation_set)
+        self.validation = Validation(validation_set, experiment, folder, group)
+        self.best = Best(experiment, self.validation, results / f"{name}.best.ckpt", group, state)
 
-        if self.options["best"] is not None:
-            self.validation.check(self.options["best"])
-
-        self.step, self.skips, self.best, self.wandb_id = 0, 0, {}, None
-        # what `train.best` keeps: metric, value, step, devices and, in the leader, the weights
-        self.kept: dict = {}
-        self.devices: dict[str, int] = {}  # name -> steps trained there
+        self.step: int = state.get("step", 0)
+        self.devices: dict[str, int] = dict(state.get("devices", {}))  # name -> steps trained there
         if state:
-            self.step, self.skips = state["step"], state["skips"]
-            self.best, self.wandb_id = dict(state["best"]), state["wandb_id"]
-            self.devices = dict(state["devices"])
-            kept = state.get("kept") or {}  # absent in states of versions before `train.best`
-            if kept.get("metric") == self.options["best"]:
-                self.kept = kept if group.leader else {key: kept[key] for key in ("metric", "value", "step")}
             self.trainer.load_state_dict(state["trainer"])
             set_random_state(state["random"])
-            log.info("%s: continuing after step %d of %d", found, self.step, self.last)
-        del state
-        self.saved_step, self.saved_at, self.waited = self.step, time.monotonic(), 0.0
-        self.pending: list[tuple[int, list[str], list[str], Tensor, dict]] = []  # losses still on the device
-        self.recent: list[dict] = []  # rows since the last progress line
-        self.history = self.validations = self.writers = None
+            log.info("%s: continuing after step %d of %d", found, self.step, self.options.steps)
+        self.saved_step, self.saved_at = self.step, time.monotonic()
+        skipped = SkippedSteps(self.options, self.states, group, state.get("skips", 0))
+        self.log = TrainingLog(experiment, folder, self.step, skipped, state.get("wandb_id"), group)
         if group.leader:
-            self.history = Table(self.folder / "history.csv", self.step)
-            self.validations = Table(self.folder / "validation.csv", self.step)
-            self.writers = Writers(experiment, self.folder, self.wandb_id, self.step)
-            self.wandb_id = self.writers.wandb_id
-            if self.kept and not self._best_is_written():  # killed before writing it, or deleted since
-                self._write_best()
-        self.progress = Progress(self.step, self.last)
-        self.read_at = time.perf_counter()
+            self.best.restore()
 
     def __enter__(self) -> Run:
         self.stop.listen()
@@ -129,234 +107,96 @@ class Run:
     def __exit__(self, kind, error, trace) -> None:
         self.batches.close()
         self.stop.restore()
-        if self.group.leader:
-            self.states.unlock()
-            self.history.close()
-            self.validations.close()
-            self.writers.close(finished=error is None and self.step == self.last)
+        self.states.unlock()
+        self.log.close(finished=error is None and self.step == self.options.steps)
 
-    # ------------------------------------------------------------------------------------------------------ the loop
-
-    def steps(self) -> Iterator[int]:
-        """The remaining steps, until the end or a reason to stop."""
+    def steps(self) -> Iterator[tuple[int, Batch]]:
+        """The remaining steps and their batches on the device, until the end or a reason to stop."""
         first = self.step
-        while self.step < self.last:
+        while self.step < self.options.steps:
             # a time limit shorter than the start-up must not cause runs that never advance by a step
             if self.group.highest(int(self.stop.due(out_of_time=self.step > first)))[0]:
                 return
-            yield self.step
-
-    def batch(self, step: int) -> Batch:
-        """The batch of a step, on the device."""
-        began = time.perf_counter()
-        batch = self.batches.at(step)
-        self.waited += time.perf_counter() - began
-        return batch
+            began = time.perf_counter()
+            batch = self.batches.at(self.step)
+            self.log.data_wait += time.perf_counter() - began
+            yield self.step, batch
 
     def after(self, step: int, batch: Batch, losses: Mapping[str, Tensor]) -> None:
         """After `step` steps: log, validate, save."""
-        self.step = step
+        self.step, options, is_last = step, self.options, step == self.options.steps
         self.devices[self.group.hardware] = self.devices.get(self.group.hardware, 0) + 1
         rates = {f"lr_{name}": updater.lr for name, updater in self.trainer.updaters().items()}
-        self.pending.append((step, batch.names, list(losses), torch.stack(list(losses.values())), rates))
-        if step % self.options["log_step"] == 0 or step == self.last:
-            self.report()
+        self.log.add(step, batch.names, losses, rates)
+        if is_last or step % options.log_step == 0:
+            self.log.report()
         elif self.group.device.type == "cpu":
-            self.read()  # costs nothing without a device to wait for, and reports a bad step immediately
-        if step == self.last or (self.options["val_step"] and step % self.options["val_step"] == 0):
+            self.log.flush()  # without a device to wait for it costs nothing, and a skipped step is reported at once
+        if is_last or (options.val_step and step % options.val_step == 0):
             self.validate()
-        due = step % self.options["checkpoint_step"] == 0 or step == self.last or self.kept.get("step") == step
-        late = time.monotonic() - self.saved_at >= 60 * self.options["checkpoint_minutes"]
+        due = is_last or step % options.checkpoint_step == 0 or self.best.step == step
+        late = time.monotonic() - self.saved_at >= 60 * options.checkpoint_minutes
         if self.group.highest(int(due or late))[0]:
             self.save()
 
-    def finish(self) -> int:
-        """Write the checkpoint, or save and ask for a restart."""
-        if self.step < self.last:
-            self.save()
-            log.info(
-                "stopped after step %d of %d (%s); start again to continue", self.step, self.last, self.stop.reason
-            )
-            return TRY_AGAIN
-        if self.group.leader:
-            from finallyse.models.checkpoint import save_checkpoint
-
-            generator, discriminators = self.trainer.weights()
-            save_checkpoint(
-                self.checkpoint,
-                network=self.experiment["generator"]["name"],
-                config=self.experiment,
-                step=self.step,
-                generator=generator,
-                discriminators=discriminators,
-                devices=self.devices,
-            )
-            log.info("%s written after %d steps", self.checkpoint, self.step)
-            if self.options["best"] is not None and not self.kept:
-                log.warning(
-                    "no %s: no validation has measured train.best=%s", self.best_checkpoint, self.options["best"]
-                )
-        self.group.barrier()
-        return 0
-
-    # ------------------------------------------------------------------------------------------------- what it tells
-
-    def read(self) -> None:
-        """Copy the losses of the steps since the last call to the host: the only place that waits for the device.
-
-        Writes them to history.csv. Raises UserError if one of those steps was not finite.
-        """
-        if not self.pending:
-            return
-        pending, self.pending = self.pending, []
-        # concatenated, since steps of `train.balance_step` have more values, so that there is one copy to wait for
-        values = iter(torch.cat([vector for *_, vector, _ in pending]).tolist())
-        now = time.perf_counter()
-        seconds, self.read_at = (now - self.read_at) / len(pending), now
-        rows, problem = [], None
-        for step, names, keys, _, rates in pending:
-            row = {"step": step, **{key: next(values) for key in keys}, **rates, "seconds": seconds}
-            withheld = [row.pop(key) for key in keys if key.startswith("withheld_")]
-            rows.append(row)
-            if any(withheld) and (problem := self._not_finite(step, names, row)):
-                break
-        self.recent += rows
-        if self.history:
-            self.history.append(rows)
-        if problem:
-            raise UserError(problem)
-
-    def report(self) -> None:
-        """The progress line and the writers, with means since the last report."""
-        self.read()
-        rows, self.recent = self.recent, []
-        rates = {key: value for key, value in rows[-1].items() if key.startswith("lr_")}
-        means = {}
-        balance = {key: value for row in rows for key, value in row.items() if key.startswith(BALANCE)}  # the last ones
-        for key in rows[-1].keys() - {"step", *rates, *balance}:
-            finite = [row[key] for row in rows if math.isfinite(row[key])]  # skipped steps are reported separately
-            means[key] = sum(finite) / len(finite) if finite else math.nan
-        seconds = means.pop("seconds")
-        shown = {key: means[key] for key in rows[-1] if key in means} | rates | {"data_wait": self.waited / len(rows)}
-        self.waited = 0.0
-        if self.group.leader:
-            log.info(self.progress.line(self.step, shown))
-            shown["seconds"] = seconds
-            self.writers.scalars(self.step, {f"train/{key}": value for key, value in (shown | balance).items()})
-
     def validate(self) -> None:
         """Compute metrics and log audio; leaves every random number generator unchanged."""
-        self.read()
+        self.log.flush()
         before = random_state()
-        row = self.validation.run(self.step, self.trainer, self.writers)
+        row = self.validation.run(self.step, self.trainer, self.log.writers)
         set_random_state(before)
-        measured = {key: value for key, value in row.items() if key not in ("step", "items", "seconds")}
-        for name, value in measured.items():
-            best = self.best.get(name)
-            if best is None or self.validation.improves(name, value, best["value"]):
-                self.best[name] = {"value": value, "step": self.step}
-        self._keep_the_best(measured)
-        if self.group.leader:
-            self.validations.append([row])
-            shown = " | ".join(
-                f"{key} {value:.4g} (best {self.best[key]['value']:.4g} at {self.best[key]['step']})"
-                for key, value in measured.items()
-            )
-            log.info(
-                "validation after step %d: %s | %d items in %.1f s", self.step, shown, row["items"], row["seconds"]
-            )
-            self.writers.scalars(self.step, {f"validation/{key}": value for key, value in measured.items()})
-        self.read_at = time.perf_counter()
-
-    def _keep_the_best(self, measured: Mapping[str, float]) -> None:
-        """Keep the validated weights in memory if they are the best so far; the next `save` writes them."""
-        metric = self.options["best"]
-        if metric not in measured:  # not requested, or not computed for any item: `Validation` has logged why
-            return
-        value = measured[metric]
-        if self.kept and not self.validation.improves(metric, value, self.kept["value"]):
-            return
-        self.kept = {"metric": metric, "value": value, "step": self.step}
-        if self.group.leader:
-            generator, discriminators = self.trainer.weights()
-            self.kept |= {
-                "devices": dict(self.devices),
-                "generator": _copies(generator),
-                "discriminators": {name: _copies(weights) for name, weights in discriminators.items()},
-            }
-
-    def _best_is_written(self) -> bool:
-        from finallyse.models.checkpoint import load_checkpoint
-
-        if not self.best_checkpoint.is_file():
-            return False
-        try:
-            found = load_checkpoint(self.best_checkpoint)
-        except UserError as error:
-            log.warning("%s; it is written anew from the state", error)
-            return False
-        ours = self.kept["generator"]
-        return found.generator.keys() == ours.keys() and all(torch.equal(found.generator[n], ours[n]) for n in ours)
-
-    def _write_best(self) -> None:
-        from finallyse.models.checkpoint import save_checkpoint
-
-        save_checkpoint(
-            self.best_checkpoint,
-            network=self.experiment["generator"]["name"],
-            config=self.experiment,
-            **{key: self.kept[key] for key in ("step", "devices", "generator", "discriminators")},
-        )
-        log.info("%s written: best %s, at step %d", self.best_checkpoint, self.kept["metric"], self.kept["step"])
-
-    def _not_finite(self, step: int, names: list[str], row: Mapping[str, float]) -> str | None:
-        """Count and log a skipped step, or return the message with which to stop: what, where, which items."""
-        bad = [
-            key.replace("grad_norm_", "gradient of the ").replace(BALANCE, "gradient at the waveform of ")
-            for key, value in row.items()
-            if not math.isfinite(value)
-        ]
-        items = [name for share in self.group.gather(names) for name in share]
-        what = f"step {step}: not finite: {', '.join(bad)}; items: {', '.join(items)}"
-        if self.options["on_nonfinite"] == "skip" and self.skips < self.options["max_skips"]:
-            self.skips += 1
-            log.warning("%s. No update made (skip %d of at most %d)", what, self.skips, self.options["max_skips"])
-            return None
-        kept = self.states.newest(step) if self.group.leader else None
-        return (
-            f"{what}. The update was not made; "
-            + (f"the last good state is {kept}" if kept else "no state was saved before")
-            + (f"; {self.skips} steps were skipped before (train.max_skips)" if self.skips else "")
-            + ". Look at these items, lower the learning rate, set train.clip or train.on_nonfinite=skip"
-        )
+        self.best.update(row, self.trainer, self.devices)
+        self.log.validation(row, self.best.values)
+        self.log.restart_clock()
 
     def save(self) -> None:
         """Write the resume state."""
-        self.read()
+        self.log.flush()
         if self.saved_step == self.step and self.states.has(self.step):
             return
         if self.group.leader:
-            self.history.sync()
-            self.validations.sync()
+            self.log.sync()
             self.states.save(
                 self.step,
                 {
                     "trainer": self.trainer.state_dict(),
-                    "skips": self.skips,
-                    "best": self.best,
-                    "kept": self.kept,
-                    "wandb_id": self.wandb_id,
+                    "skips": self.log.skipped.count,
+                    "best": self.best.values,
+                    "kept": self.best.kept,
+                    "wandb_id": self.log.writers.wandb_id,
                     "devices": self.devices,
                     "random": random_state(),
                 },
             )
             # Last, and only what a state contains: whenever a run is killed, and whichever state is resumed, the file
             # can be rebuilt from what that state has kept.
-            if self.kept.get("step", 0) > self.saved_step:
-                self._write_best()
+            if self.best.step > self.saved_step:
+                self.best.write()
         self.group.barrier()
         self.saved_step, self.saved_at = self.step, time.monotonic()
-        self.read_at = time.perf_counter()
+        self.log.restart_clock()
+
+    def finish(self) -> int:
+        """Write the checkpoint, or save and ask for a restart; returns the exit status."""
+        if self.step < self.options.steps:
+            self.save()
+            where = f"step {self.step} of {self.options.steps}"
+            log.info("stopped after %s (%s); run again to continue", where, self.stop.reason)
+            return TRY_AGAIN
+        if self.group.leader:
+            save_checkpoint(
+                self.checkpoint,
+                network=self.experiment.generator.name,
+                config=dataclasses.asdict(self.experiment),
+                step=self.step,
+                devices=self.devices,
+                **self.trainer.weights(),
+            )
+            log.info("%s written after %d steps", self.checkpoint, self.step)
+            if self.best.metric is not None and not self.best.kept:
+                log.warning("no %s: no validation has measured train.best=%s", self.best.path, self.best.metric)
+        self.group.barrier()
+        return 0
 
 
 class StopRequests:
@@ -392,36 +232,29 @@ class StopRequests:
             signal.signal(number, self._before[number])
 
 
-def prepare_pytorch(experiment: Mapping, device: torch.device) -> None:
+def prepare_pytorch(experiment: Experiment, device: torch.device) -> None:
     """Set threads, precision of matrix products, determinism, and memory allocation on a CPU."""
-    options = experiment["exp"]
-    if options["threads"]:
-        torch.set_num_threads(options["threads"])
-    torch.set_float32_matmul_precision("high" if experiment["train"]["tf32"] else "highest")
-    torch.backends.cudnn.allow_tf32 = experiment["train"]["tf32"]
-    torch.backends.cudnn.benchmark = device.type == "cuda" and not options["deterministic"]
-    torch.use_deterministic_algorithms(options["deterministic"])
-    if options["deterministic"]:
+    options, tf32 = experiment.exp, experiment.train.tf32
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not options.deterministic
+    torch.use_deterministic_algorithms(options.deterministic)
+    if options.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if device.type == "cpu":
         keep_freed_memory()
 
 
-def _copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().to("cpu", copy=True) for name, value in weights.items()}
+def _dataset(part: Part):
+    return datasets_registry[part.name](**part.args)
 
 
-def _dataset(part: Mapping):
-    from finallyse.datasets import datasets_registry
-
-    return datasets_registry[part["name"]](**part["args"])
-
-
-def _check_rates(trainer: BaseTrainer, train_set, validation_set) -> None:
-    generator = trainer.generator
-    if train_set.output_rate != trainer.output_rate:
+def _check_rates(generator, train_set, validation_set) -> None:
+    if train_set.output_rate != generator.output_rate:
         raise UserError(
-            f"data.train: targets at {train_set.output_rate} Hz; the generator makes {trainer.output_rate} Hz"
+            f"data.train: targets at {train_set.output_rate} Hz; the generator's output has {generator.output_rate} Hz"
         )
     for kind, dataset in (("train", train_set), ("validation", validation_set)):
         if dataset.input_rate != generator.input_rate:

@@ -9,65 +9,74 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
+from finallyse.options import Optimizer, Scheduler, from_dict
 from finallyse.training.clipping import Clipper
 from finallyse.training.distributed import Group
 
 
-def learning_rate(step: int, epoch: int, base: float, scheduler: Mapping) -> float:
+def learning_rate(step: int, epoch: int, base: float, scheduler: Scheduler | Mapping) -> float:
     """The learning rate of step `step` (counted from 0), a pure function: no state, no total number of steps.
 
     Rises linearly from base / warmup_steps to base, then decays by `gamma` once per epoch or every so many steps.
     """
-    decays = epoch if scheduler["every"] == "epoch" else step // int(scheduler["every"])
-    warmup = min(1.0, (step + 1) / max(1, scheduler["warmup_steps"]))
-    return base * scheduler["gamma"] ** decays * warmup
+    scheduler = from_dict(Scheduler, scheduler)
+    decays = epoch if scheduler.every == "epoch" else step // scheduler.every
+    warmup = min(1.0, (step + 1) / max(1, scheduler.warmup_steps))
+    return base * scheduler.gamma**decays * warmup
 
 
 class Guard:
-    """Keeps non-finite losses and gradients away from the weights without waiting for the GPU.
+    """Skips updates with non-finite losses or gradients without waiting for the GPU.
 
-    The verdict for each update is a tensor that the fused optimizer applies on the device. In `stop` mode one bad
-    update blocks all later ones, so that however late the host reads it, the weights are those of the last good update.
+    Whether to skip an update is a tensor that the fused optimizer reads on the device. In mode `stop`, all updates
+    after a skipped one are skipped too: however late the host reads it, the weights are those of the last good update.
+
+    Args:
+        on_nonfinite: "stop" or "skip".
+        device: device of the updates.
     """
 
     def __init__(self, on_nonfinite: str, device: torch.device):
-        self.sticky = on_nonfinite == "stop"
+        self.stops = on_nonfinite == "stop"
         self.blocked = torch.zeros((), device=device)  # 1.0 if the last update was skipped
 
-    def judge(self, losses: Tensor, norm: Tensor) -> Tensor:
+    def check(self, losses: Tensor, norm: Tensor) -> Tensor:
         """1.0 if the update must be skipped, else 0.0."""
         bad = (~(torch.isfinite(losses).all() & torch.isfinite(norm))).to(self.blocked.dtype)
-        self.blocked = torch.maximum(self.blocked, bad) if self.sticky else bad
+        self.blocked = torch.maximum(self.blocked, bad) if self.stops else bad
         return self.blocked
 
 
 class Updater:
-    """Updates one set of parameters.
+    """AdamW over all processes, with clipping, skipped updates and a learning rate per step.
 
     Args:
         parameters: the trained parameters.
-        optimizer: options of AdamW: lr, betas, weight_decay.
-        scheduler: options of the learning rate: gamma, every, warmup_steps.
-        clipper, guard, group: see there.
+        optimizer: options of AdamW.
+        scheduler: options of the learning rate.
+        clipper: clips the gradient norm.
+        guard: decides which updates are skipped.
+        group: the processes whose gradients are summed.
     """
 
     def __init__(
         self,
         parameters: Iterable[nn.Parameter],
-        optimizer: Mapping,
-        scheduler: Mapping,
+        optimizer: Optimizer | Mapping,
+        scheduler: Scheduler | Mapping,
         clipper: Clipper,
         guard: Guard,
         group: Group,
     ):
         self.parameters = list(parameters)
-        self.base_lr, self.scheduler = float(optimizer["lr"]), dict(scheduler)
+        optimizer = from_dict(Optimizer, optimizer)
+        self.base_lr, self.scheduler = optimizer.lr, from_dict(Scheduler, scheduler)
         self.clipper, self.guard, self.group = clipper, guard, group
         self.adamw = torch.optim.AdamW(
             self.parameters,
             lr=self.base_lr,
-            betas=tuple(optimizer["betas"]),
-            weight_decay=float(optimizer["weight_decay"]),
+            betas=tuple(optimizer.betas),
+            weight_decay=optimizer.weight_decay,
             fused=True,
         )
 
@@ -83,20 +92,23 @@ class Updater:
     def update(self, losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Update the parameters from their gradients, which are freed, unless these or the `losses` [N] are not finite.
 
-        `losses` are this process's, each weighted by its share of the global batch. Returns their sum over all
-        processes, the gradient norm before clipping, and 1.0 if the update was skipped.
+        Args:
+            losses: this process's, each weighted by its share of the global batch.
+
+        Returns:
+            The losses summed over all processes, the gradient norm before clipping, and 1.0 if the update was skipped.
         """
         losses = self.group.sum(losses)
         self.group.sum_gradients(self.parameters)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        blocked = self.guard.judge(losses, norm)
+        skipped = self.guard.check(losses, norm)
         if self.clipper.mode != "none":
             self.adamw.grad_scale = 1.0 / self.clipper.factor(norm)  # the fused kernel divides by it in its one pass
-        self.adamw.found_inf = blocked
+        self.adamw.found_inf = skipped
         self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
-        return losses, norm, blocked
+        return losses, norm, skipped
 
     def state_dict(self) -> dict:
         return {"adamw": self.adamw.state_dict(), "clip": self.clipper.state_dict()}
@@ -141,8 +153,8 @@ class MovingAverage:
 class SpectralNorms:
     """The spectral norms of some networks, with one power iteration per call of `advance` and none otherwise.
 
-    By default PyTorch iterates in each forward pass in training mode, so that the weights of a step would depend on how
-    many pieces its batch is split into, and differ between the real and the generated pass.
+    By default PyTorch iterates in each forward pass in training mode, so that the weights of a step would depend on the
+    number of microbatches, and differ between the real and the generated pass.
     """
 
     def __init__(self, *modules: nn.Module):

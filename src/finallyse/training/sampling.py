@@ -7,8 +7,6 @@ repeated.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from finallyse.errors import UserError
@@ -43,17 +41,3 @@ class Order:
             generator = np.random.default_rng([self.seed, epoch])
             self._epoch, self._permutation = epoch, generator.permutation(self.length)
         return int(self._permutation[offset])
-
-
-class StepSampler:
-    """Batch sampler for a DataLoader: this process's keys of each step from `first` to `last` (exclusive)."""
-
-    def __init__(self, order: Order, share, first: int, last: int):
-        self.order, self.share, self.first, self.last = order, share, first, last
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for step in range(self.first, self.last):
-            yield self.share(self.order.at(step))
-
-    def __len__(self) -> int:
-        return max(0, self.last - self.first)

@@ -10,6 +10,7 @@ file or none; the last two states are kept in case the disk loses one.
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -27,7 +28,7 @@ import torch
 import finallyse
 from finallyse import atomic
 from finallyse.errors import UserError
-from finallyse.options import defines_run
+from finallyse.options import Experiment, defines_run
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ FORMAT = 1
 # What a run is
 
 
-def definition(experiment: Mapping) -> dict[str, Any]:
+def definition(experiment: Experiment) -> dict[str, Any]:
     """The options that define the run's result: dotted key -> value, with files and folders replaced by content hashes.
 
     Which options these are is declared with each (`defines` in :mod:`finallyse.options`). No schedule depends on the
@@ -47,7 +48,7 @@ def definition(experiment: Mapping) -> dict[str, Any]:
     Paths do not count, so that a project can be moved; the contents of manifests, WavLM's weights and the checkpoint
     that a stage starts from do.
     """
-    flat = dict(_flatten(experiment))
+    flat = dict(_flatten(dataclasses.asdict(experiment)))
     return {
         key: _fingerprint(value) if _is_path(value) else value
         for key, value in sorted(flat.items())
@@ -65,8 +66,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], limit: int = 6) 
     """`train.clip.mode: none -> norm; ...` for the keys that differ between two definitions."""
     missing = "(not set)"
     changed = [key for key in sorted({*old, *new}) if old.get(key, missing) != new.get(key, missing)]
-    told = [f"{key}: {old.get(key, missing)} -> {new.get(key, missing)}" for key in changed[:limit]]
-    return "; ".join(told + ([f"and {len(changed) - limit} more"] if len(changed) > limit else []))
+    shown = [f"{key}: {old.get(key, missing)} -> {new.get(key, missing)}" for key in changed[:limit]]
+    return "; ".join(shown + ([f"and {len(changed) - limit} more"] if len(changed) > limit else []))
 
 
 def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -127,9 +128,8 @@ class StateFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = (self.folder / "lock").open("a")
         try:
-            fcntl.lockf(
-                self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # owned by this process only: forked loaders do not hold it
+            # owned by this process only: forked loaders do not hold it
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{self.folder}: another process is training into this folder; end it first") from None
         except OSError as error:
@@ -236,9 +236,7 @@ class StateFolder:
         if aside.exists():
             shutil.rmtree(aside)
         aside.mkdir()
-        for path in sorted(
-            self.folder.iterdir(), reverse=True
-        ):  # .pt before .json: no state without its record is left
+        for path in sorted(self.folder.iterdir(), reverse=True):  # .pt before .json: no state is without its record
             if path.name not in ("superseded", "lock"):
                 path.rename(aside / path.name)
 

@@ -1,0 +1,47 @@
+"""Progress lines, durations and sizes."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from finallyse.progress import AudioProgress, Progress, data_size, duration
+
+
+def test_speed_and_time_left_count_only_this_run():
+    progress = Progress("evaluate", 100, "files", io.StringIO())
+    progress.keep(40)
+    progress.add(20)
+    assert progress.describe(10) == "60 of 100 files (40 kept from an earlier run), 2 per s, 20 s left"
+    progress.add(40)
+    assert progress.describe(10) == "100 of 100 files (40 kept from an earlier run), 6 per s"
+
+
+def test_audio():
+    progress = AudioProgress("enhance", 3600, io.StringIO())
+    progress.add(125)
+    assert progress.describe(10) == "2:05 of 1:00:00 of audio, real-time factor 0.08, 4:38 left"
+
+
+def test_lines_of_a_log():
+    stream = io.StringIO()
+    with Progress("unpack", None, "MB", stream, every_s=0) as progress:
+        progress.add(3)
+        progress.say("a.zip: 3 files", "b.zip: 2 files")
+        progress.finish()
+    first, *said, last = stream.getvalue().splitlines()
+    assert said == ["a.zip: 3 files", "b.zip: 2 files"]
+    assert first.startswith("unpack: 3 MB, ") and last.startswith("unpack: 3 MB, ")
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(-1, "0 s"), (59.4, "59 s"), (200, "3:20"), (7509, "2:05:09")])
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(9, "9 bytes"), (1234, "1.23 kB"), (12.3e6, "12.3 MB"), (4.56e9, "4.56 GB")]
+)
+def test_sizes(size, text):
+    assert data_size(size) == text
