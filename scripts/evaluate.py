@@ -33,6 +33,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--score-reference", action="store_true", help="also score the references, with metrics that need no reference"
     )
     parser.add_argument(
+        "--only-referenced",
+        action="store_true",
+        help="leave out files without a reference, and name the references without a file",
+    )
+    parser.add_argument(
         "--metrics", nargs="+", required=True, metavar="NAME", help=f"all, or some of: {', '.join(metrics_registry)}"
     )
     parser.add_argument("--output", type=Path, required=True, metavar="OUT.csv", help="table of utterances")

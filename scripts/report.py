@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 from finallyse.cli import positive
+from finallyse.compare import System
 from finallyse.errors import UserError, one_line_errors
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -43,6 +44,14 @@ parser.add_argument(
     help="schema with the recipes' defaults (default: %(default)s)",
 )
 parser.add_argument("--augmentations", type=Path, metavar="FILE", help="page of the augmentations to link to")
+parser.add_argument(
+    "--compare",
+    nargs=3,
+    action="append",
+    default=[],
+    metavar=("NAME", "NETWORK", "DIR"),
+    help="another system to show beside NETWORK, its files in DIR; may be repeated",
+)
 parser.add_argument("--title", default="Run report", help="title of the report (default: %(default)s)")
 parser.add_argument(
     "--utterances",
@@ -79,6 +88,7 @@ def main() -> None:
             paper=arguments.paper,
             experiments=arguments.experiments,
             schema=arguments.schema,
+            compare=[System(name, network, Path(folder)) for name, network, folder in arguments.compare],
             title=arguments.title,
             require_all=arguments.require_all,
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 LAYERS = (
     ("errors", "hashes"),
-    ("atomic", "hardware", "options", "precision", "pretrained", "progress", "registry"),
+    ("atomic", "compare", "hardware", "options", "precision", "pretrained", "progress", "registry"),
     ("journal", "processes"),
     ("audio",),
     ("corpora",),

@@ -571,7 +571,7 @@ def test_snakemakes_own_report_holds_page_and_figures_with_captions(copy: Path, 
     (copy.parent / "resources").symlink_to(root / "resources")
     (copy.parent / "Snakefile").write_text(
         "from pathlib import Path\n"
-        f"RESULTS, NETWORKS, AUGMENTATIONS_PAGE = 'results', {NETWORKS[:2]}, []\n"
+        f"RESULTS, NETWORKS, AUGMENTATIONS_PAGE, COMPARED = 'results', {NETWORKS[:2]}, [], {{}}\n"
         "config['networks'] = dict.fromkeys(NETWORKS)\n"
         f"include: '{root}/workflow/rules/report.smk'\n"
         "rule train:\n"  # Snakemake cannot draw the graph of a single rule

@@ -15,8 +15,9 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from finallyse.compare import compared_systems
 from finallyse.errors import UserError
-from finallyse.options import Experiment, Network, Pipeline, defaults, from_dict
+from finallyse.options import Compared, Experiment, Network, Pipeline, defaults, from_dict
 from finallyse.schema import build_schema, check_keys, check_required, fill_arguments, read_schema, validate
 
 if TYPE_CHECKING:
@@ -275,7 +276,11 @@ def load_pipeline(files: Sequence[str | Path], overrides: dict, schema: dict) ->
     config["networks"] = {
         name: merge(defaults(Network), network) for name, network in config["networks"].items() if network is not None
     }
+    config["compare"] = {
+        name: merge(defaults(Compared), system) for name, system in config["compare"].items() if system is not None
+    }
     validate(config, schema["$defs"]["pipeline"], schema, "config")
+    compared_systems(config)  # for its checks
 
     config["experiments"] = {}
     for name, network in config["networks"].items():

@@ -265,6 +265,16 @@ class Corpus:
 
 
 @dataclasses.dataclass
+class Compared:
+    """Another system's enhanced versions of a network's validation items."""
+
+    folder: str | None = option(
+        None, "folder of its files, matched by name with the network's validation items; any format and rate"
+    )
+    network: str | None = option(None, "the network beside which the report shows the system")
+
+
+@dataclasses.dataclass
 class Rooms:
     """The corpus `simulated-rooms`: impulse responses of random rooms."""
 
@@ -295,6 +305,12 @@ class Pipeline:
     prepare_jobs: int = option(8, "processes that prepare one corpus", minimum=1)
     evaluate_jobs: int = option(4, "processes that measure one network's files", minimum=1)
     metrics: list[str] = option([], "metrics of the report")
+    compare: dict = option(
+        {},
+        "name of another system -> its enhanced files, measured and shown in the report beside a network's; null "
+        "removes one of an overlaid file",
+        defines=False,
+    )
 
 
 def defines_run(key: str) -> bool:

@@ -107,6 +107,7 @@ def build_schema() -> dict:
     network["properties"]["reaches"].update(_object(**{column: {"type": ["number", "null"]} for column in columns}))
     of["networks"]["additionalProperties"] = {"anyOf": [NULLABLE, network]}
     of["corpora"]["additionalProperties"] = _dataclass_schema(options.Corpus)
+    of["compare"]["additionalProperties"] = {"anyOf": [NULLABLE, _dataclass_schema(options.Compared)]}
     of["common"] = {"$ref": "#/$defs/experiment"}
     of["metrics"]["items"] = {"enum": sorted(metrics_registry)}
     of["extends"] = EXTENDS
@@ -354,6 +355,7 @@ def option_tables() -> str:
         ("Pipeline", options.Pipeline, ""),
         ("Pipeline: `networks.<name>`", options.Network, "networks.<name>."),
         ("Pipeline: `corpora.<name>`", options.Corpus, "corpora.<name>."),
+        ("Pipeline: `compare.<name>`", options.Compared, "compare.<name>."),
         ("Experiment", options.Experiment, ""),
     ):
         extra = " change |" if cls is options.Experiment else ""

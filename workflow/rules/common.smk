@@ -6,7 +6,8 @@ import re
 import sys
 from pathlib import Path
 
-from finallyse.config import load_pipeline, paths_below
+from finallyse.compare import compared_systems
+from finallyse.config import has_input, load_pipeline, paths_below
 from finallyse.errors import one_line_errors
 from finallyse.hardware import visible_gpus
 from finallyse.schema import read_schema
@@ -48,6 +49,9 @@ RESULTS = config["results"]
 RESOURCES = config["resources"]
 EXPERIMENTS = config["experiments"]
 NETWORKS = list(EXPERIMENTS)
+COMPARED = {
+    f"{system.network}/{system.slug}": system for system in compared_systems(config)
+}
 
 
 # One GPU job at a time on a workstation: `gpu` itself is not limited there, since a limit would also scale down a
@@ -92,6 +96,17 @@ def initial_checkpoint(wildcards):
     starts = [experiment[part]["init_from"] for part in ("generator", "discriminators")]
     of_networks = {f"{RESULTS}/{n}.best.ckpt": f"{RESULTS}/{n}.ckpt" for n in NETWORKS}
     return sorted({of_networks.get(start, start) for start in starts if start})
+
+
+def noisy_option(wildcards, input):
+    """The unprocessed files of a network's validation set, as an option of scripts/evaluate.py; vocoders have none."""
+    experiment = EXPERIMENTS[wildcards.network]
+    return ["--noisy", f"{input.folder}/noisy"] if has_input(experiment) else []
+
+
+def compared_folder(wildcards):
+    """The folder of another system's files."""
+    return str(COMPARED[f"{wildcards.network}/{wildcards.system}"].folder)
 
 
 def weight_files(paths):

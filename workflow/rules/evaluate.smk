@@ -1,8 +1,7 @@
 """Evaluation: enhances each network's validation set and scores it."""
 
-from finallyse.config import has_input
+from finallyse.corpora.locations import folder_fingerprint
 from finallyse.metrics import metrics_registry
-
 
 # What the network that comes with the package does: needs no training.
 EXAMPLE = [f"{RESULTS}/example.wav"] if config["example"] else []
@@ -81,14 +80,45 @@ rule compute_metrics:
     params:
         metrics=config["metrics"],
         resources=lambda wildcards: RESOURCES,
-        noisy=lambda wildcards, input: (
-            ["--noisy", f"{input.folder}/noisy"]
-            if has_input(EXPERIMENTS[wildcards.network])
-            else []
-        ),
+        noisy=noisy_option,
     message:
         "Measuring {wildcards.network}"
     shell:
         "python scripts/evaluate.py --enhanced {input.folder:q}/enhanced --reference {input.folder:q}/reference"
         " {params.noisy:q} --score-reference --metrics {params.metrics} --resources {params.resources:q} --device cpu"
         " --jobs {threads} --output {output.table:q} > {log:q} 2>&1"
+
+
+# Another system's files, measured like the network's that it is compared with.
+rule compute_compared_metrics:
+    input:
+        folder=f"{RESULTS}/enhanced/{{network}}",
+        weights=rules.compute_metrics.input.weights,
+    output:
+        table=f"{RESULTS}/metrics/{{network}}/{{system}}.csv",
+        summary=f"{RESULTS}/metrics/{{network}}/{{system}}.summary.csv",
+    log:
+        f"{RESULTS}/logs/compute_compared_metrics/{{network}}/{{system}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/compute_compared_metrics/{{network}}/{{system}}.tsv"
+    wildcard_constraints:
+        system="|".join(re.escape(system.slug) for system in COMPARED.values())
+        or "(?!)",
+    conda:
+        "../../envs/finallyse.yaml"
+    threads: config["evaluate_jobs"]
+    resources:
+        mem_mb=lambda wildcards, threads: 3000 * threads,
+        runtime=1440,
+    params:
+        compared=compared_folder,
+        content=lambda wildcards: folder_fingerprint(compared_folder(wildcards)),
+        metrics=config["metrics"],
+        resources=lambda wildcards: RESOURCES,
+        noisy=noisy_option,
+    message:
+        "Measuring {params.compared}, to be compared with {wildcards.network}"
+    shell:
+        "python scripts/evaluate.py --enhanced {params.compared:q} --reference {input.folder:q}/reference {params.noisy:q}"
+        " --only-referenced --metrics {params.metrics} --resources {params.resources:q} --device cpu --jobs {threads}"
+        " --output {output.table:q} > {log:q} 2>&1"

@@ -23,6 +23,12 @@ rule report:
             results=RESULTS,
             network=NETWORKS,
         ),
+        compared=expand(
+            "{results}/metrics/{system}{suffix}",
+            results=RESULTS,
+            system=COMPARED,
+            suffix=[".csv", ".summary.csv"],
+        ),
         augmentations=AUGMENTATIONS_PAGE,
         published="resources/paper/results.csv",
         recipes="resources/paper/recipes.csv",
@@ -58,11 +64,16 @@ rule report:
         augmentations=[
             word for page in AUGMENTATIONS_PAGE for word in ("--augmentations", page)
         ],
+        compared=[
+            word
+            for system in COMPARED.values()
+            for word in ("--compare", system.name, system.network, str(system.folder))
+        ],
     message:
         "Writing {output.page}"
     shell:
         "python scripts/report.py --results {params.results:q} --networks {params.networks:q} --paper {params.paper:q}"
-        " {params.augmentations:q} --output {output.page:q} --figures {output.figures:q} > {log:q} 2>&1"
+        " {params.augmentations:q} {params.compared:q} --output {output.page:q} --figures {output.figures:q} > {log:q} 2>&1"
 
 
 # The table is written regardless of the result: if the check failed in the same rule, Snakemake would delete it.

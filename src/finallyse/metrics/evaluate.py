@@ -74,6 +74,7 @@ def evaluate(
     reference: Path | None = None,
     noisy: Path | None = None,
     score_reference: bool = False,
+    only_referenced: bool = False,
     resources: str = "resources",
     device: str = "auto",
     jobs: int | None = None,
@@ -86,6 +87,7 @@ def evaluate(
         reference: folder of clean files of the same names.
         noisy: folder of unprocessed files, scored the same way.
         score_reference: also score the references, by the metrics that need none.
+        only_referenced: leave out files without a reference, and name the references without a file.
         jobs: number of processes; None: one per core.
 
     Raises:
@@ -94,7 +96,7 @@ def evaluate(
     if output.suffix != ".csv":
         raise UserError(f"--output {output}: must end in .csv")
     metric_set = MetricSet(metrics, resources, device)
-    tasks, notes = _tasks(enhanced, reference, noisy, score_reference)
+    tasks, notes = _tasks(enhanced, reference, noisy, score_reference, only_referenced)
     output.parent.mkdir(parents=True, exist_ok=True)
     definition = {
         "metrics": list(metrics),
@@ -150,11 +152,13 @@ def files_by_name(folder: Path) -> dict[str, Path]:
 
 
 def _tasks(
-    enhanced: Path, reference: Path | None, noisy: Path | None, score_reference: bool
+    enhanced: Path, reference: Path | None, noisy: Path | None, score_reference: bool, only_referenced: bool
 ) -> tuple[list[Task], list[str]]:
     """One task per enhanced file, and remarks about names that do not match."""
-    folders = {"enhanced": files_by_name(enhanced)}
-    notes = []
+    if only_referenced and reference is None:
+        raise UserError("--only-referenced needs --reference DIR")
+    files, notes = _referenced(enhanced, reference) if only_referenced else (files_by_name(enhanced), [])
+    folders = {"enhanced": files}
     for role, folder in (("reference", reference), ("noisy", noisy)):
         if folder is None:
             continue
@@ -168,7 +172,7 @@ def _tasks(
         if absent:
             notes.append(f"{len(absent)} files of {enhanced} have no counterpart in {folder}, e.g. {absent[0]}")
         unused = [name for name in folders[role] if name not in folders["enhanced"]]
-        if unused:
+        if unused and not only_referenced:
             notes.append(f"{len(unused)} files of {folder} have no counterpart in {enhanced}, e.g. {unused[0]}")
     if score_reference and reference is None:
         raise UserError("--score-reference needs --reference DIR")
@@ -178,6 +182,24 @@ def _tasks(
         for name in folders["enhanced"]
     ]
     return tasks, notes
+
+
+def _referenced(enhanced: Path, reference: Path) -> tuple[dict[str, Path], list[str]]:
+    """The files of `enhanced` that have a reference, in the order of these, and remarks about all others."""
+    wanted = files_by_name(reference)
+    present = files_by_name(enhanced)
+    found = {name: present[name] for name in wanted if name in present}
+    if not found:
+        raise UserError(
+            f"{enhanced}: none of its {len(present)} files is called like one of the {len(wanted)} references, e.g. "
+            f"{next(iter(wanted))}{next(iter(present.values())).suffix}"
+        )
+    notes = []
+    if missing := [name for name in wanted if name not in found]:
+        notes.append(f"{len(missing)} of {len(wanted)} files are missing in {enhanced}: {', '.join(missing)}")
+    if others := len(present) - len(found):
+        notes.append(f"{others} files of {enhanced} have no reference and are left out")
+    return found, notes
 
 
 def _entry(task: Task, row: Row) -> dict:

@@ -23,13 +23,15 @@ import pandas
 import yaml
 
 from finallyse import __version__
+from finallyse.compare import System
 from finallyse.datasets.base import Task
 from finallyse.errors import UserError
 from finallyse.hardware import cores, processor
 from finallyse.metrics import Better, goodness, label_of, metric_of, metrics_registry
+from finallyse.metrics.evaluate import files_by_name
 from finallyse.options import Experiment, defines_run, from_dict
 from finallyse.report.figures import Interval, number
-from finallyse.report.paired import Change, Verdict, level_verdict, paired_change, verdict
+from finallyse.report.paired import Change, Verdict, level_verdict, paired_change, paired_difference, verdict
 
 PACKAGES = ("torch", "torchaudio", "transformers", "numpy", "scipy", "pesq", "pystoi", "soundfile", "snakemake")
 """Packages whose versions can change a number of the report."""
@@ -113,6 +115,25 @@ class Utterance:
     input_scores: dict[str, float]
 
 
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """Another system's output for the validation set of a network."""
+
+    system: System
+    scores: list[Score]
+    differences: dict[str, Change]
+    """Metric -> the network's output minus the system's, utterance by utterance."""
+    utterances: dict[str, Utterance]
+    """By name; only those that the system has a file of."""
+
+    def verdict(self, score: Score) -> Verdict | None:
+        """Whether the network is better in the metric of `score`; None for those best at 0, and without pairs."""
+        difference = self.differences.get(score.metric)
+        if score.better == "zero" or not (difference and difference.pairs):
+            return None
+        return verdict(difference.interval, score.better)
+
+
 @dataclasses.dataclass
 class Network:
     """Everything known about one trained network."""
@@ -135,6 +156,7 @@ class Network:
     differences: list[tuple[str, str, str]]
     """(option, the recipe's value, this run's value)."""
     missing: list[str]
+    compared: list[Compared] = dataclasses.field(default_factory=list)
 
     @property
     def is_finally(self) -> bool:
@@ -191,6 +213,7 @@ def collect(
     paper: Path | None = None,
     experiments: Path | None = None,
     schema: Path | None = None,
+    compare: Sequence[System] = (),
     title: str = "Run report",
     require_all: bool = False,
 ) -> Report:
@@ -199,17 +222,22 @@ def collect(
     Args:
         experiments: folder of the recipes (config/experiments) to compare the runs' configurations with.
         schema: JSON schema (config/schema.json) with the defaults that complete both.
+        compare: other systems to show beside the networks.
         require_all: a network with anything missing is an error; otherwise the report lists what is missing.
     """
     if not results.is_dir():
         raise UserError(f"{results}: no such folder of results; --results must be the folder that the workflow writes")
     if len(set(networks)) != len(networks):
         raise UserError(f"--networks names a network twice: {' '.join(networks)}")
+    for system in compare:
+        if system.network not in networks:
+            raise UserError(f"--compare {system.name}: {system.network} is not one of --networks")
     sizes = {row["network"]: row for row in _of_paper(paper / "recipes.csv").to_dict("records")} if paper else {}
     options = _schema(schema) if experiments else {}
     found, absent = [], []
     for name in networks:
         network = _network(results, name, sizes.get(name), experiments, options)
+        network.compared = [_compared(results, system) for system in compare if system.network == name]
         if require_all and network.missing:
             raise UserError(f"{name}: {network.missing[0]}; run the workflow up to it, or leave out --require-all")
         if network.config is None and network.checkpoint is None and not network.scores:
@@ -233,7 +261,7 @@ def collect(
 def _table(path: Path, columns: Sequence[str] = ()) -> pandas.DataFrame:
     """A CSV file, checked for `columns`."""
     try:
-        table = pandas.read_csv(path, skipinitialspace=True)
+        table = pandas.read_csv(path, skipinitialspace=True, dtype={"utterance": str})  # not the number 1 for 001
     except ValueError as error:  # pandas' parser errors are ValueErrors
         raise UserError(f"{path}: not readable as CSV: {' '.join(str(error).split())}") from error
     for column in columns:
@@ -506,6 +534,29 @@ def _utterances(folder: Path, scores_path: Path | None) -> list[Utterance]:
             )
         )
     return utterances
+
+
+def _compared(results: Path, system: System) -> Compared:
+    name = f"{system.network}/{system.slug}"
+    scores = read_scores(results, name)
+    ours, theirs = (_table(results / "metrics" / f"{of}.csv", ["utterance"]) for of in (system.network, name))
+    try:
+        differences = {score.metric: paired_difference(ours, theirs, score.metric) for score in scores}
+    except ValueError as error:
+        raise UserError(f"{results}/metrics/{name}.csv: not as scripts/evaluate.py writes it ({error})") from error
+    files = files_by_name(system.folder)
+    numeric = theirs.select_dtypes("number").columns
+    utterances = {
+        row["utterance"]: Utterance(
+            name=row["utterance"],
+            paths={"enhanced": files[row["utterance"]]},
+            scores={column: float(row[column]) for column in numeric},
+            input_scores={},
+        )
+        for row in theirs.to_dict("records")
+        if row["utterance"] in files
+    }
+    return Compared(system, scores, {metric: found for metric, found in differences.items() if found}, utterances)
 
 
 def _training_data(experiment: Experiment) -> TrainingData | None:

@@ -22,9 +22,18 @@ from finallyse.errors import UserError
 from finallyse.losses import losses_registry
 from finallyse.metrics import headlines, label_of, metrics_registry
 from finallyse.report import figures
-from finallyse.report.collect import Network, Report, Score
+from finallyse.report.collect import Compared, Network, Report, Score
 from finallyse.report.figures import Interval, counted, number, with_interval
-from finallyse.report.listen import SIGNALS, Options, Sounds, chosen, network_players, player, ranking_metric
+from finallyse.report.listen import (
+    SIGNALS,
+    Options,
+    Sounds,
+    chosen,
+    network_players,
+    player,
+    ranking_metric,
+    shared_utterances,
+)
 from finallyse.report.paired import LEVEL_TOLERANCE_DB, Trend, trends
 
 FOLDER = Path(__file__).parent
@@ -326,15 +335,20 @@ def _network(network: Network, report: Report, options: Options, sounds: Sounds)
     has_input = any(s.input is not None for s in network.scores)
     score = ranking_metric(network, options.rank_by)
     listen = f"Listen: ranked by {score.label}" if score else "Listen"
-    if score and len(network.utterances) > options.utterances:
-        listen += f", {options.utterances} of {counted(len(network.utterances), 'utterance')}"
+    utterances = shared_utterances(network)
+    if score and len(utterances) > options.utterances:
+        listen += f", {options.utterances} of {counted(len(utterances), 'utterance')}"
+    if len(utterances) < len(network.utterances):
+        names = " and ".join(compared.system.name for compared in network.compared)
+        listen += f" that {names} {'has' if len(network.compared) == 1 else 'have'}"
     return {
         "id": _anchor(network.name),
         "name": network.name,
         "task": network.task.text,
         "facts": facts,
         "missing": network.missing,
-        "rows": [_score_row(s) for s in network.scores],
+        "rows": [_score_row(s) | {"compared": _compared_rows(network, s)} for s in network.scores],
+        "has_compared": bool(network.compared),
         "has_input": has_input,
         "has_plot": has_input or any(s.reference is not None for s in network.scores),
         "has_reference": any(s.reference is not None for s in network.scores),
@@ -467,6 +481,30 @@ def _score_row(score: Score) -> dict[str, Any]:
     return row
 
 
+def _compared_rows(network: Network, score: Score) -> list[dict[str, Any]]:
+    """The rows of the compared systems in one metric of the network."""
+    return [
+        _compared_row(compared, theirs, len(network.utterances))
+        for compared in network.compared
+        for theirs in compared.scores
+        if theirs.metric == score.metric and not (theirs.missing and score.missing)
+    ]
+
+
+def _compared_row(compared: Compared, score: Score, items: int) -> dict[str, Any]:
+    """The row of a system, whose difference is the network minus the system; `items`: of the validation set."""
+    row = _score_row(score)
+    have = len(compared.utterances)
+    row |= {
+        "system": compared.system.name,
+        "coverage": f"{have} of {items} items" if have < items else counted(items, "item"),
+    }
+    difference = compared.differences.get(score.metric)
+    row["difference"] = with_interval(difference.interval, signed=True) if difference else "–"
+    row["difference_verdict"] = COLOURS.get(compared.verdict(score), "")
+    return row
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # FINALLY's stages
 
@@ -588,6 +626,12 @@ def _missing(report: Report) -> list[dict[str, str]]:
             elif score.failed:
                 what = f"{score.label}: {counted(score.failed, 'utterance')} of {network.name} not scored"
                 entries.append({"what": what, "where": score.reason})
+        for compared in network.compared:
+            absent = [u.name for u in network.utterances if u.name not in compared.utterances]
+            if absent:
+                of = f"{len(absent)} of {counted(len(network.utterances), 'utterance')} of {network.name}"
+                where = f"not in {compared.system.folder}, e.g. {absent[0]}"
+                entries.append({"what": f"{compared.system.name}: {of}", "where": where})
     for (label, reason), names in by_reason.items():
         everywhere = len(names) == len(report.networks)
         entries.append({"what": f"{label}: {reason}", "where": "" if everywhere else ", ".join(names)})

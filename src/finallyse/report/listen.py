@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from finallyse.audio.io import read
+from finallyse.audio.io import decode, mono
 from finallyse.metrics import goodness, headlines
 from finallyse.report import figures
 from finallyse.report.audio import data_uri, mp3
@@ -46,11 +46,9 @@ class Sounds:
         self._embedded: set[str] = set()
 
     def load(self, path: Path) -> tuple[np.ndarray, int]:
-        """The beginning of a WAV as mono float32 [T], and its rate in Hz."""
-        wav, rate = read(path)
-        if wav.ndim > 1:
-            wav = wav.mean(axis=1)
-        return wav[: round(self.seconds * rate)], rate
+        """The beginning of a file as mono float32 [T], and its rate in Hz."""
+        wav, rate = decode(path)
+        return mono(wav[:, : round(self.seconds * rate)]), rate
 
     def embed(self, wav: np.ndarray, rate: int) -> tuple[str, str]:
         """Id of the sound's element, and its data URI (empty if the page already contains that sound)."""
@@ -161,6 +159,12 @@ def chosen(network: Network, options: Options) -> list[tuple[Utterance, str]]:
     return list(zip(picked, badges, strict=True))[::-1]
 
 
+def shared_utterances(network: Network) -> list[Utterance]:
+    """The utterances that all compared systems have a file of; all if there is no such utterance."""
+    shared = [u for u in network.utterances if all(u.name in c.utterances for c in network.compared)]
+    return shared or network.utterances
+
+
 def _facts(utterance: Utterance, network: Network, score: Score | None) -> list[str]:
     facts = []
     shown = [score] if score else []
@@ -177,7 +181,8 @@ def _facts(utterance: Utterance, network: Network, score: Score | None) -> list[
 def network_players(network: Network, options: Options, sounds: Sounds) -> list[dict[str, Any]]:
     score = ranking_metric(network, options.rank_by)
     players = []
-    for utterance, badge in chosen(network, options):
+    shown = dataclasses.replace(network, utterances=shared_utterances(network))
+    for utterance, badge in chosen(shown, options):
         signals = []
         for kind, label in SIGNALS.items():
             if kind in utterance.paths:
@@ -185,5 +190,18 @@ def network_players(network: Network, options: Options, sounds: Sounds) -> list[
                 if kind == "enhanced" and "noisy" not in utterance.paths:
                     label = "Generated"
                 signals.append((kind, label, utterance.paths[kind], ""))
+            if kind == "enhanced":
+                signals += _compared_signals(network, utterance.name, score)
         players.append(player(utterance.name, signals, sounds, badge=badge, facts=_facts(utterance, network, score)))
     return players
+
+
+def _compared_signals(network: Network, name: str, score: Score | None) -> list[tuple[str, str, Path, str]]:
+    """The signals of the compared systems for `player`, with the ranking score of each."""
+    signals = []
+    for compared in network.compared:
+        if utterance := compared.utterances.get(name):
+            value = utterance.scores.get(score.metric, math.nan) if score else math.nan
+            note = f"{score.label} {number(value)}" if math.isfinite(value) else ""
+            signals.append(("compared", compared.system.name, utterance.paths["enhanced"], note))
+    return signals

@@ -24,12 +24,15 @@ Verdict = Literal["better", "worse", "no clear difference", "right level", "wron
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """The mean over utterances of output minus input, with its 95 % interval (Student's t; NaN of fewer than two)."""
+    """The mean over utterances of output minus input, with its 95 % interval (Student's t; NaN of fewer than two).
+
+    Or of a network's output minus another system's.
+    """
 
     interval: Interval
     pairs: int
     unpaired: int
-    """Utterances whose output or input has no number; they are left out."""
+    """Utterances of which one of the two has no number; they are left out."""
 
 
 def paired_change(table: pandas.DataFrame, metric: str) -> Change | None:
@@ -39,11 +42,26 @@ def paired_change(table: pandas.DataFrame, metric: str) -> Change | None:
     """
     if metric not in table or f"noisy_{metric}" not in table:
         return None
-    output, given = (pandas.to_numeric(table[column]).to_numpy(float) for column in (metric, f"noisy_{metric}"))
-    differences = output - given
-    differences = differences[np.isfinite(differences)]
-    mean, half = mean_and_interval(differences.tolist())
-    return Change(Interval(mean, mean - half, mean + half), len(differences), len(table) - len(differences))
+    return _mean_difference(table[metric], table[f"noisy_{metric}"])
+
+
+def paired_difference(output: pandas.DataFrame, other: pandas.DataFrame, metric: str) -> Change | None:
+    """The difference in `metric` of a network's output and another system's, from the rows of scripts/evaluate.py.
+
+    Utterances are matched by name; those that only `other` has do not count. None if one of the two was not measured.
+    Raises ValueError for a cell that is not a number.
+    """
+    if metric not in output or metric not in other:
+        return None
+    ours, theirs = (table.set_index("utterance")[metric] for table in (output, other))
+    return _mean_difference(ours, theirs.reindex(ours.index))
+
+
+def _mean_difference(output: pandas.Series, other: pandas.Series) -> Change:
+    differences = pandas.to_numeric(output).to_numpy(float) - pandas.to_numeric(other).to_numpy(float)
+    present = differences[np.isfinite(differences)]
+    mean, half = mean_and_interval(present.tolist())
+    return Change(Interval(mean, mean - half, mean + half), len(present), len(differences) - len(present))
 
 
 def verdict(change: Interval, better: Better) -> Verdict:
