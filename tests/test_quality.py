@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.networks import HIFI
 
 from finallyse.audio.io import read
 from finallyse.augmentations.noise import active_power
 from finallyse.errors import UserError
 from finallyse.models import models_registry
 from finallyse.models.checkpoint import save_checkpoint
+from support.networks import HIFI
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
