@@ -136,7 +136,7 @@ rule simulate_rooms:
         mem_mb=2000,
         runtime=240,
     params:
-        folder=LOCATIONS.folder("simulated-rooms"),
+        folder=lambda wildcards: LOCATIONS.folder("simulated-rooms"),
         rooms=config["rooms"]["count"],
         rate=config["rooms"]["rate"],
         rt60_s=config["rooms"]["rt60_s"],
