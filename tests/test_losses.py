@@ -210,7 +210,7 @@ def test_pesq_loss_falls_as_quality_rises_and_ranks_as_itu_does(root, speech):
     spec = importlib.util.spec_from_file_location("benchmarks_losses", root / "benchmarks" / "losses.py")
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
-    scores = benchmark.score(benchmark.degraded_clips(speech[0].parent, clips=3, seconds=2.0))
+    scores = benchmark.score(benchmark.degraded_clips(speech[0].parent, count=3, seconds=2.0))
     assert len(scores) >= 40
     assert benchmark.rank_correlation(scores) > 0.97
     for kind, strengths in benchmark.STRENGTHS.items():
