@@ -8,11 +8,11 @@ from pathlib import Path
 
 LAYERS = (
     ("errors", "hashes"),
-    ("atomic", "compare", "hardware", "options", "precision", "pretrained", "progress", "registry"),
+    ("atomic", "compare", "hardware", "options", "precision", "progress", "registry"),
     ("journal", "processes"),
     ("audio",),
     ("corpora",),
-    ("augmentations",),
+    ("augmentations", "pretrained"),
     ("datasets",),
     ("models",),
     ("losses", "metrics"),

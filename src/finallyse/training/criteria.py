@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from finallyse.errors import UserError
-from finallyse.losses import losses_registry
 
 
 class Criteria(nn.Module):
@@ -22,6 +21,8 @@ class Criteria(nn.Module):
 
     def __init__(self, parts: Mapping[str, Mapping], kind: str):
         super().__init__()
+        from finallyse.losses import losses_registry  # slow to import
+
         self.kind = kind
         self.weights = {name: float(part.get("weight", 1.0)) for name, part in parts.items()}
         self.losses = nn.ModuleDict(

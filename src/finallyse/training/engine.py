@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from finallyse.datasets import datasets_registry
 from finallyse.errors import UserError
 from finallyse.hardware import keep_freed_memory
 from finallyse.models.checkpoint import save_checkpoint
@@ -248,6 +247,8 @@ def prepare_pytorch(experiment: Experiment, device: torch.device) -> None:
 
 
 def _dataset(part: Part):
+    from finallyse.datasets import datasets_registry  # slow to import
+
     return datasets_registry[part.name](**part.args)
 
 
