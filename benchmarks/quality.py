@@ -203,7 +203,7 @@ def our_system(checkpoint: str | None) -> System:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     return System(
         "ours",
-        f"finallyse {loaded.network}",
+        f"finallyse {path.stem}",
         "enhanced",
         enhance=lambda wav: enhancer.enhance(wav, RATE, RATE),
         parameters=sum(parameter.numel() for parameter in enhancer.generator.parameters()),

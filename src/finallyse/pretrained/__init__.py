@@ -28,7 +28,7 @@ class Pretrained:
 
 PRETRAINED = {
     "small": Pretrained(
-        sha256="0" * 64,
+        sha256="1890598839a987d9e7315ec4d3475e0ba76fa57af2c0e3df232f8120fcdce6b7",
         summary="removes noise and moderate reverberation; HiFi++ of 0.33 M parameters, 16 kHz",
     ),
 }
