@@ -226,7 +226,7 @@ def test_learn_fails_with_its_reasons_on_the_screen_and_keeps_the_table(results:
     (results / "Snakefile").write_text(
         "import os, sys\n"
         "from pathlib import Path\n"
-        f"RESULTS, NETWORKS, AUGMENTATIONS_PAGE = {str(results)!r}, ['good', 'bad'], []\n"
+        f"RESULTS, NETWORKS, AUGMENTATIONS_PAGE, COMPARED = {str(results)!r}, ['good', 'bad'], [], {{}}\n"
         "def goal_options(): return ['--improves', 'good.wb_pesq', *config.get('more', '').split()]\n"
         f"os.environ['PATH'] = {str(Path(sys.executable).parent)!r} + os.pathsep + os.environ['PATH']\n"
         f"include: '{root}/workflow/rules/report.smk'\n"
