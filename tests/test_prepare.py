@@ -516,6 +516,9 @@ def test_recordings_with_a_noisy_background_are_left_out(tmp_path, speech, monke
     assert left_out["path"] == "noisy/a.wav" and "DNSMOS BAK" in left_out["reason"]
     assert left_out["reason"].endswith("below 3")
 
+    with pytest.raises(UserError, match="micirp: min_bak=3 judges speech"):
+        prepare("micirp", tmp_path / "in", tmp_path / "other", 16000, min_bak=3.0)
+
     def again(wav):
         raise AssertionError("scored twice")
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import soundfile as sf
 
 from finallyse.corpora.prepare import prepare
 from finallyse.corpora.rooms import room_response, simulate_rooms
+from finallyse.errors import UserError
 
 
 def decay_s(response: np.ndarray, rate: int) -> float:
@@ -26,6 +28,21 @@ def test_rooms_are_reproducible_and_existing_ones_are_kept(tmp_path):
     simulate_rooms(tmp_path / "b", 3, 16000, (0.2, 0.5), seed=7)
     assert (tmp_path / "b" / "room0000.wav").stat().st_mtime_ns == kept
     assert (tmp_path / "b" / "room0002.wav").read_bytes() == (tmp_path / "a" / "room0002.wav").read_bytes()
+
+
+def test_rooms_of_other_settings_are_replaced(tmp_path):
+    simulate_rooms(tmp_path, 3, 16000, (0.2, 0.5), seed=7)
+    first = (tmp_path / "room0000.wav").read_bytes()
+    simulate_rooms(tmp_path, 2, 16000, (0.2, 0.5), seed=8)
+    assert sorted(path.name for path in tmp_path.glob("*.wav")) == ["room0000.wav", "room0001.wav"]
+    assert (tmp_path / "room0000.wav").read_bytes() != first
+    simulate_rooms(tmp_path, 1, 16000, (0.2, 0.5), seed=7)
+    assert [path.read_bytes() for path in tmp_path.glob("*.wav")] == [first]
+
+
+def test_a_reverberation_time_that_no_room_has_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"rooms\.rt60_s: no room is as dry as \[0\.001, 0\.002\] s"):
+        simulate_rooms(tmp_path, 1, 16000, (0.001, 0.002), seed=0)
 
 
 def test_rooms_reverberate_as_asked():

@@ -25,9 +25,9 @@ class Noise(Augmentation):
     Args:
         manifest: CSV of prepared noises at the rate of the signal, or a list of them.
         snr_db: [min, max] signal-to-noise ratio, dB.
-        mix: [min, max] number of noises summed, each at up to 6 dB below the first. Several recordings of speech make
-            babble.
-        speed: [min, max] factor of each noise's speed and pitch, between 0.5 and 2.
+        mix: [min, max] number of noises summed, each at up to 6 dB below the sum of those before it. Several recordings
+            of speech make babble.
+        speed: [min, max] factor of each noise's speed and pitch, between 0.5 and 2, in steps of 0.05.
         tilt_db: [min, max] slope added to each noise's spectrum, dB per octave, between -12 and 12.
 
     The ratio is that of the mean power of active speech (frames of 20 ms within 40 dB of the loudest one) to the mean

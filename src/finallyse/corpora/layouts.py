@@ -69,7 +69,7 @@ class Corpus:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """All splits; the last one to be written first."""
+        """All splits of the corpus."""
         return tuple(dict.fromkeys((self.rest, *self.held_out, *(self.reserved or ())[:1])))
 
     def reserved_split(self, path: str) -> str | None:

@@ -71,7 +71,7 @@ class Manifest:
         self._ends = np.array(ends)
         self.samples, rates, self.offsets = (np.array(values, dtype=np.int64) for values in rows.numbers.values())
         self.rate = int(rates[0])
-        for file, start in zip(files, [0, *ends], strict=False):
+        for file, start in zip(files, [0, *ends[:-1]], strict=True):
             if rates[start] != self.rate:
                 raise UserError(
                     f"{file}: holds {rates[start]} Hz recordings, and {files[0]}, used with it, {self.rate} Hz; "

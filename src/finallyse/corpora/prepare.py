@@ -95,6 +95,8 @@ def prepare(
     """
     source, output = Path(source), Path(output)
     kind = corpus_by_name(corpus).kind
+    if min_bak > WORST_BAK and kind not in ("speech", "pairs"):
+        raise UserError(f"{corpus}: min_bak={min_bak:g} judges speech, and this is a corpus of another kind; remove it")
     recordings, remarks = find_recordings(corpus, source)
     label = f"{corpus} {rate} Hz"
     progress = _Progress(label, len(recordings), jobs)
