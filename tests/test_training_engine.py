@@ -737,6 +737,18 @@ def test_wandb_continues_under_its_id(resources, tmp_path, monkeypatch):
     assert len(runs) == 2 and len({path.name.split("-")[3] for path in (*runs, first)}) == 1
 
 
+def test_wandb_that_cannot_start_names_the_option(resources, tmp_path, monkeypatch):
+    settings = stage1(resources, tmp_path)
+    settings["exp"]["wandb"]["mode"] = "online"
+
+    def refused(**_):
+        raise OSError("no key\nis set.")
+
+    monkeypatch.setattr("wandb.init", refused)
+    with pytest.raises(UserError, match=r"^exp\.wandb\.mode=online: no key is set; or use exp\.wandb\.mode=offline"):
+        train(settings)
+
+
 # ------------------------------------------------------------------------------------------ mistakes told at once
 
 

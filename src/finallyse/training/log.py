@@ -307,5 +307,5 @@ def _start_wandb(experiment: Experiment, folder: Path, run_id: str | None):
     except (wandb.errors.Error, OSError) as error:
         message = " ".join(str(error).split())
         raise UserError(
-            f"exp.wandb.mode={options['mode']}: {message.rstrip('.')}; or use exp.wandb.mode=offline or disabled"
+            f"exp.wandb.mode={options.mode}: {message.rstrip('.')}; or use exp.wandb.mode=offline or disabled"
         ) from error
