@@ -213,6 +213,22 @@ def test_tables_of_the_evaluation_are_read(results: Path, copy: Path) -> None:
         assert one.input_scores["si_sdr"] == pytest.approx(other.input_scores["si_sdr"], abs=1e-2)
 
 
+def test_training_data_of_several_corpora_counts_each_once(tmp_path: Path) -> None:
+    from finallyse.options import Experiment, from_dict
+    from finallyse.report.collect import TrainingData, _training_data
+
+    for name, rows in {"a": 2, "b": 3}.items():
+        (tmp_path / name).write_text("path,samples,rate\n" + "wav/x.wav,16000,16000\n" * rows)
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+
+    def data(manifest: object) -> TrainingData | None:
+        return _training_data(from_dict(Experiment, {"data": {"train": {"args": {"manifest": manifest}}}}))
+
+    assert data(a) == TrainingData(files=2, hours=2 / 3600)
+    assert data([a, b, a]) == TrainingData(files=5, hours=5 / 3600)
+    assert data([a, "nowhere.csv"]) is None and data(None) is None
+
+
 def test_the_recipes_sizes_are_those_of_their_networks(root: Path) -> None:
     from finallyse.config import read_yaml
     from finallyse.models import models_registry

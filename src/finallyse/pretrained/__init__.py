@@ -28,7 +28,7 @@ class Pretrained:
 
 PRETRAINED = {
     "small": Pretrained(
-        sha256="1890598839a987d9e7315ec4d3475e0ba76fa57af2c0e3df232f8120fcdce6b7",
+        sha256="cfc37c5a33666fe0a7114bab2ef94c35b4ac5474d92198fe82d10def04e93854",
         summary="removes noise and moderate reverberation; HiFi++ of 0.33 M parameters, 16 kHz",
     ),
 }

@@ -98,9 +98,8 @@ class Scale:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingData:
-    """The training data of a network according to its manifest."""
+    """The training data of a network according to its manifests, each counted once."""
 
-    manifest: str
     files: int
     hours: float
 
@@ -560,13 +559,12 @@ def _compared(results: Path, system: System) -> Compared:
 
 
 def _training_data(experiment: Experiment) -> TrainingData | None:
-    manifest = experiment.data.train.args.get("manifest")
-    if not manifest or not Path(manifest).is_file():
+    manifests = experiment.data.train.args.get("manifest") or []
+    paths = [Path(path) for path in dict.fromkeys([manifests] if isinstance(manifests, str) else manifests)]
+    if not paths or not all(path.is_file() for path in paths):
         return None
-    table = _table(Path(manifest), ["samples", "rate"])
-    return TrainingData(
-        manifest=manifest, files=len(table), hours=float((table["samples"] / table["rate"]).sum()) / 3600
-    )
+    table = pandas.concat([_table(path, ["samples", "rate"]) for path in paths])
+    return TrainingData(files=len(table), hours=float((table["samples"] / table["rate"]).sum()) / 3600)
 
 
 def _jobs(folder: Path) -> list[Job]:
