@@ -7,7 +7,8 @@ interval over utterances, how many were scored, how many were not and why, what 
 
 Files are matched by name, ignoring the suffix; rates may differ; channels are averaged. Lengths may differ by up to
 0.1 s: both files are then cut to the shorter one. Beyond that, and for silence, metrics that compare two files give no
-number and the reason is counted. The exit status is 1 if a file could not be read; the tables contain all the others.
+number and the reason is counted. The exit status is 1 if a file could not be read or measured; the tables contain all
+the others.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="device of neural-network metrics"
     )
     parser.add_argument("--jobs", type=positive, metavar="N", help="processes; default: one per core")
+    text = "measure what there is of files that are cut short or damaged"
+    parser.add_argument("--accept-cut", action="store_true", help=text)
     options = parser.parse_args(arguments)
     if options.metrics == ["all"]:
         options.metrics = list(metrics_registry)

@@ -29,6 +29,11 @@ def main() -> None:
         default=1.0,
         help="leave out recordings whose DNSMOS BAK, from 1 to 5, is below this (default: 1, not measured)",
     )
+    parser.add_argument(
+        "--accept-cut",
+        action="store_true",
+        help="take what there is of recordings that are cut short or damaged, instead of leaving them out",
+    )
     prepare(**vars(parser.parse_args()))
 
 

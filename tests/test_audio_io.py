@@ -59,7 +59,9 @@ def test_decode_other_formats_in_time(tmp_path, speech_48k, speech_16k, name, co
     wav, decoded_rate = decode(tmp_path / name)
     assert decoded_rate == rate
     assert abs(wav.shape[1] - len(original)) < rate // 10
-    assert abs(lag(original, fitted(mono(wav), len(original)), 3000)) <= (30 if codec == "g722" else 1)
+    # FFmpeg's Matroska does not state the delay of its AAC encoder, a frame of 1024 samples.
+    late = lag(original, fitted(mono(wav), len(original)), 3000)
+    assert abs(late - (1024 if name.endswith(".mkv") else 0)) <= (30 if codec == "g722" else 1)
 
 
 def fitted(wav: np.ndarray, length: int) -> np.ndarray:

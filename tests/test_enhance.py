@@ -219,19 +219,35 @@ def test_wavlm_windows_share_at_least_ten_seconds(minute, wavlm_folder):
 def test_channels_are_enhanced_one_by_one_in_any_batch(minute, batch, checkpoints):
     model = finallyse.load(checkpoints["denoise"], device="cpu", window_s=5, batch=batch)
     wav = np.stack([minute[:200_000], minute[300_000:500_000]])
-    together = model.enhance(wav, 16000)
+    together = model.enhance(wav, 16000, 48000)
     assert together.shape == (2, 600_000)
     for channel, enhanced in zip(wav, together, strict=True):
-        np.testing.assert_allclose(model.enhance(channel, 16000), enhanced, atol=1e-5)
+        np.testing.assert_allclose(model.enhance(channel, 16000, 48000), enhanced, atol=1e-5)
 
 
 @pytest.mark.parametrize("samples", [1, 2, 319, 1023, 1025, 4097])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_short_signals(checkpoints, name, samples):
     model = finallyse.load(checkpoints[name], device="cpu")
-    for rate in (8000, 44100):
-        wav48 = model.enhance(np.full(samples, 0.1, np.float32), rate)
-        assert wav48.shape == (length_at(samples, rate, 48000),) and np.isfinite(wav48).all()
+    for rate, to_rate in ((8000, None), (44100, None), (8000, 48000)):
+        made = model.enhance(np.full(samples, 0.1, np.float32), rate, to_rate)
+        length = length_at(samples, rate, to_rate or max(rate, model.output_rate))
+        assert made.shape == (length,) and np.isfinite(made).all()
+
+
+def test_signals_of_any_type(checkpoints, minute):
+    model = finallyse.load(checkpoints["denoise"], device="cpu")
+    expected = model.enhance(minute[:16000], 16000)
+    for wav in (
+        np.rint(minute[:16000] * 2.0**31).astype(np.int32),
+        np.rint(minute[:16000] * 2.0**15).astype(np.int16),
+        minute[:16000].astype(np.float64),
+        torch.from_numpy(minute[:16000].copy()).requires_grad_(),
+        list(map(float, minute[:16000])),
+    ):
+        np.testing.assert_allclose(model.enhance(wav, 16000.0, rate=np.int64(16000)), expected, atol=2e-3)
+    unsigned = np.rint(minute[:16000] * 128 + 128).astype(np.uint8)
+    np.testing.assert_allclose(model.enhance(unsigned, 16000), expected, atol=0.1)
 
 
 def test_load_says_what_is_wrong(checkpoints, tmp_path, minute):
@@ -240,13 +256,20 @@ def test_load_says_what_is_wrong(checkpoints, tmp_path, minute):
         (np.zeros(0), 16000, "at least one sample"),
         (np.zeros((1, 1, 5)), 16000, "must be"),
         (np.array([0.1, np.nan]), 16000, "not finite"),
-        (minute[:100], 0, "0 Hz in"),
+        (minute[:100], 0, "sample_rate must be a positive whole number of Hz, not 0"),
+        (minute[:100], 16000.5, "sample_rate must be a positive whole number"),
+        (minute[:100], float("nan"), "sample_rate must be a positive whole number"),
+        (np.zeros((16000, 2)), 16000, r"must be \[C, T\], and \[16000, 2\] looks like \[T, C\]: give wav.T"),
+        (np.zeros(100, np.int64), 16000, "not int64"),
+        (np.zeros(100, complex), 16000, "not complex128"),
     ):
         with pytest.raises(UserError, match=message):
             model.enhance(wav, rate)
+    with pytest.raises(UserError, match="rate must be a positive whole number"):
+        model.enhance(minute[:100], 16000, 0)
     with pytest.raises(UserError, match="no such checkpoint"):
         finallyse.load(tmp_path / "x.ckpt")
-    with pytest.raises(UserError, match=r"--chunk 1: this network needs at least"):
+    with pytest.raises(UserError, match=r"--chunk 1: must be seconds, at least"):
         finallyse.load(checkpoints["denoise"], window_s=1)
     content = torch.load(checkpoints["finally"], weights_only=True)
     content["config"]["wavlm"] = "resources/weights/wavlm-large"
@@ -471,7 +494,7 @@ def test_half_an_hour_in_constant_memory(checkpoints, tmp_path, minute):
             [sys.executable, "-c", code, *map(str, arguments)], cwd=tmp_path, capture_output=True, text=True, check=True
         )
         assert f"enhanced 1 of 1 files, {minutes}:00 of audio" in done.stderr
-        assert sf.info(tmp_path / f"out{minutes}.wav").frames == minutes * 60 * 48000
+        assert sf.info(tmp_path / f"out{minutes}.wav").frames == minutes * 60 * 16000
         return int(done.stdout.split()[-1])
 
     short, long = peak(1), peak(30)
@@ -484,8 +507,8 @@ def test_stdin_to_stdout(checkpoints, minute, tmp_path):
     done = command("-", "-", "--checkpoint", checkpoints["vocoder"], "--subtype", "FLOAT", input=buffer.getvalue())
     assert done.returncode == 0, done.stderr.decode()
     wav, rate = sf.read(io.BytesIO(done.stdout))
-    assert rate == 48000
-    expected = expected_output(checkpoints["vocoder"], np.rint(minute[:16000] * 32768) / 32768, 16000)
+    assert rate == 16000
+    expected = expected_output(checkpoints["vocoder"], np.rint(minute[:16000] * 32768) / 32768, 16000, 16000)
     np.testing.assert_allclose(wav, expected, atol=1e-3)
     piped = bytearray(buffer.getvalue())
     piped[4:8] = piped[40:44] = b"\xff" * 4  # a header written before its length was known
@@ -512,7 +535,7 @@ def test_a_bad_file_does_not_stop_the_others(checkpoints, tmp_path, minute, capf
     report = capfd.readouterr().err
     assert "enhanced 3 of 6 files" in report and "real-time factor" in report
     listed = report.split("3 of 6 files were not enhanced:")[1]
-    for name, why in (("b.mp3", "cannot be decoded"), ("d.wav", "truncated"), ("f.wav", "has no samples")):
+    for name, why in (("b.mp3", "cannot be decoded"), ("d.wav", "cut short"), ("f.wav", "no samples")):
         assert f"{inputs / name}: " in listed and why in listed
 
 
@@ -606,7 +629,8 @@ def test_which_files_go_where(tmp_path):
         ([tmp_path / "nothing"], out, "no such file or folder"),
         (["-", folder], out, "must be the only input"),
         ([folder], "-", "takes one input"),
-        ([folder], folder / "a.wav", "is a file"),
+        ([folder], folder / "a.wav", r"a\.wav: several inputs need a folder"),
+        ([folder / "a.wav"], tmp_path / "x.m4a", r"x\.m4a: \.m4a cannot be written; choose .*x\.m4a/"),
     ):
         with pytest.raises(UserError, match=message):
             names(inputs, output)

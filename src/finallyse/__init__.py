@@ -11,11 +11,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from finallyse.errors import UserError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from finallyse.inference.enhancer import Enhancer
 
+__all__ = ["UserError", "load"]
 __version__ = "0.1.0"
 
 

@@ -46,18 +46,25 @@ def config(parser: ArgumentParser, words: Sequence[str]) -> None:
 def enhance(parser: ArgumentParser, words: Sequence[str]) -> int:
     """Enhance recordings of any format, rate, length and number of channels, or the sound track of a video.
 
-    Several inputs, or folders, are written to the folder OUTPUT. Files are written atomically. A file that cannot be
-    enhanced does not stop the others; it is listed at the end and the exit status is 1.
+    Several inputs, or folders, are written to the folder OUTPUT; a single one also if OUTPUT ends with a slash. Files
+    are written atomically. Of several inputs, those whose outputs exist are skipped. A file that cannot be enhanced
+    does not stop the others; it is listed at the end and the exit status is 1.
     """
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="recordings or folders of them; -: stdin")
     add("output", metavar="OUTPUT", help="output file, or folder for several inputs; -: WAV to stdout")
     text = "trained network: results/NETWORK.ckpt, or one that comes with the package (default: small)"
     add("--checkpoint", metavar="NAME|FILE", help=text)
-    add("--rate", type=int, default=48000, metavar="HZ", help="sample rate of the output, Hz (default: %(default)s)")
+    text = "sample rate of the output, Hz (default: the network's or the input's, whichever is higher)"
+    add("--rate", type=int, metavar="HZ", help=text)
     add("--format", default="wav", help="output format in a folder: wav, flac, ogg, opus, mp3 (default: %(default)s)")
     add("--subtype", help="sample format of WAV and FLAC: PCM_16 (default), PCM_24, FLOAT")
+    add("--dither", action="store_true", help="add triangular dither before rounding to 16 or 24 bits")
+    add("--keep-tags", action="store_true", help="copy title, artist, album, comment, date, genre and copyright")
+    add("--keep-times", action="store_true", help="give outputs the times of modification of the inputs")
+    add("--accept-cut", action="store_true", help="enhance what there is of recordings that are cut short or damaged")
     add("--force", action="store_true", help="overwrite existing files")
+    add("--resume", action="store_true", help="skip a single input, too, whose output exists")
     add("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
     text = "fp32, or bf16: faster, differs from fp32 by about -45 dB (default: %(default)s)"
     add("--precision", default="fp32", help=text)

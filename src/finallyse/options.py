@@ -262,6 +262,9 @@ class Corpus:
         minimum=1,
         maximum=5,
     )
+    accept_cut: bool = option(
+        False, "take what there is of recordings that are cut short or damaged, instead of leaving them out"
+    )
 
 
 @dataclasses.dataclass

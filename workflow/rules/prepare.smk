@@ -35,12 +35,13 @@ rule prepare_corpus:
         folder=lambda wildcards: f"{RESOURCES}/prepared/{wildcards.corpus}/{wildcards.rate}",
         seed=config["seed"],
         min_bak=lambda wildcards: LOCATIONS.min_bak(wildcards.corpus),
+        cut=lambda wildcards: "--accept-cut" if LOCATIONS.accept_cut(wildcards.corpus) else "",
     message:
         "Preparing {wildcards.corpus} at {wildcards.rate} Hz; progress: {log}"
     shell:
         "python scripts/prepare.py --corpus {wildcards.corpus} --source {params.source:q} --output {params.folder:q} "
         "--rate {wildcards.rate} --jobs {threads} --seed {params.seed} "
-        "--min-bak {params.min_bak} > {log:q} 2>&1"
+        "--min-bak {params.min_bak} {params.cut} > {log:q} 2>&1"
 
 
 # Some corpora also have recordings that no training may use.

@@ -2,7 +2,7 @@
 
 `read` is for prepared files: a segment of a WAV (or FLAC) without decoding the rest. `decode` is for whatever a user
 has: WAV of any kind, FLAC, Ogg, MP3, M4A, raw G.722, the sound track of a video. Samples are float32 in [-1, 1]; files
-that cannot be read, are truncated, or have no samples or NaN raise a :class:`UserError` with their path.
+that cannot be read, are cut short, or have no samples or NaN raise a :class:`UserError` with their path.
 """
 
 from __future__ import annotations
@@ -91,12 +91,13 @@ def _check_range(path: PathLike, start: int, frames: int, length: int) -> int:
     return wanted
 
 
-def decode(path: PathLike) -> tuple[np.ndarray, int]:
-    """All of a file in any format that libsndfile or FFmpeg supports, video sound tracks included.
+def decode(path: PathLike, accept_cut: bool = False) -> tuple[np.ndarray, int]:
+    """All of a file in any format that FFmpeg or libsndfile supports, video sound tracks included.
 
-    Returns float32 [C, T] and the sample rate in Hz. Encoder delay declared by the container is removed.
+    Returns float32 [C, T], with channels in the order of WAV, and the sample rate in Hz. Encoder delay declared by the
+    container is removed. accept_cut: take what there is of a file that is cut short or damaged, with a warning.
     """
-    with BlockReader(path) as reader:
+    with BlockReader(path, accept_cut=accept_cut) as reader:
         return np.concatenate(list(reader), axis=1), reader.rate
 
 

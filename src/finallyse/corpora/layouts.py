@@ -11,21 +11,12 @@ from hashlib import sha1, sha256
 from pathlib import Path
 from typing import Literal
 
+from finallyse.audio.formats import is_recording
 from finallyse.corpora.locations import MARKERS, files_below
 from finallyse.corpora.manifest import utterance_name
 from finallyse.errors import UserError, nearest
 
 Kind = Literal["speech", "pairs", "noise", "response"]
-
-# Never recordings. Everything else is tried: FFmpeg supports more formats than any list of suffixes would.
-NO_AUDIO = frozenset(
-    """
-    .txt .csv .tsv .json .jsonl .yaml .yml .xml .html .htm .md .rst .pdf .doc .docx .xls .xlsx .odt .rtf .tex .lab
-    .textgrid .srt .vtt .ass .log .ini .cfg .py .sh .m .mat .npy .npz .pt .pth .ckpt .onnx .pkl .jpg .jpeg .png
-    .gif .bmp .tif .tiff .webp .svg .ico .zip .gz .bz2 .xz .tar .tgz .7z .rar .zst .md5 .sha1 .sha256 .db .sqlite
-    .part .tmp .lock .ds_store .copyright .license
-    """.split()  # noqa: SIM905
-)
 
 
 @dataclass(frozen=True)
@@ -208,12 +199,12 @@ def find_recordings(name: str, source: Path) -> tuple[list[Recording], list[str]
 
 
 def audio_files(source: Path, hidden: bool = False) -> Iterator[str]:
-    """Relative paths of everything that may be audio, sorted, without hidden files (macOS leaves `._x.wav`).
+    """Relative paths of the recordings, sorted, without hidden files (macOS leaves `._x.wav`).
 
     hidden: search hidden folders too.
     """
     for path in files_below(source, hidden):
-        if Path(path).suffix.lower() not in NO_AUDIO and not {"__MACOSX", MARKERS}.intersection(path.split("/")):
+        if not {"__MACOSX", MARKERS}.intersection(path.split("/")) and is_recording(source / path):
             yield path
 
 

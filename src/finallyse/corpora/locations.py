@@ -165,6 +165,10 @@ class Locations:
         """The least DNSMOS BAK of the recordings to use; 1: not measured."""
         return self.settings.get(name, {}).get("min_bak", 1.0)
 
+    def accept_cut(self, name: str) -> bool:
+        """Whether to take what there is of recordings that are cut short or damaged."""
+        return self.settings.get(name, {}).get("accept_cut", False)
+
     def fingerprint(self, name: str) -> str:
         """Changes whenever a folder that replaces the corpus changes; empty if there is none."""
         folder = self.own_folder(name)

@@ -4,7 +4,8 @@ Every file is decoded, mixed to mono, resampled once and written as 16-bit PCM, 
 decoding the rest (impulse responses: 32-bit float, since 16 bits would lose their tails). Files are excluded only for
 one of the reasons below, each with a line in `dropped.csv`; nothing is cut from speech or noise:
 
-- it cannot be decoded, is truncated, has no samples, or has values that are not finite;
+- it cannot be decoded, is cut short or damaged (unless that is accepted), has no samples, or has values that are not
+  finite;
 - it is silent: its peak is below -60 dBFS (impulse responses: it has no energy);
 - it is shorter than 0.1 s (speech and noise);
 - a clean recording has no noisy counterpart, or one of another length;
@@ -52,7 +53,10 @@ FORMAT = 1  # of the prepared files; changing it prepares everything again
 
 @dataclass(frozen=True)
 class Task:
-    """Input of a worker to prepare one recording; `known` is its journal entry, `scored`: also measure DNSMOS BAK."""
+    """Input of a worker to prepare one recording.
+
+    known: its journal entry.    scored: also measure DNSMOS BAK.    accept_cut: even if it is cut short or damaged.
+    """
 
     recording: Recording
     kind: Kind
@@ -61,6 +65,7 @@ class Task:
     rate: int
     known: dict | None
     scored: bool = False
+    accept_cut: bool = False
 
 
 def prepare(
@@ -72,6 +77,7 @@ def prepare(
     seed: int = 0,
     max_dropped: float = 0.5,
     min_bak: float = WORST_BAK,
+    accept_cut: bool = False,
 ) -> dict[str, int]:
     """Prepare a corpus: writes wav/, one manifest per split and dropped.csv to `output`.
 
@@ -86,6 +92,7 @@ def prepare(
         seed: seed of the splits.
         max_dropped: share of unusable recordings above which to stop.
         min_bak: minimum DNSMOS BAK of the 9 s in the middle of a recording; 1: not measured.
+        accept_cut: take what there is of recordings that are cut short or damaged.
 
     Returns:
         The number of recordings per split.
@@ -107,10 +114,13 @@ def prepare(
     say(f"{len(recordings)} recordings in {source}", *remarks)
     _make_folders(output, recordings)
 
-    journal = Journal(output / "journal.jsonl", {"format": FORMAT, "corpus": corpus, "rate": rate})
+    settings = {"format": FORMAT, "corpus": corpus, "rate": rate} | ({"accept_cut": True} if accept_cut else {})
+    journal = Journal(output / "journal.jsonl", settings)
     known = {entry["source"]: entry for entry in journal.read()}
     journal.write(known.values())
-    tasks = [Task(r, kind, source, output, rate, known.get(r.source), min_bak > WORST_BAK) for r in recordings]
+    tasks = [
+        Task(r, kind, source, output, rate, known.get(r.source), min_bak > WORST_BAK, accept_cut) for r in recordings
+    ]
     results: dict[str, dict] = {}
     with journal.appending() as append:
         for result in _run(tasks, jobs):
@@ -210,7 +220,7 @@ def _prepared(task: Task) -> dict:
     if recording.noisy_source == "":
         return {**entry, "dropped": "no noisy counterpart"}
     try:
-        wavs, rates = zip(*map(decode, sources), strict=True)
+        wavs, rates = zip(*(decode(path, task.accept_cut) for path in sources), strict=True)
     except UserError as error:
         return {**entry, "dropped": _reason(error, sources)}
     if len({(wav.shape[1], rate) for wav, rate in zip(wavs, rates, strict=True)}) > 1:

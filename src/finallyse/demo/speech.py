@@ -23,9 +23,9 @@ import numpy as np
 import soundfile
 
 from finallyse.audio.blocks import BlockReader
+from finallyse.audio.formats import SUFFIXES, is_recording
 from finallyse.audio.io import decode, mono
 from finallyse.audio.resample import resample
-from finallyse.corpora.layouts import NO_AUDIO
 from finallyse.corpora.locations import files_below
 from finallyse.corpora.manifest import write_csv
 from finallyse.errors import UserError
@@ -38,15 +38,6 @@ HIGHEST_RATE = 48_000
 SILENT_DB = -60.0  # peak below which a recording is silent, dBFS
 FEWEST_SPEAKERS, MOST_SPEAKERS = 4, 8  # four corpora need distinct speakers for two or three splits each
 SPLIT_SPEAKERS = 6  # how many are made from fewer, if there is enough speech
-
-# An unreadable file with one of these suffixes is an error; with any other suffix it is not a recording.
-AUDIO = frozenset(
-    """
-    .wav .wave .w64 .rf64 .bwf .flac .ogg .oga .opus .spx .mp1 .mp2 .mp3 .m4a .m4b .mp4 .mov .mkv .mka .webm .avi
-    .aac .ac3 .wma .asf .aif .aiff .aifc .au .snd .caf .amr .awb .3gp .g722 .g729 .gsm .voc .sph .nist .ape .wv .tta
-    .mpc .ra .dts .ts
-    """.split()  # noqa: SIM905
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,14 +114,13 @@ def collect_speech(
 def _find(folder: Path, left_out: dict[str, str]) -> list[Recording]:
     recordings = []
     for path in sorted(files_below(folder)):
-        suffix = Path(path).suffix.lower()
-        if suffix in NO_AUDIO:
+        if not is_recording(folder / path):
             left_out[path] = "not audio"
             continue
         try:
             recordings.append(Recording(path, _seconds(folder / path)))
         except UserError as error:
-            if suffix in AUDIO:
+            if Path(path).suffix.lower() in SUFFIXES:  # otherwise it may be something else
                 raise UserError(f"{error}; remove it, or replace it by the recording") from error
             left_out[path] = "not audio"
     return recordings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,22 +17,20 @@ def run(
     output: str,
     checkpoint: str | None,
     *,
-    rate: int,
-    suffix: str,
-    subtype: str | None,
-    force: bool,
-    threads: int | None,
+    threads: int | None = None,
     **options,
 ) -> int:
     """Enhance `inputs` into `output`; returns the exit status: 0, or 1 if a file could not be enhanced.
 
-    The command line is checked before PyTorch is loaded. `options` are those of `Enhancer.from_checkpoint`.
+    The command line is checked before PyTorch is loaded. `options` are those of `finallyse.inference.files.Options` and
+    of `Enhancer.from_checkpoint`.
     """
+    names = [field.name for field in dataclasses.fields(Options)]
+    writing = Options(**{name: options.pop(name) for name in names if name in options})
     if options["device"] not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device {options['device']}: must be auto, cpu or cuda")
     if options["precision"] not in ("fp32", "bf16"):
         raise UserError(f"--precision {options['precision']}: must be fp32 or bf16")
-    writing = Options(rate=rate, suffix=suffix, subtype=subtype, force=force)
     trained = checkpoint_file(checkpoint)
     pairs = plan_outputs(inputs, output, writing)
     # on termination, remove temporary files

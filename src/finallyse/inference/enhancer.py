@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from finallyse.audio.mel import LogMel
@@ -20,7 +21,6 @@ from finallyse.inference.windows import Window, fit, join, length_at, plan
 from finallyse.models.checkpoint import Checkpoint, load_checkpoint
 from finallyse.models.norms import fold, normed_layers
 
-DEFAULT_RATE = 48000
 SILENT_PEAK = 1e-30  # channels with lower peaks keep their level: the gain would overflow float32
 # Context on either side of the part of a window that is kept. With random weights, 0.5 s from a window's edge the
 # published networks are within -100 dB of the output for the whole signal (tests/test_enhance.py checks small ones).
@@ -32,6 +32,7 @@ FADE_S = 0.064
 WAVLM_CONTEXT_S = 5.0
 WAVLM_WINDOW_S = 40.0
 WAVLM_FADE = 16  # frames of 20 ms
+MOST_CHANNELS = 64  # beyond, an array with more channels than samples is taken for a mistake
 
 Read = Callable[[int, int], np.ndarray]
 
@@ -88,8 +89,8 @@ class Enhancer:
         self.grid = math.lcm(GRID, generator.alignment, self.wavlm.hop if self.wavlm else 1)
         self.context = math.ceil(CONTEXT_S * self.input_rate / self.grid) * self.grid
         smallest = 2 * self.context + self.grid
-        if window_s * self.input_rate < smallest:
-            raise UserError(f"--chunk {window_s:g}: this network needs at least {smallest / self.input_rate:g} s")
+        if not smallest <= window_s * self.input_rate < math.inf:
+            raise UserError(f"--chunk {window_s:g}: must be seconds, at least {smallest / self.input_rate:g}")
         self.window = int(window_s * self.input_rate)
         self.batch = batch or (4 if self.device.type == "cuda" else 1)
 
@@ -120,20 +121,32 @@ class Enhancer:
             network = network or WavLM(find_wavlm(checkpoint, wavlm))
         return cls(generator, network, level=level, **options)
 
-    def enhance(self, wav: np.ndarray, sample_rate: int, rate: int = DEFAULT_RATE) -> np.ndarray:
-        """Enhance a signal: float [T] or [C, T] in [-1, 1] at `sample_rate` Hz -> float32 [T'] or [C, T'] at `rate` Hz.
+    def rate_for(self, sample_rate: int) -> int:
+        """Rate of the output for an input at `sample_rate` Hz unless another is asked for: never less than either's."""
+        return max(self.output_rate, sample_rate)
 
-        T' = T * rate / sample_rate, rounded half up, and at least 1. Channels are enhanced independently; each
-        keeps its level. If the signal is resampled, peaks may slightly exceed 1; nothing is clipped.
-        Raises UserError for an empty signal, one with other axes, values that are not finite, or rates below 1 Hz.
+    def enhance(self, wav: ArrayLike | Tensor, sample_rate: float, rate: float | None = None) -> np.ndarray:
+        """Enhance a signal of any rate.
+
+        Channels are enhanced independently; each keeps its level. If the signal is resampled, peaks may slightly
+        exceed 1; nothing is clipped.
+
+        Args:
+            wav: [T], or [C, T] with at most `MOST_CHANNELS` channels: floats in [-1, 1], or integers of 8 (unsigned),
+                16 or 32 bits over their full range.
+            sample_rate: its rate, Hz.
+            rate: rate of the output, Hz; None: `rate_for(sample_rate)`.
+
+        Returns:
+            float32 [T'] or [C, T'] with T' = T * rate / sample_rate, rounded half up, and at least 1.
+
+        Raises:
+            UserError: for an empty signal, one with other axes, values that are not finite, and rates that are not
+                positive whole numbers.
         """
-        wav = np.asarray(wav, np.float32)
-        if wav.ndim not in (1, 2) or wav.size == 0:
-            raise UserError(f"wav must be [T] or [C, T] with at least one sample, not {list(wav.shape)}")
-        if sample_rate < 1 or rate < 1:
-            raise UserError(f"sample rates must be positive, not {sample_rate} Hz in and {rate} Hz out")
-        if not np.isfinite(wav).all():
-            raise UserError("wav contains samples that are not finite numbers")
+        wav = _as_floats(wav)
+        sample_rate = _whole_rate("sample_rate", sample_rate)
+        rate = self.rate_for(sample_rate) if rate is None else _whole_rate("rate", rate)
         x = resample(np.atleast_2d(wav), sample_rate, self.input_rate)
         y = self.render_whole(fit(x, length_at(wav.shape[-1], sample_rate, self.input_rate)))
         y = fit(resample(y, self.output_rate, rate), length_at(wav.shape[-1], sample_rate, rate))
@@ -243,6 +256,31 @@ class Features:
             have += parts[-1].shape[-1]
         self.held = np.concatenate(parts, axis=-1)
         return torch.from_numpy(self.held[..., first - self.first : last - self.first])
+
+
+def _as_floats(wav: ArrayLike | Tensor) -> np.ndarray:
+    """A user's signal as float32 in [-1, 1]; UserError if it cannot be one."""
+    wav = wav.detach().cpu().float().numpy() if isinstance(wav, Tensor) and wav.is_floating_point() else np.asarray(wav)
+    if wav.ndim not in (1, 2) or wav.size == 0:
+        raise UserError(f"wav must be [T] or [C, T] with at least one sample, not {list(wav.shape)}")
+    if wav.ndim == 2 and len(wav) > MOST_CHANNELS and len(wav) > wav.shape[1]:
+        raise UserError(f"wav must be [C, T], and {list(wav.shape)} looks like [T, C]: give wav.T")
+    if wav.dtype == np.uint8:
+        wav = (wav.astype(np.float32) - 128) / 128
+    elif wav.dtype in (np.int16, np.int32):
+        wav = wav / np.float64(2 ** (8 * wav.itemsize - 1))
+    elif wav.dtype.kind != "f":
+        raise UserError(f"wav must be of floats in [-1, 1], or of integers of 8, 16 or 32 bits, not {wav.dtype}")
+    wav = wav.astype(np.float32, copy=False)
+    if not np.isfinite(wav).all():
+        raise UserError("wav contains samples that are not finite numbers")
+    return wav
+
+
+def _whole_rate(name: str, rate: float) -> int:
+    if not (rate >= 1 and float(rate).is_integer()):
+        raise UserError(f"{name} must be a positive whole number of Hz, not {rate}")
+    return int(rate)
 
 
 def find_wavlm(checkpoint: Checkpoint, folder: str | Path | None) -> Path:

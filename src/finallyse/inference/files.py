@@ -2,13 +2,18 @@
 
 A recording is decoded and resampled into a temporary file, enhanced window by window into another, and only then
 written in its final format and renamed, so that outputs are atomic. Both temporary files contain 32-bit floats and are
-in the output's folder: 0.23 and 0.69 GB per hour and channel at 16 kHz in and 48 kHz out.
+in the output's folder: 0.23 and 0.69 GB per hour and channel at 16 kHz in and 48 kHz out. A run that is killed leaves
+its own behind, which the next run into the folder removes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
+import os
 import shutil
+import struct
 import sys
 import tempfile
 import time
@@ -21,6 +26,8 @@ import soundfile as sf
 import soxr
 
 from finallyse.audio.blocks import BLOCK, BlockReader
+from finallyse.audio.channels import VORBIS_ORDER, channel_mask
+from finallyse.audio.formats import SUFFIXES
 from finallyse.corpora.layouts import audio_files
 from finallyse.errors import UserError
 from finallyse.inference.windows import length_at
@@ -38,32 +45,51 @@ FORMATS = {
     ".mp3": ("MP3", "MPEG_LAYER_III"),
 }
 SUBTYPES = ("PCM_16", "PCM_24", "FLOAT")
+RATES = {  # that lossy formats allow, Hz
+    "OPUS": (8000, 12000, 16000, 24000, 48000),
+    "MPEG_LAYER_III": (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000),
+}
+TAGS = ("title", "artist", "album", "comment", "date", "genre", "copyright")  # that libsndfile can write
+SCRATCH = ".enhance-"  # begin of the names of folders of temporary files
 WAV_LIMIT = 0xFFFF0000  # bytes; beyond, RF64
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How outputs are written.
+    """How inputs are read and outputs written.
 
     Args:
-        rate: Hz.
+        rate: Hz; None: the network's or the input's, whichever is higher (of the rates that the format allows).
         suffix: suffix of outputs in a folder, e.g. ".wav".
         subtype: PCM_16, PCM_24, FLOAT; None: the format's default.
+        dither: add triangular noise of two quantisation steps before rounding to integers, so that what is lost is
+            noise rather than distortion.
         force: overwrite existing files.
+        resume: skip a single input, too, whose output exists; of several inputs, these are always skipped.
+        accept_cut: enhance what there is of a recording that is cut short or damaged.
+        keep_tags: copy title, artist, album, comment, date, genre and copyright.
+        keep_times: give the output the input's time of modification.
     """
 
-    rate: int = 48000
+    rate: int | None = None
     suffix: str = ".wav"
     subtype: str | None = None
+    dither: bool = False
     force: bool = False
+    resume: bool = False
+    accept_cut: bool = False
+    keep_tags: bool = False
+    keep_times: bool = False
 
     def __post_init__(self) -> None:
-        if not 1000 <= self.rate <= 768000:
+        if self.rate is not None and not 1000 <= self.rate <= 768000:
             raise UserError(f"--rate {self.rate}: must be between 1000 and 768000 Hz")
         if self.suffix not in FORMATS:
             raise UserError(f"--format {self.suffix.lstrip('.')}: must be one of {', '.join(f[1:] for f in FORMATS)}")
         if self.subtype not in (None, *SUBTYPES):
             raise UserError(f"--subtype {self.subtype}: must be one of {', '.join(SUBTYPES)}")
+        if self.force and self.resume:
+            raise UserError("--force does again what --resume skips; give one of them")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,18 +108,27 @@ class Done:
 def plan_outputs(inputs: Sequence[str], output: str, options: Options) -> list[tuple[str, str]]:
     """(input, output) pairs; "-" stands for stdin or stdout.
 
-    A single file is written to `output`, or into it if that is a folder or has no audio suffix; several files, and
-    folders (recursively), are written to the folder `output` under their own names with the output's suffix.
-    Raises UserError for missing inputs, folders without recordings, and outputs that coincide.
+    A single file is written to `output`, or into it if that is a folder, ends with a slash, or has no suffix; several
+    files, and folders (recursively), are written to the folder `output` under their own names with the output's suffix.
+    Raises UserError for missing inputs, folders without recordings, outputs that coincide, and suffixes that cannot be
+    written.
     """
-    single = len(inputs) == 1 and (inputs[0] == "-" or Path(inputs[0]).is_file())
+    single = len(inputs) == 1 and (inputs[0] == "-" or (Path(inputs[0]).exists() and not Path(inputs[0]).is_dir()))
     if "-" in inputs and len(inputs) > 1:
         raise UserError("'-' (stdin) must be the only input")
     if output == "-" and not single:
         raise UserError("'-' (stdout) takes one input file")
-    if single and (output == "-" or (Path(output).suffix.lower() in FORMATS and not Path(output).is_dir())):
+    suffix = Path(output).suffix.lower()
+    to_folder = Path(output).is_dir() or output.endswith(os.sep) or not suffix
+    if single and (output == "-" or not to_folder):
+        if output != "-" and suffix not in FORMATS:
+            raise UserError(
+                f"{output}: {suffix} cannot be written; choose {' '.join(FORMATS)}, or a folder: {output}{os.sep}"
+            )
         pairs = [(inputs[0], output)]
     else:
+        if suffix in SUFFIXES and not to_folder:
+            raise UserError(f"{output}: several inputs need a folder; if it is to be one, say {output}{os.sep}")
         if Path(output).is_file():
             raise UserError(f"{output}: is a file; several inputs need a folder to go into")
         pairs = [
@@ -180,6 +215,38 @@ class _Resampler:
         return self._stream.resample_chunk(np.ascontiguousarray(block.T), last=last).reshape(-1, len(block)).T
 
 
+@contextlib.contextmanager
+def _scratch(folder: Path | None) -> Iterator[Path]:
+    """A folder for temporary files in `folder` (None: the system's), which is removed at the end.
+
+    It is locked, so that others know that it is in use, also on another machine: those of killed runs are removed.
+    """
+    for left in folder.glob(f"{SCRATCH}*") if folder else ():
+        with contextlib.suppress(OSError), _locked(left):
+            shutil.rmtree(left)
+    while True:
+        work = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=folder))
+        with contextlib.suppress(FileNotFoundError, BlockingIOError), _locked(work):  # unless another run removes it
+            if work.is_dir():
+                break
+    with _locked(work):
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder; BlockingIOError if another process does."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def enhance_file(
     enhancer: Enhancer, source: str, target: str, options: Options, progress: Progress | None = None
 ) -> Done:
@@ -188,7 +255,7 @@ def enhance_file(
     If a peak would exceed the range of an integer or lossy format, the output is attenuated, never clipped.
 
     Args:
-        source: path, or "-" for stdin.
+        source: path, which may be a pipe, or "-" for stdin.
         target: path whose suffix sets the format, or "-" for a WAV on stdout.
 
     Raises:
@@ -200,18 +267,19 @@ def enhance_file(
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"{target}: its suffix must be one of {' '.join(FORMATS)}")
     if not to_stdout and path.exists() and not options.force:
-        raise UserError(f"{target}: exists; give --force to replace it")
+        raise UserError(f"{target}: exists; give --force to replace it, or --resume to skip it")
     try:
         if not to_stdout:
             path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".enhance-", dir=None if to_stdout else path.parent) as work:
-            done = _enhance_in(Path(work), enhancer, source, path, options, progress, started)
-            made = Path(work) / f"output{path.suffix.lower()}"
+        with _scratch(None if to_stdout else path.parent) as work:
+            made, done = _enhance_in(work, enhancer, source, path, options, progress, started)
             if to_stdout:
                 with made.open("rb") as file:
                     shutil.copyfileobj(file, sys.stdout.buffer)
                 sys.stdout.buffer.flush()
             else:
+                if options.keep_times and source != "-":
+                    shutil.copystat(source, made)
                 made.replace(path)
     except (OSError, sf.LibsndfileError) as error:
         raise UserError(f"{target}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
@@ -220,15 +288,18 @@ def enhance_file(
 
 def _enhance_in(
     work: Path, enhancer: Enhancer, source: str, path: Path, options: Options, progress: Progress | None, started: float
-) -> Done:
-    path_of_source, name = Path(source), None
-    if source == "-":
-        path_of_source, name = work / "stdin", "stdin"
-        with path_of_source.open("wb") as file:
-            shutil.copyfileobj(sys.stdin.buffer, file)
-    with BlockReader(path_of_source, name) as reader:
-        rate, channels = reader.rate, reader.channels
-        container, subtype = _output_format(path, channels, options)
+) -> tuple[Path, Done]:
+    seekable, name = Path(source), None
+    if source == "-" or not seekable.is_file():  # a pipe: how long it is shows at its end, so it is kept
+        name = "stdin" if source == "-" else source
+        seekable = work / "input"
+        with contextlib.ExitStack() as stack:
+            stream = sys.stdin.buffer if source == "-" else stack.enter_context(Path(source).open("rb"))
+            shutil.copyfileobj(stream, stack.enter_context(seekable.open("wb")))
+    with BlockReader(seekable, name, options.accept_cut) as reader:
+        rate, channels, speakers = reader.rate, reader.channels, reader.speakers
+        container, subtype, output_rate = _output_format(path, channels, options, enhancer.rate_for(rate))
+        tags = {key: reader.tags[key] for key in TAGS if key in reader.tags} if options.keep_tags else {}
         heard = _Spool(work / "input.f32", channels)
         resampler, samples = _Resampler(rate, enhancer.input_rate, channels), 0
         for block in reader:
@@ -240,24 +311,28 @@ def _enhance_in(
         progress.begin(samples / rate)
 
     made = _Spool(work / "output.f32", channels)
-    resampler = _Resampler(enhancer.output_rate, options.rate, channels)
+    resampler = _Resampler(enhancer.output_rate, output_rate, channels)
     for block in enhancer.render(heard.read, heard.frames, heard.peaks):
         made.append(resampler(block))
         if progress:
             progress.add(block.shape[1] / enhancer.output_rate)
     made.append(resampler(np.zeros((channels, 0), np.float32), last=True))
-    made.fit(length_at(samples, rate, options.rate))
+    made.fit(length_at(samples, rate, output_rate))
     heard.close()
 
     peak = float(made.peaks.max())
     gain = 1.0 if subtype == "FLOAT" or peak <= 1 else 1.0 / peak
-    _write(made, work / f"output{path.suffix.lower()}", options.rate, container, subtype, gain)
+    output = work / f"output{path.suffix.lower()}"
+    _write(made, output, output_rate, container, subtype, gain, speakers, tags, options.dither)
     made.close()
-    return Done(samples / rate, time.perf_counter() - started, gain)
+    return output, Done(samples / rate, time.perf_counter() - started, gain)
 
 
-def _output_format(path: Path, channels: int, options: Options) -> tuple[str, str]:
-    """libsndfile's format and subtype for an output; UserError if it does not support the rate or the channels."""
+def _output_format(path: Path, channels: int, options: Options, rate: int) -> tuple[str, str, int]:
+    """libsndfile's format and subtype for an output, and its rate: by default `rate`, or the next that is allowed.
+
+    UserError if the format does not allow the rate that was asked for, or the channels.
+    """
     container, subtype = FORMATS[path.suffix.lower()]
     if container in ("WAV", "FLAC") and options.subtype:
         subtype = options.subtype
@@ -266,23 +341,70 @@ def _output_format(path: Path, channels: int, options: Options) -> tuple[str, st
     most = {"WAV": 1024, "FLAC": 8, "OGG": 255, "MP3": 2}[container]
     if channels > most:
         raise UserError(f"{path}: {container} allows {most} channels, the recording has {channels}; use --format wav")
-    rates = {
-        "OPUS": (8000, 12000, 16000, 24000, 48000),
-        "MPEG_LAYER_III": (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000),
-    }
-    if options.rate not in rates.get(subtype, (options.rate,)):
-        raise UserError(f"{path}: {subtype} allows {', '.join(map(str, rates[subtype]))} Hz, not {options.rate} Hz")
-    return container, subtype
+    allowed = RATES.get(subtype)
+    if options.rate is None:
+        if allowed:
+            rate = min((possible for possible in allowed if possible >= rate), default=allowed[-1])
+        return container, subtype, rate
+    if allowed and options.rate not in allowed:
+        raise UserError(f"{path}: {subtype} allows {', '.join(map(str, allowed))} Hz, not {options.rate} Hz")
+    return container, subtype, options.rate
 
 
-def _write(made: _Spool, path: Path, rate: int, container: str, subtype: str, gain: float) -> None:
-    """Write the final file in blocks; a WAV that would exceed 4 GB becomes an RF64."""
+def _write(
+    made: _Spool,
+    path: Path,
+    rate: int,
+    container: str,
+    subtype: str,
+    gain: float = 1.0,
+    speakers: Sequence[str] = (),
+    tags: dict[str, str] | None = None,
+    dither: bool = False,
+) -> None:
+    """Write the final file in blocks; a WAV that would exceed 4 GB becomes an RF64.
+
+    speakers: FFmpeg's names of the channels, for the channel mask of a WAV; ().
+    """
     width = {"PCM_16": 2, "PCM_24": 3, "FLOAT": 4}.get(subtype, 0)
+    order = VORBIS_ORDER.get(made.channels) if container == "OGG" else None
     if container == "WAV" and made.frames * made.channels * width > WAV_LIMIT:
         container = "RF64"
+    elif container == "WAV" and made.channels > 2:
+        container = "WAVEX"  # Microsoft asks for it beyond two channels; it has the channel mask
+    random = np.random.default_rng(0)
     with sf.SoundFile(path, "w", rate, made.channels, subtype, format=container) as file:
+        for tag, value in (tags or {}).items():
+            setattr(file, tag, value)
         for start in range(0, made.frames, BLOCK):
-            file.write(made.read(start, min(start + BLOCK, made.frames)).T * np.float32(gain))
+            block = made.read(start, min(start + BLOCK, made.frames)) * np.float32(gain)
+            block = block if order is None else block[list(order)]
+            file.write(_quantised(block, subtype, random if dither else None).T)
+    if container == "WAVEX" and speakers:
+        _set_channel_mask(path, channel_mask(speakers))
+
+
+def _quantised(block: np.ndarray, subtype: str, random: np.random.Generator | None) -> np.ndarray:
+    """Samples as libsndfile takes them: integers are rounded here, since it cuts off what is below a step."""
+    if subtype not in ("PCM_16", "PCM_24"):
+        return block
+    bits = 16 if subtype == "PCM_16" else 24
+    scaled = block.astype(np.float64) * 2 ** (bits - 1)
+    if random:
+        scaled += random.random(scaled.shape) - random.random(scaled.shape)  # triangular, two steps wide
+    # 1.0 itself becomes the largest number, half a step from where it belongs.
+    rounded = np.clip(np.rint(scaled), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    return rounded.astype(np.int16) if bits == 16 else rounded.astype(np.int32) << 8
+
+
+def _set_channel_mask(path: Path, mask: int) -> None:
+    """Replace the channel mask in the header of a WAV, which libsndfile derives from the number of channels."""
+    with path.open("r+b") as file:
+        file.seek(12)
+        while (chunk := file.read(8))[:4] != b"fmt ":
+            file.seek(struct.unpack("<I", chunk[4:])[0], os.SEEK_CUR)
+        file.seek(20, os.SEEK_CUR)
+        file.write(struct.pack("<I", mask))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -290,9 +412,16 @@ def _write(made: _Spool, path: Path, rate: int, container: str, subtype: str, ga
 
 
 def enhance_files(enhancer: Enhancer, pairs: Sequence[tuple[str, str]], options: Options) -> list[str]:
-    """Enhance (input, output) pairs; a failure does not stop the others. Returns the errors, one line per file."""
+    """Enhance (input, output) pairs; a failure does not stop the others. Returns the errors, one line per file.
+
+    Of several pairs, those whose output exists are skipped, unless `options.force`: a run that was stopped goes on.
+    """
     progress = AudioProgress()
     failures: list[str] = []
+    if not options.force and (options.resume or len(pairs) > 1):
+        given, pairs = len(pairs), [pair for pair in pairs if pair[1] == "-" or not Path(pair[1]).exists()]
+        if len(pairs) < given:
+            progress.say(f"{given - len(pairs)} of {given} outputs exist and are kept; --force replaces them")
     seconds = 0.0
     started = time.perf_counter()
     for index, (source, target) in enumerate(pairs, 1):
@@ -302,9 +431,10 @@ def enhance_files(enhancer: Enhancer, pairs: Sequence[tuple[str, str]], options:
         )
         try:
             done = enhance_file(enhancer, source, target, options, progress)
-        except UserError as error:
-            failures.append(str(error))
-            progress.say(f"error: {error}")
+        except Exception as error:  # of any kind: the others are to be enhanced
+            text = str(error) if isinstance(error, UserError) else f"{source}: {type(error).__name__}: {error}"
+            failures.append(" ".join(text.split()))
+            progress.say(f"error: {failures[-1]}")
             continue
         seconds += done.seconds
         if done.gain < 1:

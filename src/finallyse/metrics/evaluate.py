@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import unicodedata
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
@@ -43,7 +44,10 @@ class Task:
 
 @dataclasses.dataclass
 class Row:
-    """Results of one utterance; `scores` by role ("enhanced", and "noisy", "reference" if requested)."""
+    """Results of one utterance; `scores` by role ("enhanced", and "noisy", "reference" if requested).
+
+    unreadable: the errors of files that could not be read, or that could not be measured at all.
+    """
 
     utterance: str
     seconds: float
@@ -62,7 +66,7 @@ class Evaluation:
 
     @property
     def unreadable(self) -> list[str]:
-        """The error of each file that could not be read."""
+        """The error of each file that could not be read or measured."""
         return [message for row in self.rows for message in row.unreadable]
 
 
@@ -78,6 +82,7 @@ def evaluate(
     resources: str = "resources",
     device: str = "auto",
     jobs: int | None = None,
+    accept_cut: bool = False,
 ) -> Evaluation:
     """Score the files of `enhanced` and write `output` (.csv) and the summary beside it (.summary.csv).
 
@@ -89,6 +94,7 @@ def evaluate(
         score_reference: also score the references, by the metrics that need none.
         only_referenced: leave out files without a reference, and name the references without a file.
         jobs: number of processes; None: one per core.
+        accept_cut: measure what there is of files that are cut short or damaged.
 
     Raises:
         UserError: for a folder without audio, names that match none of the references, unknown metrics.
@@ -102,6 +108,7 @@ def evaluate(
         "metrics": list(metrics),
         "missing": metric_set.missing,
         "roles": list(tasks[0].score),
+        "accept_cut": accept_cut,
         "weights": [
             [str(m.weights), m.weights.stat().st_size, m.weights.stat().st_mtime_ns]
             for m in metric_set.metrics.values()
@@ -116,7 +123,7 @@ def evaluate(
         if rows:
             progress.say(f"evaluate: {len(rows)} of {len(tasks)} files were measured before")
         progress.keep(len(rows))
-        for task, row in _measure_all(left, (list(metrics), str(resources), device), jobs or cores()):
+        for task, row in _measure_all(left, (list(metrics), str(resources), device), accept_cut, jobs or cores()):
             rows[task.utterance] = row
             append(_entry(task, row))
             progress.add(1)
@@ -136,13 +143,14 @@ def evaluate(
 
 
 def files_by_name(folder: Path) -> dict[str, Path]:
-    """Name -> path of every audio file below `folder`; the name is the relative path without its suffix."""
+    """Name -> path of every recording below `folder`; the name is the relative path without its suffix, in NFC."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     files: dict[str, Path] = {}
     for relative in audio_files(folder):
         path = folder / relative
-        name = Path(relative).with_suffix("").as_posix()
+        # macOS decomposes letters with accents in names, other systems do not.
+        name = unicodedata.normalize("NFC", Path(relative).with_suffix("").as_posix())
         if name in files:
             raise UserError(f"{folder}: {files[name].name} and {path.name} have the same name; keep one of them")
         files[name] = path
@@ -223,12 +231,12 @@ def _resume(journal: Journal, tasks: list[Task]) -> dict[str, Row]:
 # Measuring, in processes
 
 
-def measure(task: Task, metric_set: MetricSet) -> Row:
+def measure(task: Task, metric_set: MetricSet, accept_cut: bool = False) -> Row:
     """Read the files of one utterance and score it."""
     signals, unreadable, reasons = {}, [], {}
     for role, path in task.paths.items():
         try:
-            wav, rate = decode(path)
+            wav, rate = decode(path, accept_cut)
             signals[role] = (mono(wav), rate)
         except UserError as error:
             unreadable.append(str(error))
@@ -263,15 +271,15 @@ def _start_worker(metrics: list[str], resources: str, device: str) -> None:
     _metric_set = MetricSet(metrics, resources, device)
 
 
-def _measure_in_worker(task: Task) -> Row:
+def _measure_in_worker(task: Task, accept_cut: bool) -> Row:
     try:
-        return measure(task, _metric_set)
-    except Exception as error:
-        error.add_note(f"while measuring {task.utterance}")
-        raise
+        return measure(task, _metric_set, accept_cut)
+    except Exception as error:  # of any kind: the others are to be measured
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        return _unmeasured(task, _metric_set, f"measuring failed ({text})")
 
 
-def _measure_all(tasks: list[Task], settings: tuple, jobs: int) -> Iterator[tuple[Task, Row]]:
+def _measure_all(tasks: list[Task], settings: tuple, accept_cut: bool, jobs: int) -> Iterator[tuple[Task, Row]]:
     """Score tasks in `jobs` processes, in no particular order.
 
     If a process dies (the C code of PESQ can crash), the tasks in progress are repeated one by one, each in its own
@@ -286,7 +294,7 @@ def _measure_all(tasks: list[Task], settings: tuple, jobs: int) -> Iterator[tupl
             with process_pool(1 if alone else min(jobs, len(queue)), _start_worker, *settings) as pool:
                 while queue or under_way:
                     while queue and len(under_way) < 2 * jobs:
-                        under_way[pool.submit(_measure_in_worker, queue[0])] = queue[0]
+                        under_way[pool.submit(_measure_in_worker, queue[0], accept_cut)] = queue[0]
                         queue.popleft()  # only now: a pool that has died refuses the task
                     finished, _ = wait(under_way, return_when=FIRST_COMPLETED)
                     for future in finished:
@@ -295,18 +303,15 @@ def _measure_all(tasks: list[Task], settings: tuple, jobs: int) -> Iterator[tupl
         except BrokenProcessPool:
             if alone:
                 task = next(iter([*under_way.values(), *queue]))
-                yield task, _died(task, settings)
+                yield task, _unmeasured(task, MetricSet(*settings), "the process that measured it died")
             else:
                 suspects.extend(under_way.values())
 
 
-def _died(task: Task, settings: tuple) -> Row:
-    """The row of an utterance whose scoring kills its process."""
-    metric_set = MetricSet(*settings)
-    scores = {
-        role: _nothing(metric_set, "the process that measured it died", role == "reference") for role in task.score
-    }
-    return Row(task.utterance, math.nan, math.nan, scores, [])
+def _unmeasured(task: Task, metric_set: MetricSet, reason: str) -> Row:
+    """The row of an utterance that could not be scored at all."""
+    scores = {role: _nothing(metric_set, reason, role == "reference") for role in task.score}
+    return Row(task.utterance, math.nan, math.nan, scores, [f"{task.paths['enhanced']}: {reason}"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
