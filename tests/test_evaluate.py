@@ -1,6 +1,7 @@
 """scripts/evaluate.py: folders by name, in parallel, resumed after a kill, every gap counted."""
 
 import csv
+import importlib.util
 import os
 import signal
 import subprocess
@@ -74,7 +75,8 @@ def test_tables(folders, root):
     arguments = ["--reference", folders / "reference", "--noisy", folders / "noisy", "--metrics", "si_sdr", "wv-mos"]
     process = script(folders, *arguments, "--resources", "nowhere", root=root, stdout=subprocess.PIPE)
     printed, errors = process.communicate()
-    assert process.returncode == 0, errors
+    assert process.returncode == 1  # a metric that was named could not be computed
+    assert errors.splitlines()[-1].startswith("error: metric wv-mos: missing: needs nowhere/weights/wav2vec2-mos/")
     assert "si_sdr" in printed and "wv-mos" in printed
 
     rows = table(folders / "out.csv")
@@ -170,6 +172,35 @@ def test_corrupt_files_are_counted_and_nothing_is_lost(folders, root):
     assert (summary["si_sdr"]["n"], summary["si_sdr"]["unscored"]) == ("2", "3")
     assert summary["si_sdr"]["reasons"] == "2 x enhanced file cannot be read; 1 x reference file cannot be read"
     assert (summary["distillmos"]["n"], summary["distillmos"]["unscored"]) == ("3", "2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["stoi", "si_sdr"], 0),
+        (["si_sdr", "utmos", "--skip-missing"], 0),
+        (["utmos"], 1),
+        (["si_sdr", "wv-mos", "mosnet"], 1),
+    ],
+)
+def test_a_metric_without_any_score_is_a_failure(folders, root, arguments, status, capsys):
+    keep_only(folders, "a")
+    spec = importlib.util.spec_from_file_location("evaluate_script", root / "scripts" / "evaluate.py")
+    command = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(command)
+    options = ["--enhanced", folders / "enhanced", "--reference", folders / "reference", "--output", folders / "o.csv"]
+    options += ["--resources", folders, "--jobs", "1", "--metrics", *arguments]
+    assert command.main([str(option) for option in options]) == status
+    failed = [line.split(":")[1].split()[-1] for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    absent = [name for name in arguments if name in ("utmos", "wv-mos", "mosnet")]
+    assert failed == (absent if status else [])
+    assert len(table(folders / "o.csv")) == 1  # the tables are complete in either case
+
+
+def test_a_metric_without_its_reference_is_a_failure(folders):
+    keep_only(folders, "ab")
+    result = evaluate(folders / "enhanced", ["stoi", "distillmos"], folders / "out.csv", jobs=1)
+    assert result.failed == {"stoi": "no file could be scored: 2 x no reference"}
 
 
 def test_lengths_silence_rates_and_channels(folders, speech_16k):

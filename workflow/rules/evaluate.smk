@@ -85,7 +85,7 @@ rule compute_metrics:
         "Measuring {wildcards.network}"
     shell:
         "python scripts/evaluate.py --enhanced {input.folder:q}/enhanced --reference {input.folder:q}/reference"
-        " {params.noisy:q} --score-reference --metrics {params.metrics} --resources {params.resources:q} --device cpu"
+        " {params.noisy:q} --score-reference --metrics {params.metrics} --skip-missing --resources {params.resources:q} --device cpu"
         " --jobs {threads} --output {output.table:q} > {log:q} 2>&1"
 
 
@@ -120,5 +120,5 @@ rule compute_compared_metrics:
         "Measuring {params.compared}, to be compared with {wildcards.network}"
     shell:
         "python scripts/evaluate.py --enhanced {params.compared:q} --reference {input.folder:q}/reference {params.noisy:q}"
-        " --only-referenced --metrics {params.metrics} --resources {params.resources:q} --device cpu --jobs {threads}"
+        " --only-referenced --metrics {params.metrics} --skip-missing --resources {params.resources:q} --device cpu --jobs {threads}"
         " --output {output.table:q} > {log:q} 2>&1"
