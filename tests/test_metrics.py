@@ -21,7 +21,7 @@ RATE = 16000
 BETTER = ("higher", "lower", "zero")
 NAMES = (
     *("l1_mel_diff", "wb_pesq", "nb_pesq", "stoi", "estoi", "si_sdr", "zm_si_sdr", "level", "lsd"),
-    *("dnsmos", "legacy_dnsmos", "distillmos", "wv-mos", "mosnet", "utmos"),
+    *("dnsmos", "legacy_dnsmos", "distillmos", "wv-mos", "mosnet", "utmos", "wer", "speaker_similarity"),
 )
 
 
