@@ -121,17 +121,20 @@ def skipped_metrics():
     return [name for name in config["metrics"] if metrics_registry[name].absent()]
 
 
-def metric_weights():
-    """The registry's weights of the configuration's metrics, except of those that are skipped."""
+def metric_weights(registered=True):
+    """The weights of the configuration's metrics that are not skipped: the registry's, or else the user's own."""
     metrics = [
         metrics_registry[name](RESOURCES)
         for name in config["metrics"]
         if name not in skipped_metrics()
     ]
-    paths = [metric.weights for metric in metrics if metric.weights]
-    return weight_files(
-        path for path in paths if path.is_relative_to(f"{RESOURCES}/weights")
-    )
+    paths = [
+        metric.weights
+        for metric in metrics
+        if metric.weights
+        and metric.weights.is_relative_to(f"{RESOURCES}/weights") == registered
+    ]
+    return weight_files(paths) if registered else [str(path) for path in paths]
 
 
 def all_training_data():

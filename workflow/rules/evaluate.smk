@@ -76,6 +76,7 @@ rule compute_metrics:
     params:
         metrics=config["metrics"],
         skipped=skipped_metrics(),
+        own_weights=metric_weights(registered=False),
         resources=lambda wildcards: RESOURCES,
         noisy=noisy_option,
     message:
@@ -112,6 +113,7 @@ rule compute_compared_metrics:
         content=lambda wildcards: folder_fingerprint(compared_folder(wildcards)),
         metrics=config["metrics"],
         skipped=skipped_metrics(),
+        own_weights=metric_weights(registered=False),
         resources=lambda wildcards: RESOURCES,
         noisy=noisy_option,
     message:

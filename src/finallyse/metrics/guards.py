@@ -157,8 +157,8 @@ LEAST_LEVEL = -30.0  # dBFS
 def speech_only(wav: np.ndarray) -> np.ndarray:
     """wav [T], 16 kHz, without its longer pauses [T'], at -30 dBFS or more: Resemblyzer's `preprocess_wav`.
 
-    WebRTC's detector decides on windows of 30 ms. A window is kept if most of the eight around it are speech, and so are
-    three more on each side.
+    WebRTC's detector decides on windows of 30 ms. A window is kept if most of the eight around it are speech, and
+    so are three more on each side.
     """
     import webrtcvad
 
