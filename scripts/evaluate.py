@@ -7,8 +7,8 @@ interval over utterances, how many were scored, how many were not and why, what 
 
 Files are matched by name, ignoring the suffix; rates may differ; channels are averaged. Lengths may differ by up to
 0.1 s: both files are then cut to the shorter one. Beyond that, and for silence, metrics that compare two files give no
-number and the reason is counted. The exit status is 1 if a file could not be read or measured; the tables contain all
-the others.
+number and the reason is counted. The exit status is 1 if a file could not be read or measured, or if a metric that was
+named could not be computed for any file, e.g. without its weights or its package; the tables contain all the others.
 """
 
 from __future__ import annotations
@@ -39,7 +39,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="leave out files without a reference, and name the references without a file",
     )
     parser.add_argument(
-        "--metrics", nargs="+", required=True, metavar="NAME", help=f"all, or some of: {', '.join(metrics_registry)}"
+        "--metrics",
+        nargs="+",
+        required=True,
+        metavar="NAME",
+        help=f"some of: {', '.join(metrics_registry)}; or all, for all of them that can be computed (--skip-missing)",
+    )
+    parser.add_argument(
+        "--skip-missing", action="store_true", help="a metric that cannot be computed does not change the exit status"
     )
     parser.add_argument("--output", type=Path, required=True, metavar="OUT.csv", help="table of utterances")
     parser.add_argument("--resources", default="resources", metavar="DIR", help="folder that contains weights/")
@@ -51,18 +58,20 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--accept-cut", action="store_true", help=text)
     options = parser.parse_args(arguments)
     if options.metrics == ["all"]:
-        options.metrics = list(metrics_registry)
+        options.metrics, options.skip_missing = list(metrics_registry), True
     return options
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print the summary, return the exit status."""
     options = vars(parse(arguments))
+    skip_missing = options.pop("skip_missing")
     result = evaluate(options.pop("enhanced"), options.pop("metrics"), options.pop("output"), **options)
     print(describe(result.summaries["enhanced"], result.missing, result.summaries.get("noisy")))
-    for message in result.unreadable:
+    failed = {} if skip_missing else result.failed
+    for message in (*result.unreadable, *(f"metric {name}: {reason}" for name, reason in failed.items())):
         print(f"error: {message}", file=sys.stderr)
-    return 1 if result.unreadable else 0
+    return 1 if result.unreadable or failed else 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """scripts/evaluate.py: folders by name, in parallel, resumed after a kill, every gap counted."""
 
 import csv
+import importlib.util
 import os
 import signal
 import subprocess
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 import soundfile as sf
 
+from finallyse.audio.io import write_wav
 from finallyse.audio.resample import resample
 from finallyse.errors import UserError
-from finallyse.metrics import Utterance, metrics_registry
+from finallyse.metrics import MetricSet, Scores, Utterance, metrics_registry
 from finallyse.metrics import evaluate as evaluation
-from finallyse.metrics.evaluate import evaluate
+from finallyse.metrics.evaluate import Row, Task, evaluate
 
 RATE = 16000
 METRICS = ["si_sdr", "lsd"]  # quick to import and to compute
@@ -74,7 +76,8 @@ def test_tables(folders, root):
     arguments = ["--reference", folders / "reference", "--noisy", folders / "noisy", "--metrics", "si_sdr", "wv-mos"]
     process = script(folders, *arguments, "--resources", "nowhere", root=root, stdout=subprocess.PIPE)
     printed, errors = process.communicate()
-    assert process.returncode == 0, errors
+    assert process.returncode == 1  # a metric that was named could not be computed
+    assert errors.splitlines()[-1].startswith("error: metric wv-mos: missing: needs nowhere/weights/wav2vec2-mos/")
     assert "si_sdr" in printed and "wv-mos" in printed
 
     rows = table(folders / "out.csv")
@@ -172,6 +175,35 @@ def test_corrupt_files_are_counted_and_nothing_is_lost(folders, root):
     assert (summary["distillmos"]["n"], summary["distillmos"]["unscored"]) == ("3", "2")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["stoi", "si_sdr"], 0),
+        (["si_sdr", "utmos", "--skip-missing"], 0),
+        (["utmos"], 1),
+        (["si_sdr", "wv-mos", "mosnet"], 1),
+    ],
+)
+def test_a_metric_without_any_score_is_a_failure(folders, root, arguments, status, capsys):
+    keep_only(folders, "a")
+    spec = importlib.util.spec_from_file_location("evaluate_script", root / "scripts" / "evaluate.py")
+    command = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(command)
+    options = ["--enhanced", folders / "enhanced", "--reference", folders / "reference", "--output", folders / "o.csv"]
+    options += ["--resources", folders, "--jobs", "1", "--metrics", *arguments]
+    assert command.main([str(option) for option in options]) == status
+    failed = [line.split(":")[1].split()[-1] for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    absent = [name for name in arguments if name in ("utmos", "wv-mos", "mosnet")]
+    assert failed == (absent if status else [])
+    assert len(table(folders / "o.csv")) == 1  # the tables are complete in either case
+
+
+def test_a_metric_without_its_reference_is_a_failure(folders):
+    keep_only(folders, "ab")
+    result = evaluate(folders / "enhanced", ["stoi", "distillmos"], folders / "out.csv", jobs=1)
+    assert result.failed == {"stoi": "no file could be scored: 2 x no reference"}
+
+
 def test_lengths_silence_rates_and_channels(folders, speech_16k):
     clip = speech_16k[:8000]
     sf.write(folders / "enhanced" / "a.wav", sf.read(folders / "enhanced" / "a.wav")[0][:-100], RATE)  # a little short
@@ -257,11 +289,40 @@ def test_references_are_measured_on_demand(folders):
     assert "reference_distillmos" in header and "reference_si_sdr" not in header
 
 
-def die_at_c(task):
+def die_at_c(task, accept_cut):
     """Simulates C code that kills its process at one file."""
     if task.utterance == "c":
         os.kill(os.getpid(), signal.SIGKILL)
     return evaluation.measure(task, evaluation._metric_set)
+
+
+def fail_at_c(task, metric_set, accept_cut):
+    if task.utterance == "c":
+        raise ZeroDivisionError("something\nunheard of")
+    return Row(task.utterance, 1.0, 0.0, {role: Scores({"si_sdr": 1.0}, {}) for role in task.score}, [])
+
+
+def test_any_exception_costs_one_utterance(folders, monkeypatch):
+    monkeypatch.setattr(evaluation, "measure", fail_at_c)
+    monkeypatch.setattr(evaluation, "_metric_set", MetricSet(["si_sdr"]))
+    rows = {
+        name: evaluation._measure_in_worker(Task(name, {"enhanced": f"{name}.wav"}, ("enhanced",)), False)
+        for name in "bc"
+    }
+    assert not rows["b"].unreadable
+    assert rows["c"].unreadable == ["c.wav: measuring failed (ZeroDivisionError: something unheard of)"]
+    assert rows["c"].scores["enhanced"].reasons == {
+        "si_sdr": "measuring failed (ZeroDivisionError: something unheard of)"
+    }
+
+
+def test_names_may_be_composed_or_decomposed(tmp_path, speech_16k):
+    """macOS writes an accent after its letter, others write one letter."""
+    for folder, name in (("enhanced", "e\u0301.wav"), ("reference", "\u00e9.wav")):
+        (tmp_path / folder).mkdir()
+        write_wav(tmp_path / folder / name, speech_16k + (0.01 if folder == "enhanced" else 0), 16000, overload="scale")
+    result = evaluate(tmp_path / "enhanced", ["si_sdr"], tmp_path / "out.csv", reference=tmp_path / "reference", jobs=1)
+    assert result.summaries["enhanced"]["si_sdr"].n == 1
 
 
 def test_a_process_that_dies_costs_one_utterance(folders, monkeypatch):

@@ -21,7 +21,7 @@ RATE = 16000
 BETTER = ("higher", "lower", "zero")
 NAMES = (
     *("l1_mel_diff", "wb_pesq", "nb_pesq", "stoi", "estoi", "si_sdr", "zm_si_sdr", "level", "lsd"),
-    *("dnsmos", "legacy_dnsmos", "distillmos", "wv-mos", "mosnet", "utmos"),
+    *("dnsmos", "legacy_dnsmos", "distillmos", "wv-mos", "mosnet", "utmos", "wer", "speaker_similarity"),
 )
 
 
@@ -203,11 +203,22 @@ def test_l1_mel_diff(pair):
     assert score("l1_mel_diff", *pair)["l1_mel_diff"] == pytest.approx(np.abs(mels[0] - mels[1]).mean(), rel=1e-4)
 
 
-@pytest.mark.parametrize(("name", "model"), [("dnsmos", "dnsmos"), ("legacy_dnsmos", "dnsmos_personalized")])
-def test_dnsmos(pair, name, model):
+@pytest.mark.parametrize(
+    ("name", "model", "seconds"),
+    [
+        ("dnsmos", "dnsmos", 2),  # doubled to 16 s
+        ("dnsmos", "dnsmos", 24),  # beyond 16 s, windows are left out
+        ("dnsmos", "dnsmos", 40),
+        ("legacy_dnsmos", "dnsmos_personalized", 2),
+        ("legacy_dnsmos", "dnsmos_personalized", 24),
+    ],
+)
+def test_dnsmos(pair, name, model, seconds):
     import speechmos.dnsmos
 
-    enhanced = pair[0][: 2 * RATE + 77]  # doubled to 16 s: windows of several seconds
+    length = seconds * RATE + 77
+    repeated = np.resize(pair[0], length)
+    enhanced = repeated * np.linspace(0.02, 1, length, dtype=np.float32)  # windows differ, and so do their scores
     expected = speechmos.dnsmos.run(enhanced, RATE, model)
     values = score(name, enhanced)
     assert values[name] == pytest.approx(expected["ovrl_mos"], abs=1e-5)

@@ -22,6 +22,7 @@ def test_the_registry_names_every_corpus_and_weight(sources):
         "wavlm-large",
         "wav2vec2-mos",
         "utmosv2",
+        "whisper",
     }
     for source in sources.values():
         assert source.licence and source.citation and source.used_for and source.sample_rate
@@ -29,7 +30,7 @@ def test_the_registry_names_every_corpus_and_weight(sources):
 
 
 def test_weights_are_pinned(sources):
-    for name in ("wavlm-large", "utmosv2"):
+    for name in ("wavlm-large", "utmosv2", "whisper"):
         assert len(sources[name].base_url.rsplit("/", 1)[1]) == 40, "a revision, not a branch"
 
 

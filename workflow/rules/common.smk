@@ -10,6 +10,7 @@ from finallyse.compare import compared_systems
 from finallyse.config import has_input, load_pipeline, paths_below
 from finallyse.errors import one_line_errors
 from finallyse.hardware import visible_gpus
+from finallyse.metrics import metrics_registry
 from finallyse.schema import read_schema
 
 # Jobs run `python scripts/...`, which must be the Python that runs Snakemake, even if its environment is not activated.
@@ -113,6 +114,27 @@ def weight_files(paths):
     """The files of the registry's weights that contain `paths`."""
     names = {Path(path).relative_to(f"{RESOURCES}/weights").parts[0] for path in paths}
     return [file for name in sorted(names) for file in downloaded_files(name)]
+
+
+def skipped_metrics():
+    """The configuration's metrics whose packages are not installed."""
+    return [name for name in config["metrics"] if metrics_registry[name].absent()]
+
+
+def metric_weights(registered=True):
+    """The weights of the configuration's metrics that are not skipped: the registry's, or else the user's own."""
+    metrics = [
+        metrics_registry[name](RESOURCES)
+        for name in config["metrics"]
+        if name not in skipped_metrics()
+    ]
+    paths = [
+        metric.weights
+        for metric in metrics
+        if metric.weights
+        and metric.weights.is_relative_to(f"{RESOURCES}/weights") == registered
+    ]
+    return weight_files(paths) if registered else [str(path) for path in paths]
 
 
 def all_training_data():

@@ -1,7 +1,6 @@
 """Evaluation: enhances each network's validation set and scores it."""
 
 from finallyse.corpora.locations import folder_fingerprint
-from finallyse.metrics import metrics_registry
 
 # What the network that comes with the package does: needs no training.
 EXAMPLE = [f"{RESULTS}/example.wav"] if config["example"] else []
@@ -55,15 +54,12 @@ rule enhance_validation:
         "python scripts/inference.py exp.config_path={input.config:q} exp.threads={threads} metrics=[] > {log:q} 2>&1"
 
 
-# On the CPU, so that the GPU is free for a training.
+# On the CPU, so that the GPU is free for a training. Metrics whose packages are not installed are skipped: the summary
+# says why.
 rule compute_metrics:
     input:
         folder=f"{RESULTS}/enhanced/{{network}}",
-        weights=weight_files(
-            f"{RESOURCES}/{metrics_registry[name].needs.weights}"
-            for name in config["metrics"]
-            if metrics_registry[name].needs.weights
-        ),
+        weights=metric_weights(),
     output:
         table=f"{RESULTS}/metrics/{{network}}.csv",
         summary=f"{RESULTS}/metrics/{{network}}.summary.csv",
@@ -79,14 +75,16 @@ rule compute_metrics:
         runtime=1440,
     params:
         metrics=config["metrics"],
+        skipped=skipped_metrics(),
+        own_weights=metric_weights(registered=False),
         resources=lambda wildcards: RESOURCES,
         noisy=noisy_option,
     message:
         "Measuring {wildcards.network}"
     shell:
         "python scripts/evaluate.py --enhanced {input.folder:q}/enhanced --reference {input.folder:q}/reference"
-        " {params.noisy:q} --score-reference --metrics {params.metrics} --resources {params.resources:q} --device cpu"
-        " --jobs {threads} --output {output.table:q} > {log:q} 2>&1"
+        " {params.noisy:q} --score-reference --metrics {params.metrics} --skip-missing --resources {params.resources:q}"
+        " --device cpu --jobs {threads} --output {output.table:q} > {log:q} 2>&1"
 
 
 # Another system's files, measured like the network's that it is compared with.
@@ -114,11 +112,13 @@ rule compute_compared_metrics:
         compared=compared_folder,
         content=lambda wildcards: folder_fingerprint(compared_folder(wildcards)),
         metrics=config["metrics"],
+        skipped=skipped_metrics(),
+        own_weights=metric_weights(registered=False),
         resources=lambda wildcards: RESOURCES,
         noisy=noisy_option,
     message:
         "Measuring {params.compared}, to be compared with {wildcards.network}"
     shell:
         "python scripts/evaluate.py --enhanced {params.compared:q} --reference {input.folder:q}/reference {params.noisy:q}"
-        " --only-referenced --metrics {params.metrics} --resources {params.resources:q} --device cpu --jobs {threads}"
-        " --output {output.table:q} > {log:q} 2>&1"
+        " --only-referenced --metrics {params.metrics} --skip-missing --resources {params.resources:q} --device cpu"
+        " --jobs {threads} --output {output.table:q} > {log:q} 2>&1"

@@ -237,7 +237,10 @@ def _decode(path: str, output) -> None:
 
 
 def _packed(frame) -> np.ndarray:
-    """A frame of 32-bit floats as [T, C]. Not by PyAV's to_ndarray, which planar frames of 8 channels crash."""
+    """A frame of 32-bit floats as [T, C].
+
+    Planes, of which PyAV reads one too many of 8, are those of one or two channels, which a resampler slows down.
+    """
     if not frame.format.is_planar:
         count = frame.samples * len(frame.layout.channels)
         return np.frombuffer(frame.planes[0], np.float32, count).reshape(frame.samples, -1)
@@ -273,7 +276,7 @@ class _Pieces:
                 continue
             for frame in frames:
                 good += 1
-                if frame.format.name in ("flt", "fltp"):
+                if frame.format.name in ("flt", "fltp") and len(frame.layout.channels) <= 2:
                     yield frame
                     continue
                 kind = frame.format.name, frame.sample_rate, frame.layout.name

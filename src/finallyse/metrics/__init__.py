@@ -13,7 +13,7 @@ from finallyse.registry import Registry
 metrics_registry = Registry("metric")
 
 # Each module registers its metrics in `metrics_registry`, which must be defined first.
-from finallyse.metrics import dnsmos, intrusive, networks  # noqa: E402, F401
+from finallyse.metrics import dnsmos, guards, intrusive, networks  # noqa: E402, F401
 from finallyse.metrics.base import Better, Metric, Needs, Unscored, Utterance, goodness  # noqa: E402
 from finallyse.metrics.measure import MetricSet, Scores, Summary, summarise  # noqa: E402
 

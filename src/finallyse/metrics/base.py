@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ class Needs:
         weights: file to download, relative to the resources folder; None: no weights, or included in a package.
         source: where that file is published.
         paper: the paper to cite.
+        packages: modules of the extra `guards` that it imports.
     """
 
     reference: bool
@@ -48,13 +50,15 @@ class Needs:
     paper: str
     weights: str | None = None
     source: str | None = None
+    packages: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         needs = [
             "a reference" if self.reference else "no reference",
             f"{self.rate} Hz" if self.rate else "the reference's rate",
         ]
-        return ", ".join(needs + ([f"{self.weights} ({self.source})"] if self.weights else []))
+        needs += [f"{self.weights} ({self.source})"] if self.weights else []
+        return ", ".join([*needs, *(f"package {package}" for package in self.packages)])
 
 
 class Utterance:
@@ -185,6 +189,11 @@ class Metric:
         """Its name in the registry, and of its first number."""
         return next(iter(self.columns))
 
+    @classmethod
+    def absent(cls) -> str | None:
+        """The first of its packages that is not installed, or None."""
+        return next((name for name in cls.needs.packages if importlib.util.find_spec(name) is None), None)
+
     @property
     def weights(self) -> Path | None:
         """The required file, or None."""
@@ -192,6 +201,8 @@ class Metric:
 
     def missing(self) -> str | None:
         """Why this metric cannot be computed at all, or None if it can."""
+        if absent := self.absent():
+            return f"missing: needs package {absent} (pip install --no-deps -r requirements-guards.txt)"
         if self.weights and not self.weights.exists():
             return f"missing: needs {self.weights} ({self.needs.source})"
         return None

@@ -1,6 +1,7 @@
 """DNSMOS: Microsoft's networks that predict listeners' scores of noise suppression, run with ONNX Runtime.
 
-The networks and their pre- and post-processing are those of the PyPI package `speechmos`.
+The networks and their pre- and post-processing are those of the PyPI package `speechmos`, and so are the scores, for
+signals of any length.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from finallyse.metrics import metrics_registry
 from finallyse.metrics.base import Metric, Needs, Utterance
 
 RATE = 16000
-WINDOW = int(9.01 * RATE)
+WINDOW_S = 9.01
+WINDOW = int(WINDOW_S * RATE)
 # polynomials of SIG, BAK, OVRL, highest power first
 POLYNOMIALS = {
     "dnsmos": (
@@ -46,11 +48,16 @@ def _session(relative: str):
 
 
 def windows(wav: np.ndarray) -> np.ndarray:
-    """Windows of 9.01 s every second, a view [N, 144160]; a shorter signal is first doubled until it is long enough."""
+    """Windows of 9.01 s, [N, 144160], of wav [T] at 16 kHz; a shorter signal is first doubled until it is long enough.
+
+    One begins every second, except at 7 to 23 s: there (i + 9.01) * 16000 is a little less than a whole number, and the
+    published code rounds the window's end down and drops the window as incomplete.
+    """
     while len(wav) < WINDOW:
         wav = np.concatenate([wav, wav])
-    count = int(len(wav) // RATE - 9.01) + 1
-    return np.lib.stride_tricks.sliding_window_view(wav, WINDOW)[::RATE][:count]
+    count = int(len(wav) // RATE - WINDOW_S) + 1
+    starts = [RATE * i for i in range(count) if int((i + WINDOW_S) * RATE) - RATE * i == WINDOW]
+    return np.lib.stride_tricks.sliding_window_view(wav, WINDOW)[starts]
 
 
 @functools.cache

@@ -21,6 +21,7 @@ from finallyse.corpora.manifest import write_csv
 from finallyse.errors import UserError
 from finallyse.hardware import cores
 from finallyse.journal import Journal
+from finallyse.metrics import metric_of
 from finallyse.metrics.base import Utterance
 from finallyse.metrics.measure import MetricSet, Scores, Summary, summarise
 from finallyse.processes import process_pool
@@ -68,6 +69,16 @@ class Evaluation:
     def unreadable(self) -> list[str]:
         """The error of each file that could not be read or measured."""
         return [message for row in self.rows for message in row.unreadable]
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Metric -> reason, of those that could not be computed for any enhanced file."""
+        reasons: dict[str, str] = {}
+        for column, summary in self.summaries["enhanced"].items():
+            if not summary.n:
+                reason = self.missing.get(column) or f"no file could be scored: {summary.reasons_text}"
+                reasons.setdefault(metric_of(column), reason)
+        return reasons
 
 
 def evaluate(

@@ -44,7 +44,7 @@ class MetricSet:
         device: "cpu", "cuda" or "auto".
 
     Attributes:
-        missing: name -> reason, of the metrics whose weights are missing; they are not computed.
+        missing: name -> reason, of the metrics whose weights or packages are missing; they are not computed.
     """
 
     def __init__(self, names: Sequence[str], resources: str = "resources", device: str = "auto"):
