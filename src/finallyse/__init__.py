@@ -4,7 +4,7 @@ With the network that comes with the package, or another trained one:
 
     import finallyse
     model = finallyse.load()                                    # or load("results/finally_stage3.ckpt")
-    wav48 = model.enhance(wav, sample_rate)
+    enhanced = model.enhance(wav, sample_rate)                  # at model.rate_for(sample_rate)
 """
 
 from __future__ import annotations
