@@ -52,6 +52,7 @@ onstart:
     require_gpu()
     require_goals()
     retry_trainings()
+    keep_checkpoints()
 
 
 onerror:

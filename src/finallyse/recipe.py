@@ -90,6 +90,24 @@ def definition(experiment: Experiment, paths: Mapping[str, Sequence[str]] | None
     return {key: paths[key][0] if key in paths else value for key, value in sorted(_defining(experiment))}
 
 
+def choices(experiment: Experiment, argument_defaults: ArgumentDefaults) -> dict[str, Any]:
+    """The options that define the run's result and do not have their default values, with paths as they are.
+
+    No file is read, and an option of a newer version at its default changes nothing. The folders `exp.results` and
+    `exp.resources` are left open.
+    """
+    defaults = default_options(experiment, argument_defaults)
+    folders = [(f"{experiment.exp.resources}/", "${exp.resources}/"), (f"{experiment.exp.results}/", "${exp.results}/")]
+    chosen = {}
+    for key, value in _defining(experiment):
+        names = key.split(".")
+        if any(".".join(names[:count]) in defaults for count in range(1, len(names) + 1)):
+            continue
+        folder = next((pair for pair in folders if isinstance(value, str) and value.startswith(pair[0])), ("", ""))
+        chosen[key] = value.replace(*folder, 1) if folder[0] else value
+    return dict(sorted(chosen.items()))
+
+
 def describe(differences: Mapping[str, tuple[Any, Any]], limit: int = 6) -> str:
     """`train.clip.mode: none -> norm; ...`, for a message."""
     shown = [

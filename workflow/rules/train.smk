@@ -28,7 +28,8 @@ rule write_experiment:
 
 rule train_network:
     input:
-        config=f"{RESULTS}/configs/{{network}}.yaml",
+        # `recipe` says what of it leads to another result; a change of the rest, such as logging, trains nothing
+        config=ancient(f"{RESULTS}/configs/{{network}}.yaml"),
         data=training_manifests,
         weights=training_weights,
         start=initial_checkpoint,
@@ -55,10 +56,15 @@ rule train_network:
         ),
         # minutes after which it saves, stops and is restarted; a profile sets it below the walltime
         stop_after="null",
+    params:
+        recipe=training_recipe,
     message:
         "Training {wildcards.network}; progress: {log}"
+    # Snakemake deletes the log before each attempt: a second name keeps that of earlier ones.
     # `exec`: no shell between Snakemake and the training, since SLURM's SIGTERM would end it before the training saves.
     shell:
+        'log={log:q}; kept=${{log%.log}}; mkdir -p "$kept"; : > "$log"; '
+        'ln "$log" "$kept/$(date -u +%Y-%m-%dT%H-%M-%S)-$$.log" || true; '
         "launch=python; [ {resources.gpu} -le 1 ] || launch='torchrun --standalone --nproc-per-node={resources.gpu}'; "
         "exec $launch scripts/train.py exp.config_path={input.config:q} train.stop_after={resources.stop_after} "
-        "exp.threads=$(( ({threads} + {resources.gpu} - 1) / {resources.gpu} )) > {log:q} 2>&1"
+        "exp.threads=$(( ({threads} + {resources.gpu} - 1) / {resources.gpu} )) >> {log:q} 2>&1"

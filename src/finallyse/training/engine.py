@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from finallyse import finished
-from finallyse.errors import UserError
+from finallyse.errors import TRY_AGAIN, UserError
 from finallyse.hardware import keep_freed_memory
 from finallyse.models.checkpoint import save_checkpoint
 from finallyse.options import Experiment, Part, from_dict
@@ -30,8 +30,6 @@ from finallyse.training.trainers import BaseTrainer
 from finallyse.training.validation import Best, Validation
 
 log = logging.getLogger(__name__)
-
-TRY_AGAIN = 75  # exit status (EX_TEMPFAIL) of a run that saved and stopped before its end: restart it
 
 
 def train(experiment: Experiment | Mapping) -> int:
@@ -77,7 +75,7 @@ class Files:
         finished: the checkpoint of this recipe after `train.steps` steps, here or kept; None: none.
 
     Raises:
-        UserError: if another process trains into the folder.
+        TemporaryError: if another process trains into the folder.
     """
 
     def __init__(self, experiment: Experiment, group: Group):

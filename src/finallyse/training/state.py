@@ -26,7 +26,7 @@ import torch
 
 import finallyse
 from finallyse import atomic
-from finallyse.errors import UserError
+from finallyse.errors import TemporaryError, UserError
 from finallyse.recipe import Recipe, describe
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class StateFolder:
     def lock(self) -> None:
         """Lock the folder for this process until it exits, however it exits.
 
-        Raises UserError if another process trains into it.
+        Raises TemporaryError if another process trains into it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = (self.folder / "lock").open("a")
@@ -64,7 +64,7 @@ class StateFolder:
             # owned by this process only: forked loaders do not hold it
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{self.folder}: another process is training into this folder; end it first") from None
+            raise TemporaryError(f"{self.folder}: another process is training into this folder; end it first") from None
         except OSError as error:
             log.warning(
                 "%s: this file system has no locks (%s): make sure that nothing else trains here", self.folder, error
