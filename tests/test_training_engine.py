@@ -6,6 +6,7 @@ import csv
 import importlib
 import logging
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -148,7 +149,50 @@ def test_a_changed_recipe_starts_anew_and_says_why(resources, tmp_path, caplog):
     train(stage1(resources, tmp_path, train__steps=1, generator__optimizer__lr=1e-5))
     assert "generator.optimizer.lr: 0.0002 -> 1e-05" in caplog.text
     assert [row["lr_generator"] for row in history(tmp_path, "finally_stage1")] == [1e-5]
-    assert (tmp_path / "state/finally_stage1/superseded/history.csv").is_file()
+    train(stage1(resources, tmp_path, train__steps=2))
+    assert [row["lr_generator"] for row in history(tmp_path, "finally_stage1")] == [pytest.approx(2e-5), 4e-5]
+    assert "continuing after step 1 of 2" in caplog.text
+
+
+@pytest.mark.parametrize("state", ["kept", "deleted"])
+def test_logging_and_validation_do_not_train_a_finished_network_or_the_next_again(
+    resources, tmp_path, monkeypatch, caplog, state
+):
+    caplog.set_level(logging.INFO)
+    start = str(tmp_path / "finally_stage1.ckpt")
+    first = {"train__steps": 1}
+    second = {"train__steps": 1, "generator__init_from": start, "generator__optimizer__lr": 1e-5}
+    assert train(stage1(resources, tmp_path, **first)) == 0
+    assert train(experiment("finally_stage2", resources, tmp_path, **second)) == 0
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.ckpt")}
+    if state == "deleted":
+        shutil.rmtree(tmp_path / "state")
+    monkeypatch.setattr(BaseTrainer, "begin", die)
+    other = {"train__log_step": 7, "train__val_items": 3, "metrics": [], "exp__tensorboard": True}
+    assert train(stage1(resources, tmp_path, **(first | other))) == 0
+    assert train(experiment("finally_stage2", resources, tmp_path, **(second | other))) == 0
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.ckpt")} == before
+    assert caplog.text.count("continuing after step 1 of 1") == 2
+
+
+def test_a_changed_recipe_without_states_keeps_the_checkpoint(resources, tmp_path, monkeypatch):
+    short = {"train__steps": 1}
+    train(stage1(resources, tmp_path, **short))
+    before = checkpoint(tmp_path, "finally_stage1")
+    shutil.rmtree(tmp_path / "state")
+    train(stage1(resources, tmp_path, **short, generator__optimizer__lr=1e-5))
+    monkeypatch.setattr(BaseTrainer, "begin", die)
+    train(stage1(resources, tmp_path, **short))
+    assert_same_bits(before, checkpoint(tmp_path, "finally_stage1"))
+
+
+def test_a_start_that_fails_leaves_the_state_of_the_other_recipe(resources, tmp_path):
+    train(stage1(resources, tmp_path, train__steps=1))
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    wrong = stage1(resources, tmp_path, train__steps=1, generator__init_from="no/where.ckpt")
+    with pytest.raises(UserError, match="no such checkpoint"):
+        train(wrong)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 # ------------------------------------------------------------------------------------------------- stages hand over
