@@ -69,7 +69,7 @@ def read(path: str | Path) -> Finished | None:
 
 def find(checkpoint: Path, folder: Path, recipe: Recipe, step: int) -> Path | None:
     """A whole checkpoint of this recipe after `step` steps: `checkpoint`, or one kept in `folder`; None: none."""
-    for path in (checkpoint, *_kept(folder)):
+    for path in (checkpoint, *kept(folder)):
         found = read(path)
         if found and found.step == step and not found.recipe.differences(recipe) and _is_whole(path):
             return path
@@ -82,13 +82,13 @@ def keep(checkpoint: Path, folder: Path) -> None:
     if found is None:
         return
     suffix = ".best.ckpt" if checkpoint.name.endswith(".best.ckpt") else ".ckpt"
-    kept = folder / "finished" / f"{found.recipe.key}-{found.step:08d}{suffix}"
-    if kept.is_file() and kept.with_suffix(".json").is_file():
+    copy = folder / "finished" / f"{found.recipe.key}-{found.step:08d}{suffix}"
+    if copy.is_file() and copy.with_suffix(".json").is_file():
         return
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    _link(checkpoint, kept)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    _link(checkpoint, copy)
     record = {"step": found.step, "recipe": found.recipe.record()}
-    atomic.write_bytes(kept.with_suffix(".json"), json.dumps(record, indent=1).encode())
+    atomic.write_bytes(copy.with_suffix(".json"), json.dumps(record, indent=1).encode())
 
 
 def keep_other(checkpoint: Path, folder: Path, recipe: Recipe) -> None:
@@ -98,22 +98,23 @@ def keep_other(checkpoint: Path, folder: Path, recipe: Recipe) -> None:
         keep(checkpoint, folder)
 
 
-def restore(kept: Path, checkpoint: Path, folder: Path) -> None:
+def restore(found: Path, checkpoint: Path, folder: Path) -> None:
     """Put a checkpoint that `find` has found in its place, and that of the best validation beside it."""
-    if kept != checkpoint:
+    if found != checkpoint:
         keep(checkpoint, folder)
-        _link(kept, checkpoint)
-    best, found = checkpoint.with_name(f"{checkpoint.stem}.best.ckpt"), read(checkpoint)
+        _link(found, checkpoint)
+    best, of_run = checkpoint.with_name(f"{checkpoint.stem}.best.ckpt"), read(checkpoint)
     beside = read(best)
-    if found is None or (beside and not beside.recipe.differences(found.recipe)):
+    if of_run is None or (beside and not beside.recipe.differences(of_run.recipe)):
         return
-    of_recipe = [k for path in _kept(folder, best=True) if (k := read(path)) and not k.recipe.differences(found.recipe)]
-    if of_recipe:
+    own = [b for path in kept(folder, best=True) if (b := read(path)) and not b.recipe.differences(of_run.recipe)]
+    if own:
         keep(best, folder)
-        _link(max(of_recipe, key=lambda k: k.step).path, best)
+        _link(max(own, key=lambda b: b.step).path, best)
 
 
-def _kept(folder: Path, best: bool = False) -> list[Path]:
+def kept(folder: Path, best: bool = False) -> list[Path]:
+    """The checkpoints kept in a state folder, or those of best validations."""
     paths = sorted((folder / "finished").glob("*.ckpt"), reverse=True)
     return [path for path in paths if path.name.endswith(".best.ckpt") == best]
 

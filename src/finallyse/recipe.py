@@ -28,6 +28,7 @@ from finallyse.options import Experiment, defines_run
 # (kind of part, name in its registry) -> argument -> default. Kinds: model, loss, dataset, augmentation.
 ArgumentDefaults = Callable[[str, str], Mapping[str, Any]]
 
+LARGE_BYTES = 64 << 20
 FEW_FILES = 16  # a folder of at most so many files counts by their contents, a larger one by names and sizes
 WEIGHTS = (("model.safetensors", "pytorch_model.bin"), ("config.json",), ("preprocessor_config.json",))
 MISSING = "(not set)"
@@ -75,6 +76,25 @@ class Recipe:
 def recipe_of(experiment: Experiment, argument_defaults: ArgumentDefaults) -> Recipe:
     """The recipe of an experiment, whose files are read for their fingerprints."""
     paths = {key: fingerprints(path) for key, path in file_paths(experiment).items()}
+    return Recipe(definition(experiment, paths), paths, default_options(experiment, argument_defaults))
+
+
+def recipe_beside(
+    experiment: Experiment, argument_defaults: ArgumentDefaults, recorded: Recipe, written: float
+) -> Recipe:
+    """The recipe of an experiment, to be compared with one `recorded` at the time `written`, with little reading.
+
+    Large files that are no newer than the record are taken to be those of the record, and so are missing ones.
+    """
+    paths = {}
+    for key, value in _defining(experiment):
+        known = [recorded.definition.get(key), *recorded.fingerprints.get(key, ())]
+        if not (isinstance(value, str) and "/" in value):
+            continue
+        if Path(value).exists():
+            paths[key] = _quick_fingerprints(Path(value), known, written)
+        elif _is_fingerprint(known[0]):
+            paths[key] = known
     return Recipe(definition(experiment, paths), paths, default_options(experiment, argument_defaults))
 
 
@@ -258,6 +278,15 @@ def fingerprints(path: str | Path) -> list[str]:
     read = sorted(p for p in weights if p)
     found += [_of_files(path, read)] if weights[0] and read != visible else []
     return found
+
+
+def _quick_fingerprints(path: Path, known: Sequence[str], written: float) -> Sequence[str]:
+    tensors = list(_of_tensors(path)) if path.is_file() else []
+    if tensors and any(value.startswith("tensors:") for value in known if value):
+        return tensors
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    large = sum(file.stat().st_size for file in files) > LARGE_BYTES
+    return known if large and _is_fingerprint(known[0]) and newest_change(path) <= written else fingerprints(path)
 
 
 def _of_files(folder: Path, files: Sequence[Path]) -> str:
