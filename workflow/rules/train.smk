@@ -1,8 +1,9 @@
-"""Training: writes each network's complete experiment, then its checkpoint."""
+"""Training: writes each network's complete experiment and what of it defines the result, then its checkpoint."""
 
 
 localrules:
     write_experiment,
+    write_recipe,
 
 
 rule write_experiment:
@@ -26,9 +27,29 @@ rule write_experiment:
         "python scripts/write_experiment.py {params.experiment:q} {output.config:q} 2> {log:q}"
 
 
+# Changes only with what leads to another result, unlike the experiment, which also says how to log and to validate.
+rule write_recipe:
+    output:
+        recipe=f"{RESULTS}/configs/{{network}}.recipe.json",
+    log:
+        f"{RESULTS}/logs/write_recipe/{{network}}.log",
+    conda:
+        "../../envs/finallyse.yaml"
+    threads: 1
+    resources:
+        mem_mb=500,
+        runtime=5,
+    params:
+        recipe=training_recipe,
+    message:
+        "Writing what defines {wildcards.network}"
+    shell:
+        "printf '%s\\n' {params.recipe:q} > {output.recipe:q} 2> {log:q}"
+
+
 rule train_network:
     input:
-        # `recipe` says what of it leads to another result; a change of the rest, such as logging, trains nothing
+        recipe=f"{RESULTS}/configs/{{network}}.recipe.json",
         config=ancient(f"{RESULTS}/configs/{{network}}.yaml"),
         data=training_manifests,
         weights=training_weights,
@@ -56,8 +77,6 @@ rule train_network:
         ),
         # minutes after which it saves, stops and is restarted; a profile sets it below the walltime
         stop_after="null",
-    params:
-        recipe=training_recipe,
     message:
         "Training {wildcards.network}; progress: {log}"
     # Snakemake deletes the log before each attempt: a second name keeps that of earlier ones.
