@@ -637,7 +637,7 @@ def test_the_best_file_follows_the_state_that_is_resumed(resources, best_of_a_wh
         assert train(settings) == 0
         assert_same_bits(checkpoint(tmp_path, "finally_stage1.best"), best_of_a_whole_run)
     assert "it will be rewritten from the state" in caplog.text
-    # the checkpoint and the state of step 5 are lost: the file, newer than the state of step 3, is made anew by what follows, or stays
+    # checkpoint and state of step 5 are lost: the file, newer than the state of step 3, is made anew by what follows
     (tmp_path / "state/finally_stage1/step-00000005.pt").unlink()
     (tmp_path / "finally_stage1.ckpt").unlink()
     measured_as(monkeypatch, CURVE | {4: 1.0, 5: 3.0})
