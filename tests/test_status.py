@@ -189,7 +189,7 @@ def test_it_says_why_something_would_be_trained_again(project):
     assert network("hifigan", *DEMO[:1], "common={train: {steps: 40, log_step: 7}}").state == "trained"
     changed = network("hifigan", *DEMO[:1], "common={generator: {ema_decay: 0.5}, train: {steps: 40}}")
     assert changed.state == "changed" and changed.step == 0
-    assert changed.detail.startswith("would be trained from the start, since generator.ema_decay: None -> 0.5")
+    assert changed.detail.startswith("would be trained from the start, since generator.ema_decay: 0.99 -> 0.5")
     finished.unlink()
     longer = network("hifigan", *DEMO[:1], "common={train: {steps: 50}}")
     assert longer.detail == "would be trained from the start, since it was trained for 40 steps instead of 50"
