@@ -122,10 +122,14 @@ def test_a_wrong_config_is_one_line(root):
     assert "Traceback" not in run.stderr
 
 
-def test_another_folder_is_refused(root, tmp_path):
-    run = snakemake(root, "--cores", "2", "-n", "--directory", str(tmp_path))
-    assert run.returncode != 0
-    assert f"full checked path: {tmp_path}/config/config.yaml" in run.stdout + run.stderr
+def test_another_folder_is_refused_with_the_remedy(root, tmp_path):
+    for folder, option in (
+        (root, ["--directory", str(tmp_path)]),
+        (tmp_path, ["--snakefile", str(root / "Snakefile")]),
+    ):
+        run = snakemake(folder, "--cores", "2", "-n", *option, "--configfile", str(root / "config" / "demo.yaml"))
+        assert run.returncode != 0 and "Traceback" not in run.stderr
+        assert f"error: run Snakemake in the project's folder, without --directory: cd {root}." in run.stderr
 
 
 def test_lint_and_format(root):
