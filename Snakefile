@@ -49,6 +49,10 @@ rule data:
 
 
 for network in NETWORKS:
+    if network in [rule.name for rule in workflow.rules]:
+        sys.exit(
+            f"error: config: networks.{network}: is also the name of a rule; give the network another name"
+        )
 
     rule:
         name:

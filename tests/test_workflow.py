@@ -132,6 +132,14 @@ def test_another_folder_is_refused_with_the_remedy(root, tmp_path):
         assert f"error: run Snakemake in the project's folder, without --directory: cd {root}." in run.stderr
 
 
+@pytest.mark.parametrize("name", ["data", "all", "train_network", "report"])
+def test_a_network_with_the_name_of_a_rule_is_refused(root, tmp_path, name):
+    (tmp_path / "mine.yaml").write_text(f"networks: {{{name}: {{experiment: config/experiments/hifigan.yaml}}}}\n")
+    run = snakemake(root, "--cores", "2", "-n", "--configfile", str(tmp_path / "mine.yaml"))
+    assert run.returncode != 0 and "Traceback" not in run.stderr
+    assert f"error: config: networks.{name}: is also the name of a rule" in run.stderr
+
+
 def test_lint_and_format(root):
     lint = snakemake(root, "--lint")
     assert lint.returncode == 0, lint.stdout + lint.stderr
