@@ -7,9 +7,18 @@ snakemake --cores 8 data                               # only fetch and prepare 
 snakemake --cores 8 learn                              # everything, and check that each network beats its input
 """
 
+import sys
+from pathlib import Path
+
 from snakemake.utils import min_version
 
 min_version("9.27")
+
+if Path.cwd().resolve() != Path(workflow.basedir).resolve():
+    sys.exit(
+        f"error: run Snakemake in the project's folder, without --directory: cd {workflow.basedir}. "
+        "Results and data may be elsewhere: --config results=DIR resources=DIR"
+    )
 
 
 configfile: "config/config.yaml"
@@ -40,6 +49,10 @@ rule data:
 
 
 for network in NETWORKS:
+    if network in [rule.name for rule in workflow.rules]:
+        sys.exit(
+            f"error: config: networks.{network}: is also the name of a rule; give the network another name"
+        )
 
     rule:
         name:
@@ -52,6 +65,7 @@ onstart:
     require_gpu()
     require_goals()
     retry_trainings()
+    keep_checkpoints()
 
 
 onerror:

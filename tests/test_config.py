@@ -447,3 +447,18 @@ def test_the_advice_of_the_readme_holds(schema, tmp_path, capsys):
             main(command.split())
         assert not stop.value.code
         assert "trainer: finally_stage1_trainer" in capsys.readouterr().out
+
+
+def test_overrides_interpolate_options_of_the_experiment_and_of_the_pipeline(root, schema, tmp_path):
+    overlay = tmp_path / "mine.yaml"
+    overlay.write_text(
+        "networks: {finally_stage2: {override: {generator: {init_from: '${exp.results}/finally_stage1.ckpt', "
+        "optimizer: {lr: '${discriminators.optimizer.lr}'}}}}}\n"
+        "common: {exp: {threads: '${prepare_jobs}'}, train: {log_step: '${train.checkpoint_step}'}}\n"
+    )
+    config = load_pipeline([root / "config/config.yaml", overlay], {"results": "r"}, schema)
+    experiment = config["experiments"]["finally_stage2"]
+    assert experiment["generator"]["init_from"] == "r/finally_stage1.ckpt"
+    assert experiment["generator"]["optimizer"]["lr"] == experiment["discriminators"]["optimizer"]["lr"]
+    assert experiment["exp"]["threads"] == config["prepare_jobs"]
+    assert experiment["train"]["log_step"] == experiment["train"]["checkpoint_step"]

@@ -9,7 +9,8 @@ from pathlib import Path
 LAYERS = (
     ("errors", "hashes"),
     ("atomic", "compare", "hardware", "options", "precision", "progress", "registry"),
-    ("journal", "processes"),
+    ("journal", "processes", "recipe"),
+    ("finished",),
     ("audio",),
     ("corpora",),
     ("augmentations", "pretrained"),

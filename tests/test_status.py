@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import fcntl
 import json
+import pickle
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,9 @@ import pytest
 from finallyse import status
 from finallyse.config import read_config
 from finallyse.errors import UserError
+from finallyse.options import Experiment, from_dict
+from finallyse.recipe import recipe_of
+from finallyse.schema import argument_defaults, read_schema
 
 FINALLYSE = str(Path(sys.executable).parent / "finallyse")
 DEMO = ["config/demo.yaml", "common={train: {steps: 40}}"]
@@ -155,6 +160,56 @@ def test_a_trained_network_says_what_was_made_with_it(project):
     (project / "results/demo/hifigan.ckpt").touch()
     trained = network("hifigan")
     assert (trained.state, trained.detail, trained.step) == ("trained", "2 files enhanced", 40)
+
+
+def recipe_of_config(name: str, *arguments: str) -> tuple[dict, int]:
+    """The recipe of a network as a training would record it, and its steps."""
+    experiment = from_dict(Experiment, read_config(arguments or DEMO)["experiments"][name])
+    defaults = argument_defaults(read_schema("config/schema.json"))
+    return recipe_of(experiment, defaults).record(), experiment.train.steps
+
+
+def write_record(folder: Path, step: int, recipe: dict) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"step-{step:08d}.json").write_text(json.dumps({"format": 1, "step": step, **recipe}))
+
+
+def test_it_says_why_something_would_be_trained_again(project):
+    recipe, steps = recipe_of_config("hifigan")
+    folder = project / "results/demo/state/hifigan"
+    finished = folder / "finished" / "x.ckpt"
+    finished.parent.mkdir(parents=True)
+    finished.touch()
+    finished.with_suffix(".json").write_text(json.dumps({"step": steps, "recipe": recipe}))
+    checkpoint = project / "results/demo/hifigan.ckpt"
+    with zipfile.ZipFile(checkpoint, "w") as archive:
+        content = {"format": "finallyse checkpoint", "step": steps, "recipe": recipe}
+        archive.writestr("a/data.pkl", pickle.dumps(content))
+    assert network("hifigan").state == "trained"
+    assert network("hifigan", *DEMO[:1], "common={train: {steps: 40, log_step: 7}}").state == "trained"
+    changed = network("hifigan", *DEMO[:1], "common={generator: {ema_decay: 0.5}, train: {steps: 40}}")
+    assert changed.state == "changed" and changed.step == 0
+    assert changed.detail.startswith("would be trained from the start, since generator.ema_decay: 0.99 -> 0.5")
+    finished.unlink()
+    longer = network("hifigan", *DEMO[:1], "common={train: {steps: 50}}")
+    assert longer.detail == "would be trained from the start, since it was trained for 40 steps instead of 50"
+    write_record(folder, 40, recipe)
+    longer = network("hifigan", *DEMO[:1], "common={train: {steps: 50}}")
+    assert longer.detail == "continues after step 40, since it was trained for 40 steps instead of 50"
+
+
+def test_states_of_another_recipe_are_not_counted_and_named(project):
+    recipe, _ = recipe_of_config("hifigan")
+    folder = project / "results/demo/state/hifigan"
+    write_record(folder, 20, recipe)
+    write_record(folder / "superseded" / ("0" * 16), 30, {**recipe, "definition": {"exp.seed": 3}})
+    for manifest in ("train", "validation"):
+        path = project / f"results/demo/resources/prepared/vctk/16000/{manifest}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("path\na.wav\n")
+    stopped = network("hifigan", *DEMO[:1], "common={train: {steps: 40}, generator: {ema_decay: 0.5}}")
+    assert (stopped.state, stopped.step) == ("ready", 0)
+    assert "not after step" in stopped.detail
 
 
 def test_only_the_end_of_a_long_history_is_read_and_half_lines_do_not_count(tmp_path):

@@ -6,6 +6,7 @@ import csv
 import importlib
 import logging
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -143,12 +144,56 @@ def test_a_truncated_state_falls_back_and_ends_the_same(resources, finished, tmp
     assert history(tmp_path, "finally_stage1") == history(finished, "finally_stage1")
 
 
-def test_a_changed_recipe_starts_anew_and_says_why(resources, tmp_path, caplog):
+def test_a_changed_recipe_starts_anew_says_why_and_returns(resources, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     train(stage1(resources, tmp_path, train__steps=1))
     train(stage1(resources, tmp_path, train__steps=1, generator__optimizer__lr=1e-5))
     assert "generator.optimizer.lr: 0.0002 -> 1e-05" in caplog.text
     assert [row["lr_generator"] for row in history(tmp_path, "finally_stage1")] == [1e-5]
-    assert (tmp_path / "state/finally_stage1/superseded/history.csv").is_file()
+    train(stage1(resources, tmp_path, train__steps=2))
+    assert [row["lr_generator"] for row in history(tmp_path, "finally_stage1")] == [2e-4, 2e-4]
+    assert "continuing after step 1 of 2" in caplog.text
+
+
+@pytest.mark.parametrize("state", ["kept", "deleted"])
+def test_logging_and_validation_do_not_train_a_finished_network_or_the_next_again(
+    resources, tmp_path, monkeypatch, caplog, state
+):
+    caplog.set_level(logging.INFO)
+    start = str(tmp_path / "finally_stage1.ckpt")
+    first = {"train__steps": 1}
+    second = {"train__steps": 1, "generator__init_from": start, "generator__optimizer__lr": 1e-5}
+    assert train(stage1(resources, tmp_path, **first)) == 0
+    assert train(experiment("finally_stage2", resources, tmp_path, **second)) == 0
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.ckpt")}
+    if state == "deleted":
+        shutil.rmtree(tmp_path / "state")
+    monkeypatch.setattr(BaseTrainer, "begin", die)
+    other = {"train__log_step": 7, "train__val_items": 3, "metrics": [], "exp__tensorboard": True}
+    assert train(stage1(resources, tmp_path, **(first | other))) == 0
+    assert train(experiment("finally_stage2", resources, tmp_path, **(second | other))) == 0
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.ckpt")} == before
+    assert caplog.text.count("continuing after step 1 of 1") == 2
+
+
+def test_a_changed_recipe_without_states_keeps_the_checkpoint(resources, tmp_path, monkeypatch):
+    short = {"train__steps": 1}
+    train(stage1(resources, tmp_path, **short))
+    before = checkpoint(tmp_path, "finally_stage1")
+    shutil.rmtree(tmp_path / "state")
+    train(stage1(resources, tmp_path, **short, generator__optimizer__lr=1e-5))
+    monkeypatch.setattr(BaseTrainer, "begin", die)
+    train(stage1(resources, tmp_path, **short))
+    assert_same_bits(before, checkpoint(tmp_path, "finally_stage1"))
+
+
+def test_a_start_that_fails_leaves_the_state_of_the_other_recipe(resources, tmp_path):
+    train(stage1(resources, tmp_path, train__steps=1))
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    wrong = stage1(resources, tmp_path, train__steps=1, generator__init_from="no/where.ckpt")
+    with pytest.raises(UserError, match="no such checkpoint"):
+        train(wrong)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 # ------------------------------------------------------------------------------------------------- stages hand over
@@ -592,12 +637,14 @@ def test_the_best_file_follows_the_state_that_is_resumed(resources, best_of_a_wh
         assert train(settings) == 0
         assert_same_bits(checkpoint(tmp_path, "finally_stage1.best"), best_of_a_whole_run)
     assert "it will be rewritten from the state" in caplog.text
-    # the state of step 5 is lost: the file, newer than the state of step 3, is made anew by what follows, or stays
+    # checkpoint and state of step 5 are lost: the file, newer than the state of step 3, is made anew by what follows
     (tmp_path / "state/finally_stage1/step-00000005.pt").unlink()
+    (tmp_path / "finally_stage1.ckpt").unlink()
     measured_as(monkeypatch, CURVE | {4: 1.0, 5: 3.0})
     assert train(settings) == 0
     assert load_checkpoint(best).step == 5
     (tmp_path / "state/finally_stage1/step-00000005.pt").unlink()
+    (tmp_path / "finally_stage1.ckpt").unlink()
     measured_as(monkeypatch, CURVE)
     assert train(settings) == 0
     assert_same_bits(checkpoint(tmp_path, "finally_stage1.best"), best_of_a_whole_run)

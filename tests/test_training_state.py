@@ -18,11 +18,9 @@ import torch
 
 from finallyse.errors import UserError
 from finallyse.options import Experiment, from_dict
+from finallyse.recipe import Recipe, definition, describe
 from finallyse.training.state import (
     StateFolder,
-    definition,
-    differences,
-    key_of,
     random_state,
     seed_everything,
     set_random_state,
@@ -81,8 +79,8 @@ def test_definition_changes_with_the_recipe_and_with_the_content_of_files(manife
     changed = experiment(manifest)
     change(changed, manifest)
     after = definition_of(changed)
-    assert key_of(before) != key_of(after)
-    assert differences(before, after)
+    assert Recipe(before).key != Recipe(after).key
+    assert Recipe(before).differences(Recipe(after))
 
 
 def test_definition_follows_the_checkpoint_that_a_stage_starts_from(manifest, tmp_path):
@@ -92,17 +90,18 @@ def test_definition_follows_the_checkpoint_that_a_stage_starts_from(manifest, tm
         start.write_bytes(content)
         changed = experiment(manifest)
         changed["generator"]["init_from"] = str(start)
-        keys.add(key_of(definition_of(changed)))
+        keys.add(Recipe(definition_of(changed)).key)
     assert len(keys) == 2
 
 
 def test_differences_name_old_and_new():
-    assert differences({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}) == "b: 2 -> 3; c: (not set) -> 4"
+    old, new = Recipe({"a": 1, "b": 2}), Recipe({"a": 1, "b": 3, "c": 4})
+    assert describe(old.differences(new)) == "b: 2 -> 3; c: (not set) -> 4"
 
 
 def states(folder: Path, defined: dict | None = None, **kwargs) -> StateFolder:
     folder.mkdir(exist_ok=True)
-    return StateFolder(folder, defined or {"lr": 0.1}, **kwargs)
+    return StateFolder(folder, Recipe(defined or {"lr": 0.1}), **kwargs)
 
 
 def content(step: int) -> dict:
@@ -188,21 +187,121 @@ def test_a_kill_at_any_moment_of_saving_leaves_a_whole_state(tmp_path, monkeypat
     assert moments > 8
 
 
-def test_another_recipe_is_moved_aside_and_said_why(tmp_path, caplog):
+def test_another_recipe_is_moved_aside_said_why_and_returns(tmp_path, caplog):
     old = states(tmp_path / "run", {"train.clip.mode": "none", "lr": 0.1})
-    old.save(10, content(10))
+    for step in (10, 20):
+        old.save(step, content(step))
     (old.folder / "history.csv").write_text("step\n")
+    (old.folder / "samples").mkdir()
+    (old.folder / "samples" / "a.wav").touch()
+    before = tree(old.folder)
     new = states(tmp_path / "run", {"train.clip.mode": "norm", "lr": 0.1})
-    assert new.newest(100) is None
+    assert new.newest(100) is None and tree(old.folder) == before, "a start that fails must leave everything there"
     assert "train.clip.mode: none -> norm" in caplog.text and "lr" not in caplog.text
-    assert (new.folder / "superseded" / "history.csv").is_file()
+    new.take_over()
+    assert (new.folder / "superseded" / old.recipe.key / "history.csv").is_file()
     assert not list(new.folder.glob("step-*")) and new.newest(100) is None
+    for step in (5, 6, 7):
+        new.save(step, content(step))
+    (new.folder / "history.csv").write_text("step\n5\n")
+    third = states(tmp_path / "run", {"lr": 0.2})
+    assert third.newest(100) is None
+    third.take_over()
+    third.save(1, content(1))
+    assert old.read(old.newest(100))["step"] == 20
+    old.take_over()
+    assert {path for path in tree(old.folder) if not path.startswith("superseded")} == before
+    assert new.read(new.newest(100))["step"] == 7 and third.read(third.newest(100))["step"] == 1
+
+
+def tree(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_kill_at_any_moment_of_moving_loses_nothing(tmp_path, monkeypatch):
+    recipes = {"old": {"lr": 0.1}, "new": {"lr": 0.2}}
+    moments = 0
+    while moments < 100:
+        folder = tmp_path / str(moments)
+        for name, defined in recipes.items():
+            run = states(folder, defined)
+            run.take_over()
+            run.save(10, content(10))
+            run.save(20, content(20))
+            (folder / "history.csv").write_text(name)
+        old = states(folder, recipes["old"])
+        left = [moments]
+
+        def counted(path, *arguments, original=Path.replace, left=left):
+            if left[0] == 0:
+                raise Killed
+            left[0] -= 1
+            return original(path, *arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", counted)
+            try:
+                old.take_over()
+            except Killed:
+                killed = True
+            else:
+                killed = False
+        for name in ("new", "old", "new"):
+            run = states(folder, recipes[name])
+            assert run.newest(100).stem == "step-00000020", (moments, name)
+            run.take_over()
+            assert (folder / "history.csv").read_text() == name, (moments, name)
+            assert {p.stem for p in folder.glob("step-*.pt")} == {"step-00000010", "step-00000020"}
+        moments += 1
+        if not killed:
+            break
+    assert moments > 8 and not killed
+
+
+def test_the_one_recipe_that_older_versions_moved_aside_returns(tmp_path):
+    old = states(tmp_path / "run", {"lr": 0.1})
+    old.save(10, content(10))
+    (old.folder / "superseded").mkdir()
+    for path in old.folder.glob("step-*"):
+        path.rename(old.folder / "superseded" / path.name)
+    (old.folder / "superseded" / "history.csv").touch()
+    new = states(tmp_path / "run", {"lr": 0.2})
+    new.take_over()
+    new.save(1, content(1))
+    assert old.newest(100).stem == "step-00000010"
+    old.take_over()
+    assert old.has(10) and (old.folder / "history.csv").is_file() and not old.has(1)
+    assert new.newest(100).stem == "step-00000001"
+
+
+def test_a_shorter_run_keeps_its_states_and_those_of_the_longer(tmp_path):
+    folder = states(tmp_path / "run")
+    for step in (20, 30):
+        folder.save(step, content(step))
+    for step in (1, 2, 3):
+        folder.save(step, content(step))
+    assert [p.stem[-2:] for p in sorted(folder.folder.glob("*.pt"))] == ["02", "03", "20", "30"]
+    assert folder.newest(15).stem == "step-00000003" and folder.newest(100).stem == "step-00000030"
+    folder.save(31, content(31))
+    assert [p.stem[-2:] for p in sorted(folder.folder.glob("*.pt"))] == ["30", "31"]
+
+
+def test_damaged_states_do_not_take_the_place_of_good_ones(tmp_path):
+    folder = states(tmp_path / "run")
+    for step in (10, 20):
+        path = folder.save(step, content(step))
+        path.write_bytes(path.read_bytes()[:-1] + b"X")
+    assert folder.newest(100) is None
+    for step in (12, 22, 25):
+        folder.save(step, content(step))
+        assert folder.newest(100).stem == f"step-{step:08d}"
+    assert [p.stem[-2:] for p in sorted(folder.folder.glob("*.pt"))] == ["22", "25"]
 
 
 def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path):
     code = (
-        "import sys; from finallyse.training.state import StateFolder; "
-        f"s = StateFolder({str(tmp_path)!r}, {{}}); s.lock(); print('locked', flush=True); sys.stdin.read()"
+        "import sys; from finallyse.recipe import Recipe; from finallyse.training.state import StateFolder; "
+        f"s = StateFolder({str(tmp_path)!r}, Recipe({{}})); s.lock(); print('locked', flush=True); sys.stdin.read()"
     )
     first = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:

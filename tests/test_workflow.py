@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import shlex
@@ -121,10 +122,22 @@ def test_a_wrong_config_is_one_line(root):
     assert "Traceback" not in run.stderr
 
 
-def test_another_folder_is_refused(root, tmp_path):
-    run = snakemake(root, "--cores", "2", "-n", "--directory", str(tmp_path))
-    assert run.returncode != 0
-    assert f"full checked path: {tmp_path}/config/config.yaml" in run.stdout + run.stderr
+def test_another_folder_is_refused_with_the_remedy(root, tmp_path):
+    for folder, option in (
+        (root, ["--directory", str(tmp_path)]),
+        (tmp_path, ["--snakefile", str(root / "Snakefile")]),
+    ):
+        run = snakemake(folder, "--cores", "2", "-n", *option, "--configfile", str(root / "config" / "demo.yaml"))
+        assert run.returncode != 0 and "Traceback" not in run.stderr
+        assert f"error: run Snakemake in the project's folder, without --directory: cd {root}." in run.stderr
+
+
+@pytest.mark.parametrize("name", ["data", "all", "train_network", "report"])
+def test_a_network_with_the_name_of_a_rule_is_refused(root, tmp_path, name):
+    (tmp_path / "mine.yaml").write_text(f"networks: {{{name}: {{experiment: config/experiments/hifigan.yaml}}}}\n")
+    run = snakemake(root, "--cores", "2", "-n", "--configfile", str(tmp_path / "mine.yaml"))
+    assert run.returncode != 0 and "Traceback" not in run.stderr
+    assert f"error: config: networks.{name}: is also the name of a rule" in run.stderr
 
 
 def test_lint_and_format(root):
@@ -188,3 +201,96 @@ def test_the_layout_of_results_is_that_of_the_rules(root):
         check=False,
     )
     assert ignored.stdout.split() == ["results/x.ckpt", "results/demo/report.html"]
+
+
+STUB = """import os, pathlib, signal, sys
+made = pathlib.Path("attempts")
+attempt = len(made.read_text()) if made.exists() else 0
+made.write_text("x" * (attempt + 1))
+print("attempt", attempt + 1, flush=True)
+what = pathlib.Path("what").read_text().split()[attempt]
+if what == "mistake":
+    print("error: wrong shape", flush=True)
+    sys.exit(2)
+if what == "signal":
+    os.kill(os.getpid(), signal.SIGKILL)
+if what != "0":
+    sys.exit(int(what))
+pathlib.Path("r/hifigan.ckpt").write_text("trained")
+"""
+
+
+@pytest.fixture
+def stubbed(root, tmp_path):
+    """A project whose trainings are a stub that ends as the file `what` says, on data that are there already."""
+    for name in ("Snakefile", "workflow", "config", "src", "resources", "envs", "profiles"):
+        (tmp_path / name).symlink_to(root / name)
+    (tmp_path / "scripts").mkdir()
+    for script in (root / "scripts").glob("*.py"):
+        (tmp_path / "scripts" / script.name).symlink_to(script)
+    (tmp_path / "scripts" / "train.py").unlink()
+    (tmp_path / "scripts" / "train.py").write_text(STUB)
+    for split in ("train", "validation"):
+        manifest = tmp_path / "s" / "prepared" / "vctk" / "16000" / f"{split}.csv"
+        manifest.parent.mkdir(parents=True, exist_ok=True)
+        manifest.write_text("path\n")
+
+    def run(what: str, *arguments: str) -> tuple[subprocess.CompletedProcess, int, str]:
+        (tmp_path / "attempts").unlink(missing_ok=True)
+        (tmp_path / "what").write_text(what)
+        command = ["hifigan", "--cores", "1", "--configfile", "config/demo.yaml", *arguments]
+        done = snakemake(tmp_path, *command, "--config", "results=r", "resources=s")
+        made = tmp_path / "attempts"
+        return done, len(made.read_text()) if made.exists() else 0, done.stdout + done.stderr
+
+    return run
+
+
+def test_mistakes_are_not_retried_signals_and_stops_are_and_their_logs_are_kept(stubbed, tmp_path):
+    done, attempts, told = stubbed("mistake")
+    assert done.returncode == 1 and attempts == 1, told
+    assert "\nerror: wrong shape" in told and "Trying to restart" not in told
+    done, attempts, told = stubbed("75 signal 0")
+    assert done.returncode == 0 and attempts == 3, told
+    logs = tmp_path / "r" / "logs" / "train_network"
+    kept = sorted((logs / "hifigan").glob("*.log"), key=lambda path: path.stat().st_mtime_ns)
+    assert [path.read_text().splitlines()[0] for path in kept] == ["attempt 1", "attempt 1", "attempt 2", "attempt 3"]
+    assert (logs / "hifigan.log").read_text() == "attempt 3\n"
+    done, attempts, told = stubbed("0")
+    assert done.returncode == 0 and attempts == 0, "finished"
+
+
+def test_only_what_defines_a_network_trains_it_again_in_the_workflow(stubbed, tmp_path):
+    def overlay(text: str) -> str:
+        (tmp_path / "mine.yaml").write_text(text)
+        return "mine.yaml"
+
+    assert stubbed("0")[1] == 1
+    for harmless in (
+        "{train: {log_step: 6}}",
+        "{exp: {wandb: {mode: offline}}, metrics: []}",
+        "{data: {num_workers: 1}}",
+    ):
+        done, attempts, told = stubbed("0", overlay(f"common: {harmless}"))
+        assert done.returncode == 0 and attempts == 0, told
+    for other in ("{train: {steps: 77}}", "{generator: {ema_decay: 0.5}}"):
+        done, attempts, told = stubbed("0", overlay(f"common: {other}"))
+        assert done.returncode == 0 and attempts == 1, told
+
+
+def test_after_a_kill_of_snakemake_unlocking_is_enough(stubbed, tmp_path):
+    assert stubbed("0")[1] == 1
+    record = tmp_path / ".snakemake" / "incomplete" / base64.urlsafe_b64encode(b"r/hifigan.ckpt").decode()
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text("{}")
+    done, attempts, told = stubbed("0")
+    assert done.returncode == 0 and attempts == 1, told
+
+
+def test_a_finished_checkpoint_is_kept_before_snakemake_deletes_it(stubbed, root, tmp_path):
+    (tmp_path / "r").mkdir()
+    shutil.copy(root / "resources" / "demo" / "hifigan.ckpt", tmp_path / "r" / "hifigan.ckpt")
+    done, attempts, told = stubbed("mistake", "-R", "train_network")
+    assert done.returncode == 1 and attempts == 1 and not (tmp_path / "r" / "hifigan.ckpt").exists(), told
+    kept = list((tmp_path / "r" / "state" / "hifigan" / "finished").glob("*.ckpt"))
+    assert [path.read_bytes() for path in kept] == [(root / "resources" / "demo" / "hifigan.ckpt").read_bytes()]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 
 PIPELINE = Path("config/config.yaml")
 WORDS = {"true": True, "false": False, "null": None}
+# An interpolation of an experiment's option, in `common` or an override, is resolved with the experiment: until then it
+# begins with a character that no text has.
+_OF_EXPERIMENTS = {f.name for f in dataclasses.fields(Experiment)} - {f.name for f in dataclasses.fields(Pipeline)}
+INTERPOLATION = rf"\$\{{(?=(?:{'|'.join(sorted(_OF_EXPERIMENTS))})[.}}])"
+DEFERRED = "\ue000"
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -97,6 +103,15 @@ def _resolve(config: dict, source: str) -> dict:
         return OmegaConf.to_container(OmegaConf.create(config), resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"{source}: {str(error).splitlines()[0]}") from None
+
+
+def _swap(value: Any, pattern: str, replacement: str) -> Any:
+    """`value` with `pattern` replaced in all its strings."""
+    if isinstance(value, dict):
+        return {key: _swap(inner, pattern, replacement) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_swap(inner, pattern, replacement) for inner in value]
+    return re.sub(pattern, lambda _: replacement, value) if isinstance(value, str) else value
 
 
 def _only_files_extend(values: dict, source: str) -> None:
@@ -270,8 +285,9 @@ def load_pipeline(files: Sequence[str | Path], overrides: dict, schema: dict) ->
     Checks everything, each experiment included; `["experiments"]` of the result holds the complete experiments.
     """
     layers = pipeline_layers(files, overrides, schema)
-    config = _resolve(
-        merge(defaults(Pipeline), *(layer.values for layer in layers)), str(files[-1]) if files else "config"
+    config = merge(defaults(Pipeline), *(layer.values for layer in layers))
+    config = _swap(
+        _resolve(_swap(config, INTERPOLATION, DEFERRED), str(files[-1]) if files else "config"), DEFERRED, "${"
     )
     config["networks"] = {
         name: merge(defaults(Network), network) for name, network in config["networks"].items() if network is not None

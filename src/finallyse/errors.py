@@ -3,7 +3,8 @@
 Everything below the command line raises :class:`UserError` (or a subclass) with a message that names the file,
 option or value and the remedy. Files that cannot be read or written raise the :class:`OSError` of the system, which
 names the file. Entry points wrap their work in :func:`one_line_errors`, which prints either as one line without a
-traceback and exits with status 2. Any other exception is a bug and keeps its traceback.
+traceback and exits with status 2, or 75 if the same command may succeed later. Any other exception is a bug and keeps
+its traceback.
 """
 
 from __future__ import annotations
@@ -15,9 +16,15 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+TRY_AGAIN = 75  # exit status (EX_TEMPFAIL) of work that may succeed if it is started again as it is
+
 
 class UserError(Exception):
     """An error that the user can fix; the message is one line that says where it is and what to do."""
+
+
+class TemporaryError(UserError):
+    """An error that may be gone by itself at the next attempt."""
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
@@ -42,12 +49,18 @@ def naming(path: str | Path, part: Path | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_line_errors(status: int = 2) -> Iterator[None]:
-    """Print a :class:`UserError`, or an OSError of the system, as one line on stderr and exit with `status`."""
+    """Print a :class:`UserError`, or an OSError of the system, as one line on stderr and exit with `status`.
+
+    A :class:`TemporaryError` does not begin with `error: ` and exits with status 75.
+    """
     try:
         yield
     except BrokenPipeError:  # whatever reads the output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the output that is still buffered
         sys.exit(1)
+    except TemporaryError as error:
+        print(f"try again later: {error}", file=sys.stderr, flush=True)
+        sys.exit(TRY_AGAIN)
     except UserError as error:
         line = str(error)
     except OSError as error:

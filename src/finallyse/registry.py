@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from finallyse.errors import UserError, nearest
 
@@ -46,6 +47,14 @@ class Registry(Mapping[str, type]):
         if name not in self._classes:
             raise UserError(f"unknown {self.kind} {name!r}; {nearest(name, self._classes)}")
         return self._classes[name]
+
+    def defaults(self, name: str) -> dict[str, Any]:
+        """Argument -> default of the constructor of the class `name`, as in YAML; none for an unknown class."""
+        if name not in self._classes:
+            return {}
+        parameters = inspect.signature(self._classes[name]).parameters.values()
+        given = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+        return json.loads(json.dumps(given))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._classes)

@@ -16,7 +16,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -281,6 +281,28 @@ def _message(error: ValidationError, source: str) -> str:
         wanted = wanted if isinstance(wanted, str) else " or ".join(wanted)
         return f"{source}: {key}: must be {wanted}, got {error.instance!r}"
     return f"{source}: {key}: {error.message}"
+
+
+def argument_defaults(schema: dict) -> Callable[[str, str], dict[str, Any]]:
+    """For `finallyse.recipe`: (kind of part, name) -> argument -> default, from the schema instead of the code."""
+    experiment = schema["$defs"]["experiment"]["properties"]
+
+    def by_name(part: dict) -> dict[str, dict]:
+        return {c["if"]["properties"]["name"]["const"]: c["then"]["properties"]["args"] for c in part["allOf"]}
+
+    losses = experiment["losses"]["properties"]["generator"]["properties"]
+    arguments = {
+        "model": by_name(experiment["generator"]),
+        "dataset": by_name(experiment["data"]["properties"]["train"]),
+        "augmentation": by_name(schema["$defs"]["augmentations"]["items"]),
+        "loss": {name: part["properties"]["args"] for name, part in losses.items()},
+    }
+
+    def defaults(kind: str, name: str) -> dict[str, Any]:
+        known = arguments[kind].get(name, {}).get("properties", {})
+        return {argument: of["default"] for argument, of in known.items() if "default" in of}
+
+    return defaults
 
 
 MISSING = "???"  # as OmegaConf writes a value that is yet to be given

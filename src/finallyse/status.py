@@ -23,13 +23,18 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
 from finallyse.config import paths_below, read_config
+from finallyse.finished import kept, read
+from finallyse.options import Experiment, from_dict
 from finallyse.progress import data_size, duration
+from finallyse.recipe import ArgumentDefaults, Recipe, describe, recipe_beside
+from finallyse.schema import argument_defaults, read_schema
 
 PACE_STEPS = 200  # recent steps whose mean duration gives the time left, without start-up
 FRESH_S = 180  # a history written to within so many seconds counts as alive where files cannot be locked
@@ -62,8 +67,8 @@ class Network:
     """One trained network."""
 
     name: str
-    state: str  # trained | training | queued | starting | stopped | ready | waiting
-    detail: str  # what is waited for, the cluster's job, what was made with it
+    state: str  # trained | changed | training | queued | starting | stopped | ready | waiting
+    detail: str  # what is waited for, the cluster's job, what was made with it, why it would be trained again
     step: int
     steps: int
     seconds_per_step: float | None
@@ -96,12 +101,13 @@ def collect(config: dict) -> Status:
     """The status of the workflow that `config` (of `read_config`) describes, by its files."""
     jobs = snakemake_jobs(Path(".snakemake"))
     locked = _has_files(Path(".snakemake/locks"))
+    defaults = argument_defaults(read_schema("config/schema.json"))
     if jobs:
         jobs = with_slurm_states(jobs, {f"{config['results']}/{name}.ckpt" for name in config["experiments"]})
     return Status(
         results=config["results"],
         data=_data(config),
-        networks=[_network(config, name, jobs, locked) for name in config["experiments"]],
+        networks=[_network(config, name, jobs, locked, defaults) for name in config["experiments"]],
         jobs=[job for job in jobs if locked or job.state],  # the cluster's jobs outlive a Snakemake that was killed
         report=Path(config["results"], "report.html").is_file(),
         locked=locked,
@@ -129,7 +135,7 @@ def _data(config: dict) -> list[Data]:
     return rows
 
 
-def _network(config: dict, name: str, jobs: list[Job], locked: bool) -> Network:
+def _network(config: dict, name: str, jobs: list[Job], locked: bool, defaults: ArgumentDefaults) -> Network:
     experiment, results = config["experiments"][name], Path(config["results"])
     checkpoint, folder = results / f"{name}.ckpt", results / "state" / name
     steps = experiment["train"]["steps"]
@@ -140,24 +146,28 @@ def _network(config: dict, name: str, jobs: list[Job], locked: bool) -> Network:
     held = _is_locked(folder / "lock")
     alive = held if held is not None else age is not None and age < FRESH_S
 
+    made = _made(from_dict(Experiment, experiment), checkpoint, folder, defaults)
+
     if alive or (job and job.state == "RUNNING"):
         state, detail, step = "training", "", last_step
     elif job and job.state == "PENDING":
-        state, detail, step = "queued", job.reason or "", saved_step(folder)
+        state, detail, step = "queued", job.reason or "", made.step
+    elif checkpoint.is_file() and made.why:
+        state, detail, step = "changed", made.why, made.step
     elif checkpoint.is_file():
         count = sum(1 for _ in (results / "enhanced" / name / "enhanced").glob("*.wav"))
         measured = (results / "metrics" / f"{name}.csv").is_file()
         done = [f"{count} files enhanced"] * (count > 0) + ["measured"] * measured
         state, detail, step = "trained", ", ".join(done), steps
     elif job and locked:
-        state, detail, step = "starting", "", saved_step(folder)
+        state, detail, step = "starting", "", made.step
     else:
-        step = saved_step(folder)
+        step = made.step
         missing = [p for p in _inputs(config, experiment) if not (Path(p).is_file() or _has_files(Path(p)))]
         waits = [Path(p).stem for p in missing if not _below(p, config["resources"])]
         waits += ["data"] if len(missing) > len(waits) else []  # which data: the table of data says so
         state = "waiting" if waits else "stopped" if step else "ready"
-        detail = f"needs {' and '.join(waits)}" if waits else ""
+        detail = f"needs {' and '.join(waits)}" if waits else made.why
     if state == "training" and age is not None:
         detail = f"last step {duration(age)} ago"
     if job and job.cluster_id and state in ("training", "queued", "starting"):
@@ -170,6 +180,51 @@ def _network(config: dict, name: str, jobs: list[Job], locked: bool) -> Network:
         steps=steps,
         seconds_per_step=pace,
     )
+
+
+class Made(NamedTuple):
+    """What there is of a training."""
+
+    step: int  # from which it would continue, 0: from the start
+    why: str  # why it would be trained, although something was trained under its name; empty: it would not, or nothing
+
+
+def _made(experiment: Experiment, checkpoint: Path, folder: Path, defaults: ArgumentDefaults) -> Made:
+    """What there is of the training of `experiment`, as the training itself will find it."""
+    steps = experiment.train.steps
+
+    def differences(recorded: Recipe, path: Path) -> dict:
+        return recorded.differences(recipe_beside(experiment, defaults, recorded, path.stat().st_mtime))
+
+    states: list[tuple[int, dict]] = []  # step, and what is different
+    for path in sorted([*folder.glob("step-*.json"), *folder.glob("superseded/**/step-*.json")]):
+        if match := re.fullmatch(r"step-(\d+)", path.stem):
+            recorded = _recorded(path)
+            states.append((int(match[1]), differences(recorded, path) if recorded else {}))
+    own = max((step for step, different in states if not different and step <= steps), default=0)
+
+    finished = [found for path in (checkpoint, *kept(folder)) if (found := read(path))]
+    different = [differences(found.recipe, found.path) for found in finished]
+    if any(found.step == steps and not other for found, other in zip(finished, different, strict=True)):
+        return Made(steps, "")
+    continued = f"continues after step {own}" if own else "would be trained from the start"
+    if finished and finished[0].path == checkpoint:
+        if different[0]:
+            return Made(own, f"{continued}, since {describe(different[0])}")
+        return Made(own, f"{continued}, since it was trained for {finished[0].step} steps instead of {steps}")
+    others = [(step, other) for step, other in states if other]
+    if others and not own:
+        step, other = max(others, key=lambda state: state[0])
+        return Made(own, f"{continued}, not after step {step}, since {describe(other)}")
+    return Made(own, "")
+
+
+def _recorded(path: Path) -> Recipe | None:
+    """The recipe in the record of a state; None: damaged."""
+    try:
+        return Recipe.from_record(json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _inputs(config: dict, experiment: dict) -> list[str]:
@@ -211,11 +266,6 @@ def read_history(path: Path) -> tuple[int, float | None]:
         return 0, None
     seconds = [float(row["seconds"]) for row in rows if row.get("seconds")]
     return int(rows[-1]["step"]), sum(seconds) / len(seconds) if seconds else None
-
-
-def saved_step(folder: Path) -> int:
-    """The step of the newest saved state, 0 where there is none."""
-    return max((int(m[1]) for p in folder.glob("step-*.json") if (m := re.fullmatch(r"step-(\d+)", p.stem))), default=0)
 
 
 def _is_locked(path: Path) -> bool | None:
@@ -280,7 +330,14 @@ def with_slurm_states(jobs: list[Job], checkpoints: set[str]) -> list[Job]:
 # ---------------------------------------------------------------------------------------------------------------------
 # Showing
 
-STYLES = {"trained": "green", "training": "bold cyan", "queued": "cyan", "starting": "cyan", "stopped": "yellow"}
+STYLES = {
+    "trained": "green",
+    "training": "bold cyan",
+    "queued": "cyan",
+    "starting": "cyan",
+    "stopped": "yellow",
+    "changed": "yellow",
+}
 
 
 def render(status: Status) -> Group:
@@ -315,7 +372,7 @@ def _network_table(status: Status) -> Table:
     ):
         table.add_column(column, justify=justify, no_wrap=bool(column))
     for network in status.networks:
-        left = network.eta_s if network.state in ("training", "stopped", "queued", "starting") else None
+        left = network.eta_s if network.state in ("training", "stopped", "queued", "starting", "changed") else None
         pace = network.seconds_per_step
         table.add_row(
             network.name,

@@ -6,12 +6,17 @@ import re
 import sys
 from pathlib import Path
 
+from snakemake.jobs import Job
+
 from finallyse.compare import compared_systems
 from finallyse.config import has_input, load_pipeline, paths_below
 from finallyse.errors import one_line_errors
 from finallyse.hardware import visible_gpus
+from finallyse.finished import keep
 from finallyse.metrics import metrics_registry
-from finallyse.schema import read_schema
+from finallyse.options import Experiment, from_dict
+from finallyse.recipe import choices
+from finallyse.schema import argument_defaults, read_schema
 
 # Jobs run `python scripts/...`, which must be the Python that runs Snakemake, even if its environment is not activated.
 # Conda environments and containers prepend their own to PATH, and find the package through PYTHONPATH.
@@ -35,10 +40,11 @@ for variable, folder in (
     os.environ.setdefault(variable, str(Path(workflow.basedir) / ".snakemake" / folder))
 
 with one_line_errors(status=1):
+    SCHEMA = read_schema("config/schema.json")
     config = load_pipeline(
         ["config/config.yaml", *workflow.overwrite_configfiles],
         workflow.config_settings.config,
-        read_schema("config/schema.json"),
+        SCHEMA,
     )
 
 if config["container"]:
@@ -97,6 +103,13 @@ def initial_checkpoint(wildcards):
     starts = [experiment[part]["init_from"] for part in ("generator", "discriminators")]
     of_networks = {f"{RESULTS}/{n}.best.ckpt": f"{RESULTS}/{n}.ckpt" for n in NETWORKS}
     return sorted({of_networks.get(start, start) for start in starts if start})
+
+
+def training_recipe(wildcards):
+    """What decides whether a network is trained again: the options that define it, and how long it is trained."""
+    experiment = from_dict(Experiment, EXPERIMENTS[wildcards.network])
+    recipe = choices(experiment, argument_defaults(SCHEMA))
+    return json.dumps(recipe | {"train.steps": experiment.train.steps})
 
 
 def noisy_option(wildcards, input):
@@ -197,12 +210,39 @@ def require_goals():
             )
 
 
+def keep_checkpoints():
+    """Keep the checkpoints that Snakemake deletes before their trainings, which may find that nothing has changed."""
+    for job in workflow.dag.needrun_jobs():
+        if job.rule.name == "train_network":
+            folder = Path(RESULTS, "state", job.wildcards.network)
+            keep(Path(job.output.ckpt), folder)
+
+
 def retry_trainings():
-    """Let `--retries`, on the command line or in a profile, raise the number of retries of a training."""
+    """Retry trainings, at least as often as `--retries` says, but not after a mistake, which would only be repeated.
+
+    A training ends a mistake (exit status 2, which neither torchrun nor a cluster passes on) with a line `error: ...`.
+    """
     training = workflow.get_rule("train_network")
     training.restart_times = max(
         training.restart_times, workflow.execution_settings.retries
     )
+
+    def restart_times(job):
+        logs = job.log if job.rule is training else []
+        mistaken = any(errors_in(path) for path in logs)
+        return 0 if mistaken else job.rule.restart_times
+
+    # Snakemake knows the number of retries of a rule only, and asks the job for it after a failure.
+    Job.restart_times = property(restart_times)
+
+
+def errors_in(path):
+    """The lines of a log that tell of mistakes."""
+    if not Path(path).is_file():
+        return []
+    text = Path(path).read_text(errors="replace")
+    return [line for line in text.splitlines() if line.startswith("error: ")]
 
 
 def tell_errors(logs):
@@ -215,7 +255,8 @@ def tell_errors(logs):
         )
     ]
     for path in dict.fromkeys(failed):
-        lines = Path(path).read_text().splitlines() if Path(path).is_file() else []
-        errors = [line for line in lines if line.startswith("error: ")] or lines[-3:]
+        errors = errors_in(path)
+        if not errors and Path(path).is_file():
+            errors = Path(path).read_text(errors="replace").splitlines()[-3:]
         # enough for a line per network and metric of `learn`, but not for each of a thousand files
         print(f"\n{path}:", *errors[-50:], sep="\n", file=sys.stderr)

@@ -1,8 +1,9 @@
-"""Training: writes each network's complete experiment, then its checkpoint."""
+"""Training: writes each network's complete experiment and what of it defines the result, then its checkpoint."""
 
 
 localrules:
     write_experiment,
+    write_recipe,
 
 
 rule write_experiment:
@@ -26,9 +27,30 @@ rule write_experiment:
         "python scripts/write_experiment.py {params.experiment:q} {output.config:q} 2> {log:q}"
 
 
+# Changes only with what leads to another result, unlike the experiment, which also says how to log and to validate.
+rule write_recipe:
+    output:
+        recipe=f"{RESULTS}/configs/{{network}}.recipe.json",
+    log:
+        f"{RESULTS}/logs/write_recipe/{{network}}.log",
+    conda:
+        "../../envs/finallyse.yaml"
+    threads: 1
+    resources:
+        mem_mb=500,
+        runtime=5,
+    params:
+        recipe=training_recipe,
+    message:
+        "Writing what defines {wildcards.network}"
+    shell:
+        "printf '%s\\n' {params.recipe:q} > {output.recipe:q} 2> {log:q}"
+
+
 rule train_network:
     input:
-        config=f"{RESULTS}/configs/{{network}}.yaml",
+        recipe=f"{RESULTS}/configs/{{network}}.recipe.json",
+        config=ancient(f"{RESULTS}/configs/{{network}}.yaml"),
         data=training_manifests,
         weights=training_weights,
         start=initial_checkpoint,
@@ -57,8 +79,11 @@ rule train_network:
         stop_after="null",
     message:
         "Training {wildcards.network}; progress: {log}"
+    # Snakemake deletes the log before each attempt: a second name keeps that of earlier ones.
     # `exec`: no shell between Snakemake and the training, since SLURM's SIGTERM would end it before the training saves.
     shell:
+        'log={log:q}; kept=${{log%.log}}; mkdir -p "$kept"; : > "$log"; '
+        'ln "$log" "$kept/$(date -u +%Y-%m-%dT%H-%M-%S)-$$.log" || true; '
         "launch=python; [ {resources.gpu} -le 1 ] || launch='torchrun --standalone --nproc-per-node={resources.gpu}'; "
         "exec $launch scripts/train.py exp.config_path={input.config:q} train.stop_after={resources.stop_after} "
-        "exp.threads=$(( ({threads} + {resources.gpu} - 1) / {resources.gpu} )) > {log:q} 2>&1"
+        "exp.threads=$(( ({threads} + {resources.gpu} - 1) / {resources.gpu} )) >> {log:q} 2>&1"

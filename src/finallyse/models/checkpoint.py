@@ -5,7 +5,8 @@ A checkpoint is a dict of plain values and tensors that `torch.load(weights_only
     format "finallyse checkpoint", format_version, package_version, network, config (the resolved experiment),
     level {"peak": largest magnitude of each waveform that the network was trained on} or None (levels as recorded),
     step, devices {name: steps trained there}, generator (state_dict), discriminators {name: state_dict},
-    card (model card, Markdown; only of packed checkpoints)
+    recipe (what defined the training: finallyse.recipe; only of trained checkpoints), card (model card, Markdown;
+    only of packed checkpoints)
 
 It is written atomically and loaded strictly.
 """
@@ -23,9 +24,9 @@ from torch import Tensor, nn
 
 from finallyse import __version__, atomic
 from finallyse.errors import UserError
+from finallyse.finished import FORMAT
 from finallyse.models import models_registry
 
-FORMAT = "finallyse checkpoint"
 FORMAT_VERSION = 1
 # Published networks trained on waveforms with the peak `datasets.base.PEAK`.
 PUBLISHED_AT_PEAK = ("hifigan_gen", "hifi++_gen", "a2a_hifi++_gen")
@@ -65,6 +66,7 @@ def save_checkpoint(
     generator: Mapping[str, Tensor],
     discriminators: Mapping[str, Mapping[str, Tensor]],
     devices: Mapping[str, int] | None = None,
+    recipe: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint atomically: a reader sees the old file or the new one, never a partial one.
 
@@ -80,6 +82,7 @@ def save_checkpoint(
         "level": _level_of(config),
         "step": int(step),
         "devices": dict(devices or {}),
+        **({"recipe": dict(recipe)} if recipe else {}),
         "generator": _on_cpu(generator),
         "discriminators": {name: _on_cpu(state) for name, state in discriminators.items()},
     }

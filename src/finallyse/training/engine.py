@@ -9,26 +9,27 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from finallyse.errors import UserError
+from finallyse import finished
+from finallyse.errors import TRY_AGAIN, UserError
 from finallyse.hardware import keep_freed_memory
 from finallyse.models.checkpoint import save_checkpoint
 from finallyse.options import Experiment, Part, from_dict
+from finallyse.recipe import recipe_of
 from finallyse.training import trainers_registry
 from finallyse.training.batches import Batch, Batches
 from finallyse.training.distributed import Group, process_device
 from finallyse.training.log import SkippedSteps, TrainingLog
 from finallyse.training.sampling import Order
-from finallyse.training.state import StateFolder, definition, random_state, seed_everything, set_random_state
+from finallyse.training.state import StateFolder, random_state, seed_everything, set_random_state
 from finallyse.training.trainers import BaseTrainer
 from finallyse.training.validation import Best, Validation
 
 log = logging.getLogger(__name__)
-
-TRY_AGAIN = 75  # exit status (EX_TEMPFAIL) of a run that saved and stopped before its end: restart it
 
 
 def train(experiment: Experiment | Mapping) -> int:
@@ -50,7 +51,11 @@ def train(experiment: Experiment | Mapping) -> int:
     prepare_pytorch(experiment, device)
     group = Group(device)
     try:
-        with Run(experiment, group) as run:
+        files = Files(experiment, group)
+        if files.finished and not files.at_end:
+            files.restore()
+            return 0
+        with Run(experiment, group, files) as run:
             for step, batch in run.steps():
                 run.trainer.begin(step, run.order.epoch(step))
                 losses = run.trainer.train_step(batch)
@@ -60,21 +65,67 @@ def train(experiment: Experiment | Mapping) -> int:
         group.close()
 
 
+class Files:
+    """The files of a run, and what of it has been made before. Creating it locks the run's folder.
+
+    Attributes:
+        checkpoint, best: `<results>/<run_name>.ckpt` and `.best.ckpt`.
+        folder, states: `<results>/state/<run_name>` and the saved states there.
+        state: the state to continue from; None: none.
+        finished: the checkpoint of this recipe after `train.steps` steps, here or kept; None: none.
+
+    Raises:
+        TemporaryError: if another process trains into the folder.
+    """
+
+    def __init__(self, experiment: Experiment, group: Group):
+        self.group, self.steps = group, experiment.train.steps
+        results, name = Path(experiment.exp.results), experiment.exp.run_name
+        self.checkpoint, self.best = results / f"{name}.ckpt", results / f"{name}.best.ckpt"
+        self.folder, self.recipe = results / "state" / name, recipe_of(experiment, argument_defaults)
+        self.states = StateFolder(self.folder, self.recipe, experiment.train.keep)
+        found = None, None
+        if group.leader:
+            self.states.lock()
+            made = finished.find(self.checkpoint, self.folder, self.recipe, self.steps)
+            found = self.states.newest(self.steps), made
+        self.state, self.finished = group.from_leader(found)
+
+    @property
+    def at_end(self) -> bool:
+        """Whether the state to continue from is that after the last step."""
+        return self.state is not None and self.state.name == self.states.path(self.steps).name
+
+    def take_over(self) -> None:
+        """Before the first step of a run that is set up: keep what other recipes have made under this name."""
+        if self.group.leader:
+            if self.finished != self.checkpoint:
+                finished.keep(self.checkpoint, self.folder)
+            finished.keep_other(self.best, self.folder, self.recipe)
+            self.states.take_over()
+
+    def restore(self) -> None:
+        """Put the finished checkpoint in its place, where it may be already: nothing is left to train."""
+        if self.group.leader:
+            self.take_over()
+            finished.restore(self.finished, self.checkpoint, self.folder)
+            if self.finished != self.checkpoint:
+                log.info("%s: restored from %s", self.checkpoint, self.finished)
+            log.info("%s: finished, continuing after step %d of %d: nothing to do", self.checkpoint, *[self.steps] * 2)
+        self.states.unlock()
+        self.group.barrier()
+
+
 class Run:
     """One run of one experiment: its parts, and everything around a step.
 
     Steps are counted from 0 while they are made, and from 1 once they have been made: after `step` steps.
     """
 
-    def __init__(self, experiment: Experiment, group: Group):
-        self.experiment, self.options, self.group = experiment, experiment.train, group
-        results, name = Path(experiment.exp.results), experiment.exp.run_name
-        self.checkpoint, folder = results / f"{name}.ckpt", results / "state" / name
+    def __init__(self, experiment: Experiment, group: Group, files: Files):
+        self.experiment, self.options, self.group, self.files = experiment, experiment.train, group, files
         self.stop = StopRequests(self.options.stop_after)
-        self.states = StateFolder(folder, definition(experiment), self.options.keep)
-        if group.leader:
-            self.states.lock()
-        found = group.from_leader(self.states.newest(self.options.steps) if group.leader else None)
+        self.states, folder, found = files.states, files.folder, files.state
         state = self.states.read(found) if found else {}
 
         seed_everything(experiment.exp.seed)
@@ -85,15 +136,16 @@ class Run:
         self.trainer: BaseTrainer = trainer(experiment, group, set(dataset[(0, 0)]), resumes=bool(state))
         _check_rates(self.trainer.generator, dataset, validation_set)
         self.validation = Validation(validation_set, experiment, folder, group)
-        self.best = Best(experiment, self.validation, results / f"{name}.best.ckpt", group, state)
+        self.best = Best(experiment, self.validation, files.best, group, state, files.recipe)
 
         self.step: int = state.get("step", 0)
         self.devices: dict[str, int] = dict(state.get("devices", {}))  # name -> steps trained there
         if state:
             self.trainer.load_state_dict(state["trainer"])
             set_random_state(state["random"])
-            log.info("%s: continuing after step %d of %d", found, self.step, self.options.steps)
+            log.info("%s: continuing after step %d of %d", self.states.path(self.step), self.step, self.options.steps)
         self.saved_step, self.saved_at = self.step, time.monotonic()
+        files.take_over()
         skipped = SkippedSteps(self.options, self.states, group, state.get("skips", 0))
         self.log = TrainingLog(experiment, folder, self.step, skipped, state.get("wandb_id"), group)
         if group.leader:
@@ -183,15 +235,22 @@ class Run:
             log.info("stopped after %s (%s); run again to continue", where, self.stop.reason)
             return TRY_AGAIN
         if self.group.leader:
-            save_checkpoint(
-                self.checkpoint,
-                network=self.experiment.generator.name,
-                config=dataclasses.asdict(self.experiment),
-                step=self.step,
-                devices=self.devices,
-                **self.trainer.weights(),
-            )
-            log.info("%s written after %d steps", self.checkpoint, self.step)
+            path = self.files.checkpoint
+            if self.files.finished and self.files.at_end:
+                # as it is, to the last byte: a stage that starts from it then has nothing to do either
+                finished.restore(self.files.finished, path, self.files.folder)
+                log.info("%s kept: nothing was left to train", path)
+            else:
+                save_checkpoint(
+                    path,
+                    network=self.experiment.generator.name,
+                    config=dataclasses.asdict(self.experiment),
+                    step=self.step,
+                    devices=self.devices,
+                    recipe=self.files.recipe.record(),
+                    **self.trainer.weights(),
+                )
+                log.info("%s written after %d steps", path, self.step)
             if self.best.metric is not None and not self.best.kept:
                 log.warning("no %s: no validation has measured train.best=%s", self.best.path, self.best.metric)
         self.group.barrier()
@@ -244,6 +303,22 @@ def prepare_pytorch(experiment: Experiment, device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if device.type == "cpu":
         keep_freed_memory()
+
+
+def argument_defaults(kind: str, name: str) -> dict[str, Any]:
+    """Argument -> default of the constructor of a model, loss, dataset or augmentation."""
+    from finallyse.augmentations import augmentations_registry
+    from finallyse.datasets import datasets_registry  # slow to import
+    from finallyse.losses import losses_registry
+    from finallyse.models import models_registry
+
+    registries = {
+        "model": models_registry,
+        "loss": losses_registry,
+        "dataset": datasets_registry,
+        "augmentation": augmentations_registry,
+    }
+    return registries[kind].defaults(name)
 
 
 def _dataset(part: Part):

@@ -18,6 +18,7 @@ from finallyse.errors import UserError
 from finallyse.metrics import MetricSet, Utterance, goodness, summarise
 from finallyse.models.checkpoint import load_checkpoint, save_checkpoint
 from finallyse.options import Experiment
+from finallyse.recipe import Recipe
 from finallyse.training.batches import collate
 from finallyse.training.distributed import Group
 from finallyse.training.log import Writers
@@ -125,13 +126,23 @@ class Best:
         path: the checkpoint, `<run_name>.best.ckpt`.
         group: the processes that train together; the leader keeps the weights.
         state: the resume state, empty at the start of a run.
+        recipe: the run's recipe, for the checkpoint.
 
     Attributes:
         values: metric -> {value, step}.
         kept: metric, value, step and, in the leader, devices and weights of the best validation; empty before it.
     """
 
-    def __init__(self, experiment: Experiment, validation: Validation, path: Path, group: Group, state: Mapping):
+    def __init__(
+        self,
+        experiment: Experiment,
+        validation: Validation,
+        path: Path,
+        group: Group,
+        state: Mapping,
+        recipe: Recipe,
+    ):
+        self.recipe = recipe
         self.experiment, self.validation, self.path, self.group = experiment, validation, path, group
         self.metric = experiment.train.best
         if self.metric is not None:
@@ -170,6 +181,7 @@ class Best:
             self.path,
             network=self.experiment.generator.name,
             config=dataclasses.asdict(self.experiment),
+            recipe=self.recipe.record(),
             **{key: self.kept[key] for key in ("step", "devices", "generator", "discriminators")},
         )
         log.info("%s written: best %s, at step %d", self.path, self.metric, self.step)
