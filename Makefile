@@ -66,7 +66,7 @@ schema: $(BIN)/.installed
 	$(BIN)/python -m finallyse.schema
 
 rulegraph: $(BIN)/.installed
-	$(BIN)/snakemake --rulegraph all --nolock | sed 's/bgcolor=white/bgcolor=transparent, rankdir=LR/; s/fontname=sans,/fontname=sans, fillcolor=white,/; s/style=rounded,/style="rounded,filled",/; s/style="rounded"/style="rounded,filled"/' \
+	$(BIN)/snakemake all --nolock --rulegraph | sed 's/bgcolor=white/bgcolor=transparent, rankdir=LR/; s/fontname=sans,/fontname=sans, fillcolor=white,/; s/style=rounded,/style="rounded,filled",/; s/style="rounded"/style="rounded,filled"/' \
 		| dot -Tsvg > docs/rulegraph.svg
 
 format: $(BIN)/.installed-dev

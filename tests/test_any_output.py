@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import av
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import soundfile as sf
 import torch
 
+import finallyse
 from finallyse.audio.blocks import BlockReader
 from finallyse.audio.io import decode
 from finallyse.errors import UserError
@@ -219,10 +221,16 @@ with _scratch(pathlib.Path({str(tmp_path)!r})) as work:
 
 
 def test_a_wav_is_no_checkpoint(tmp_path):
-    import finallyse
-
     sf.write(tmp_path / "a.wav", np.zeros(100), RATE)
     torch.save({"weights": 1}, tmp_path / "b.ckpt")
     for name, message in (("a.wav", "not readable as a checkpoint"), ("b.ckpt", "not a checkpoint of this package")):
         with pytest.raises(finallyse.UserError, match=message):
             finallyse.load(tmp_path / name)
+
+
+def test_names_for_users_exist():
+    assert all(getattr(finallyse, name) for name in finallyse.__all__)
+    assert finallyse.Enhancer is Enhancer
+    with pytest.raises(AttributeError, match="has no attribute 'enhance'"):
+        finallyse.enhance  # noqa: B018
+    assert (Path(finallyse.__file__).parent / "py.typed").is_file()

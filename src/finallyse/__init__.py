@@ -9,7 +9,7 @@ With the network that comes with the package, or another trained one:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from finallyse.errors import UserError
 
@@ -18,18 +18,40 @@ if TYPE_CHECKING:
 
     from finallyse.inference.enhancer import Enhancer
 
-__all__ = ["UserError", "load"]
+__all__ = ["Enhancer", "UserError", "load"]
 __version__ = "0.1.0"
 
 
-def load(checkpoint: str | Path | None = None, **options) -> Enhancer:
+def load(
+    checkpoint: str | Path | None = None,
+    *,
+    wavlm: str | Path | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    precision: Literal["fp32", "bf16"] = "fp32",
+    window_s: float = 20.48,
+    batch: int | None = None,
+) -> Enhancer:
     """A trained network, ready to enhance: `load().enhance(wav, sample_rate)`.
 
-    checkpoint: a file, or the name of a network that comes with the package (`finallyse models`); None: the default.
-    options: device ("auto", "cpu", "cuda"), precision ("fp32", "bf16"), wavlm (folder), window_s, batch; see
-    `finallyse.inference.enhancer.Enhancer`. Raises UserError for a file that is no checkpoint of this package.
+    Args:
+        checkpoint: a file, or the name of a network of the package (`finallyse models`); None: the default.
+        wavlm: folder of WavLM, for networks that need one; None: the one packed into the checkpoint, or that of its
+            config.
+        device, precision, window_s, batch: as for :class:`finallyse.Enhancer`.
+
+    Raises:
+        UserError: for a file that is no checkpoint of this package, and for options out of range.
     """
     from finallyse.inference.enhancer import Enhancer  # PyTorch, so that `import finallyse` stays cheap
     from finallyse.pretrained import checkpoint_file
 
-    return Enhancer.from_checkpoint(checkpoint_file(checkpoint), **options)
+    options = {"device": device, "precision": precision, "window_s": window_s, "batch": batch}
+    return Enhancer.from_checkpoint(checkpoint_file(checkpoint), wavlm=wavlm, **options)
+
+
+def __getattr__(name: str) -> object:
+    if name == "Enhancer":
+        from finallyse.inference.enhancer import Enhancer
+
+        return Enhancer
+    raise AttributeError(f"module 'finallyse' has no attribute {name!r}")
