@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
@@ -306,3 +307,11 @@ def test_names_of_any_kind(tmp_path, speech_48k, name, monkeypatch):
     sf.write("plain.ogg", speech_48k[:RATE], RATE)
     Path("plain.ogg").rename(name)
     assert decode(name)[0].shape == (1, RATE)
+
+
+def test_threads_decode_at_the_same_time(tmp_path, speech_48k):
+    for index in range(8):
+        sf.write(tmp_path / f"{index}.ogg", 0.1 * (index + 1) * speech_48k[:RATE], RATE)
+    with ThreadPoolExecutor(4) as pool:
+        peaks = list(pool.map(lambda path: np.abs(decode(path)[0]).max(), sorted(tmp_path.iterdir()) * 3))
+    assert np.all(np.diff(np.reshape(peaks, (3, 8)), axis=1) > 0)

@@ -90,9 +90,7 @@ class Decoding:
     """
 
     def __init__(self, path: Path):
-        while _idle and _idle[-1].poll() is not None:  # killed while it waited
-            _idle.pop()
-        self._process = _idle.pop() if _idle else _start()
+        self._process = _waiting() or _start()
         self.ended: Ended | None = None
         request = json.dumps({"path": str(path.absolute())})  # absolute, or "a:b.wav" would be of a protocol "a"
         try:
@@ -155,6 +153,16 @@ _idle: list[subprocess.Popen] = []
 os.register_at_fork(after_in_child=_idle.clear)
 
 
+def _waiting() -> subprocess.Popen | None:
+    """A process that waits for a file, unless there is none, or it was killed while it waited."""
+    with contextlib.suppress(IndexError):  # threads may take them at the same time
+        while True:
+            process = _idle.pop()
+            if process.poll() is None:
+                return process
+    return None
+
+
 def _start() -> subprocess.Popen:
     package = str(Path(__file__).parents[2])
     path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -176,6 +184,7 @@ def _serve() -> None:
     import av
 
     av.logging.set_level(av.logging.PANIC)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the other side, which may still want the file
     # What native code prints must not get between the messages.
     output = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
