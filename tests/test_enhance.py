@@ -3,6 +3,7 @@
 import io
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 
@@ -624,8 +625,18 @@ def test_which_files_go_where(tmp_path):
     (folder / "enhanced" / "a.wav").write_bytes(b"x")
     assert ("in/enhanced/a.wav", "in/enhanced/enhanced/a.wav") not in names([folder], folder / "enhanced")
     (folder / "a.flac").write_bytes(b"x")
+    (folder / "2024.05 talk").write_bytes(b"RIFF    WAVE")
+    shutil.rmtree(folder / "enhanced")
+    assert names([folder], out) == [
+        ("in/2024.05 talk", "out/2024.05 talk.wav"),
+        ("in/a.flac", "out/a.flac.wav"),
+        ("in/a.wav", "out/a.wav.wav"),
+        ("in/sub/b.m4a", "out/sub/b.wav"),
+    ]
+    (folder / "enhanced").mkdir()
+    (folder / "enhanced" / "a.wav").write_bytes(b"x")
     for inputs, output, message in (
-        ([folder], out, "would both become"),
+        ([folder / "a.wav", folder / "enhanced" / "a.wav"], out, "would both become"),
         ([tmp_path / "nothing"], out, "no such file or folder"),
         (["-", folder], out, "must be the only input"),
         ([folder], "-", "takes one input"),

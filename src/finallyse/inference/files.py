@@ -17,6 +17,7 @@ import struct
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -109,7 +110,8 @@ def plan_outputs(inputs: Sequence[str], output: str, options: Options) -> list[t
     """(input, output) pairs; "-" stands for stdin or stdout.
 
     A single file is written to `output`, or into it if that is a folder, ends with a slash, or has no suffix; several
-    files, and folders (recursively), are written to the folder `output` under their own names with the output's suffix.
+    files, and folders (recursively), are written to the folder `output` under their own names with the output's suffix:
+    in place of their own, or after it where two names differ in nothing else.
     Raises UserError for missing inputs, folders without recordings, outputs that coincide, and suffixes that cannot be
     written.
     """
@@ -131,9 +133,11 @@ def plan_outputs(inputs: Sequence[str], output: str, options: Options) -> list[t
             raise UserError(f"{output}: several inputs need a folder; if it is to be one, say {output}{os.sep}")
         if Path(output).is_file():
             raise UserError(f"{output}: is a file; several inputs need a folder to go into")
+        found = list(_recordings(inputs, Path(output)))
+        same = Counter(_stem(name) for _, name in found)
         pairs = [
-            (str(path), str(Path(output) / name.with_suffix(options.suffix)))
-            for path, name in _recordings(inputs, Path(output))
+            (str(path), f"{Path(output) / (_stem(name) if same[_stem(name)] == 1 else name)}{options.suffix}")
+            for path, name in found
         ]
     seen: dict[str, str] = {}
     for source, target in pairs:
@@ -145,6 +149,11 @@ def plan_outputs(inputs: Sequence[str], output: str, options: Options) -> list[t
         if "-" not in (source, target) and Path(source).resolve() == Path(target).resolve():
             raise UserError(f"{source}: would overwrite itself; choose another output")
     return pairs
+
+
+def _stem(name: Path) -> Path:
+    """A recording's name without its suffix, if it is one: "2024.05 talk" has none."""
+    return name.with_suffix("") if name.suffix.lower() in SUFFIXES else name
 
 
 def _recordings(inputs: Sequence[str], output: Path) -> Iterator[tuple[Path, Path]]:
