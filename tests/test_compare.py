@@ -66,7 +66,7 @@ def measure(system: System, results: Path, network: str) -> subprocess.Completed
     command = [sys.executable, "scripts/evaluate.py", "--enhanced", system.folder, "--only-referenced"]
     command += ["--reference", enhanced / "reference", "--noisy", enhanced / "noisy", "--jobs", 1, "--device", "cpu"]
     command += ["--metrics", "si_sdr", "lsd", "level", "wv-mos", "--resources", results.parent / "resources"]
-    command += ["--output", results / "metrics" / network / f"{system.slug}.csv"]
+    command += ["--skip-missing", "--output", results / "metrics" / network / f"{system.slug}.csv"]
     return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
 
 

@@ -36,6 +36,13 @@ def choose_device(name: str, option: str = "--device") -> torch.device:
     return torch.device(name)
 
 
+def supports_bf16() -> bool:
+    """Whether oneDNN has kernels for bf16 on this CPU: those without AVX-512, for instance, have none for all layers."""
+    import torch
+
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def processor() -> str:
     """The CPU's name."""
     path = Path("/proc/cpuinfo")

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finallyse.errors import UserError
+from finallyse.hardware import supports_bf16
 from finallyse.models.checkpoint import load_strictly, load_tensors
 from finallyse.models.inputs import check_shape
 from finallyse.precision import full_precision
@@ -168,6 +169,8 @@ class Projection(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features))
         self._cast: tuple[tuple, Tensor, Tensor] | None = None
+        self._onednn = torch.backends.mkldnn.is_available()
+        self._onednn_bf16 = self._onednn and supports_bf16()
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.weight, self.bias
@@ -176,7 +179,7 @@ class Projection(nn.Module):
             if self._cast is None or self._cast[0] != key:
                 self._cast = (key, weight.to(x.dtype), bias.to(x.dtype))
             _, weight, bias = self._cast
-        if x.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        if x.device.type == "cpu" and (self._onednn if x.dtype == torch.float32 else self._onednn_bf16):
             return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return F.linear(x, weight, bias)
 
