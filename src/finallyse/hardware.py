@@ -37,7 +37,7 @@ def choose_device(name: str, option: str = "--device") -> torch.device:
 
 
 def supports_bf16() -> bool:
-    """Whether oneDNN has kernels for bf16 on this CPU: those without AVX-512, for instance, have none for all layers."""
+    """Whether oneDNN has kernels for bf16 on this CPU; without AVX-512, for instance, not for all layers."""
     import torch
 
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
