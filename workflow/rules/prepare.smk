@@ -35,7 +35,9 @@ rule prepare_corpus:
         folder=lambda wildcards: f"{RESOURCES}/prepared/{wildcards.corpus}/{wildcards.rate}",
         seed=config["seed"],
         min_bak=lambda wildcards: LOCATIONS.min_bak(wildcards.corpus),
-        cut=lambda wildcards: "--accept-cut" if LOCATIONS.accept_cut(wildcards.corpus) else "",
+        cut=lambda wildcards: (
+            "--accept-cut" if LOCATIONS.accept_cut(wildcards.corpus) else ""
+        ),
     message:
         "Preparing {wildcards.corpus} at {wildcards.rate} Hz; progress: {log}"
     shell:
