@@ -24,6 +24,7 @@ import csv
 import datetime
 import hashlib
 import importlib.metadata
+import inspect
 import math
 import os
 import platform
@@ -54,7 +55,7 @@ from finallyse.corpora.manifest import Manifest, write_csv
 from finallyse.errors import UserError
 from finallyse.hardware import processor
 from finallyse.inference.enhancer import Enhancer, tune_process
-from finallyse.metrics import MetricSet, Scores, Unscored, Utterance, label_of, summarise
+from finallyse.metrics import MetricSet, Scores, Unscored, Utterance, label_of, metrics_registry, summarise
 from finallyse.metrics.evaluate import files_by_name
 from finallyse.models.checkpoint import load_checkpoint
 from finallyse.pretrained import checkpoint_file
@@ -412,12 +413,20 @@ def quick_resources(folder: Path) -> None:
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
+def scorer(name: str) -> str:
+    """What a score depends on besides the signals: package and version, and the code of this project that calls it."""
+    code = inspect.getsource(inspect.getmodule(metrics_registry[name]))
+    return (
+        f"{SCORERS[name]} {importlib.metadata.version(SCORERS[name])} {hashlib.sha256(code.encode()).hexdigest()[:8]}"
+    )
+
+
 class Scorer:
     """Scores signals by several metrics, and keeps every score in a CSV, which later runs read.
 
     Args:
         metrics: registry names.
-        path: the CSV. A score is found again by the samples of both signals, the metric and the version of its package.
+        path: the CSV. A score is found again by the samples of both signals, the metric and its `scorer`.
     """
 
     columns = ("audio", "reference", "metric", "scorer", "value")
@@ -425,7 +434,7 @@ class Scorer:
     def __init__(self, metrics: Sequence[str], path: Path):
         self.metrics = MetricSet(metrics, device="cpu")
         self.path = path
-        self.versions = {name: f"{SCORERS[name]} {importlib.metadata.version(SCORERS[name])}" for name in metrics}
+        self.versions = {name: scorer(name) for name in metrics}
         self.known: dict[tuple[str, ...], float] = {}
         self.computed = 0
         if path.is_file():

@@ -99,16 +99,31 @@ def test_a_wav_of_many_channels_is_extensible(tmp_path, same):
     assert struct.unpack("<H", header[20:22]) == (0xFFFE,)
 
 
+def test_a_wav_beyond_4_gb_has_its_channel_mask(tmp_path, same, monkeypatch):
+    monkeypatch.setattr("finallyse.inference.files.WAV_LIMIT", 1000)  # bytes
+    with av.open(str(tmp_path / "in.wav"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=RATE, layout="5.1(side)")
+        frame = av.AudioFrame.from_ndarray(np.full((1, 6 * RATE), 1000, np.int16), format="s16", layout="5.1(side)")
+        frame.sample_rate, frame.pts = RATE, 0
+        for piece in (frame, None):
+            container.mux(stream.encode(piece))
+    enhance_file(same, str(tmp_path / "in.wav"), str(tmp_path / "out.wav"), Options())
+    assert (tmp_path / "out.wav").read_bytes()[:4] == b"RF64"
+    with BlockReader(tmp_path / "out.wav") as reader:
+        assert reader.speakers == ("FL", "FR", "FC", "LFE", "SL", "SR")
+
+
 def test_tags_and_times_are_kept_on_request(tmp_path, same, speech_16k):
     with sf.SoundFile(tmp_path / "in.flac", "w", RATE, 1) as file:
         file.title, file.artist, file.comment = "Gespräch", "A. Müller", "Zimmer 3"
         file.write(speech_16k[:RATE])
     os.utime(tmp_path / "in.flac", (1e9, 1e9))
+    (tmp_path / "in.flac").chmod(0o400)
     enhance_file(same, str(tmp_path / "in.flac"), str(tmp_path / "plain.flac"), Options())
     kept = Options(keep_tags=True, keep_times=True)
     for name in ("out.flac", "out.ogg", "out.wav", "out.mp3"):
         enhance_file(same, str(tmp_path / "in.flac"), str(tmp_path / name), kept)
-        assert (tmp_path / name).stat().st_mtime == 1e9
+        assert (tmp_path / name).stat().st_mtime == 1e9 and (tmp_path / name).stat().st_mode & 0o200
         with BlockReader(tmp_path / name) as reader:
             assert (reader.tags["title"], reader.tags["artist"]) == ("Gespräch", "A. Müller"), name
     with BlockReader(tmp_path / "plain.flac") as reader:
@@ -215,8 +230,12 @@ with _scratch(pathlib.Path({str(tmp_path)!r})) as work:
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == -9
     assert len(list(tmp_path.glob(f"{SCRATCH}*"))) == 1
+    (tmp_path / f"{SCRATCH}new").mkdir()  # about to be locked
+    (tmp_path / f"{SCRATCH}old").mkdir()
+    os.utime(tmp_path / f"{SCRATCH}old", (1e9, 1e9))
     with _scratch(tmp_path) as first, _scratch(tmp_path) as second:  # those in use stay
-        assert sorted(tmp_path.iterdir()) == sorted([first, second])
+        assert sorted(tmp_path.iterdir()) == sorted([first, second, tmp_path / f"{SCRATCH}new"])
+    (tmp_path / f"{SCRATCH}new").rmdir()
     assert not list(tmp_path.iterdir())
 
 

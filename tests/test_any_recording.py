@@ -8,6 +8,7 @@ import struct
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -79,13 +80,17 @@ LOSSY = [
 STEPS = {"u8": 2**7, "s16": 2**15, "s24": 2**23}
 
 
+def encode_or_skip(path: Path, wav: np.ndarray, codec: str) -> None:
+    try:
+        encode(path, wav, codec)
+    except (av.FFmpegError, ValueError) as error:
+        pytest.skip(f"FFmpeg does not write {len(wav)} channels so: {error}")
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 6, 8])
 @pytest.mark.parametrize(("name", "codec"), LOSSLESS, ids=str)
 def test_lossless_samples(tmp_path, channels, name, codec, count):
-    try:
-        encode(tmp_path / name, channels[:count], codec)
-    except (av.FFmpegError, ValueError) as error:
-        pytest.skip(f"FFmpeg does not write {count} channels so: {error}")
+    encode_or_skip(tmp_path / name, channels[:count], codec)
     wav, rate = decode(tmp_path / name)
     assert rate == RATE and wav.dtype == np.float32
     step = next((1 / steps for kind, steps in STEPS.items() if kind in codec), 2.0**-15)
@@ -97,10 +102,7 @@ def test_lossless_samples(tmp_path, channels, name, codec, count):
 @pytest.mark.parametrize("count", [1, 2, 6, 8])
 @pytest.mark.parametrize(("name", "codec"), LOSSY, ids=str)
 def test_lossy_samples_are_those_of_ffmpeg(tmp_path, channels, name, codec, count):
-    try:
-        encode(tmp_path / name, channels[:count], codec)
-    except (av.FFmpegError, ValueError) as error:
-        pytest.skip(f"FFmpeg does not write {count} channels so: {error}")
+    encode_or_skip(tmp_path / name, channels[:count], codec)
     wav, rate = decode(tmp_path / name)
     assert rate == RATE
     np.testing.assert_allclose(wav, in_order_of_wav(tmp_path / name), atol=1e-6)
@@ -217,6 +219,49 @@ def test_lengths_that_were_not_known(tmp_path, speech_48k, caplog):
         for path in tmp_path.iterdir():
             assert decode(path)[0].shape == (1, len(wav)), path
     assert not caplog.records
+
+
+def test_a_matroska_of_a_recorder_states_no_duration(tmp_path, channels, caplog):
+    """FFmpeg then estimates one from the bit rate, or the size, which is no statement about the length."""
+    for codec in ("libmp3lame", "ac3", "flac"):
+        encode(tmp_path / f"{codec}.mkv", channels[:2], codec, container={"live": "1"})
+        assert abs(decode(tmp_path / f"{codec}.mkv")[0].shape[1] - 2 * RATE) < 2500
+    assert not caplog.records
+
+
+def test_headers_of_no_sense_are_none(tmp_path, speech_48k):
+    sf.write(tmp_path / "a.ogg", speech_48k[:RATE], RATE)
+    with (tmp_path / "a.ogg").open("ab") as file:
+        file.write(bytes(100_000))  # longer than a page
+    assert headers.length(tmp_path / "a.ogg").missing_s == 0
+    with (tmp_path / "zeros.wav").open("wb") as file:  # chunks without names or lengths, without end
+        file.write(b"RIFF\0\0\0\0WAVE")
+        file.truncate(1 << 31)
+    assert headers.length(tmp_path / "zeros.wav") == headers.Length()
+
+
+def test_damaged_packets_of_unknown_length_count(monkeypatch):
+    """As the packet before them: nothing is left out in silence."""
+
+    class Decoder:
+        frame = SimpleNamespace(
+            samples=480, sample_rate=RATE, format=SimpleNamespace(name="flt"), layout=SimpleNamespace(channels=[1])
+        )
+
+        def decode(self, packet):
+            if packet.damaged:
+                raise av.InvalidDataError(1, "damaged")
+            return [self.frame]
+
+    track = SimpleNamespace(index=0, time_base=Fraction(1, 1000), codec_context=SimpleNamespace(name="x"))
+    track.decode = Decoder().decode
+    packets = [
+        SimpleNamespace(stream=track, pts=10 * index, time_base=track.time_base, duration=None, damaged=index in (3, 4))
+        for index in range(8)
+    ]
+    pieces = ffmpeg._Pieces(SimpleNamespace(demux=lambda: iter(packets)), track)
+    assert len(list(pieces)) == 6
+    assert (pieces.damaged_s, pieces.damaged_at_s) == (pytest.approx(0.02), 0.03)
 
 
 CUT = {

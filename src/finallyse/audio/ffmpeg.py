@@ -1,8 +1,7 @@
 """Decoding with FFmpeg, in a process of its own: a crash in native code costs one file, not the whole run.
 
-Run as a program (`python -m finallyse.audio.ffmpeg`), this module is that process: it reads requests, one JSON object
-per line, from standard input, and answers with messages on standard output, each of which is one of `KINDS` and the
-length of what follows. :class:`Decoding` is the other side.
+That process runs `serve`: it reads requests, one JSON object per line, from standard input, and answers with messages
+on standard output, each of which is one of `KINDS` and the length of what follows. :class:`Decoding` is the other side.
 """
 
 from __future__ import annotations
@@ -26,6 +25,11 @@ BLOCK_BYTES = 1 << 18
 # Demuxers (FFmpeg's names) whose headers state a duration. Those of others are estimates, or checked in
 # `finallyse.audio.headers`, by sizes in bytes.
 STATED = {"mov", "matroska", "webm", "asf", "avi", "ape", "wv", "tta", "tak", "flv", "mpc", "mpc8"}
+# Recorders that cannot seek in their output write Matroska without the element Duration, which FFmpeg then estimates.
+# It is before the first cluster; its ID is followed by the length of a float of 4 or 8 bytes.
+MATROSKA_DURATION, MATROSKA_CLUSTER = (b"\x44\x89\x84", b"\x44\x89\x88"), b"\x1f\x43\xb6\x75"
+MATROSKA_HEAD_BYTES = 1 << 20
+MISSING_PACKET_S = 0.02  # length of a damaged packet if nothing is known of it, not even the one before
 # FFmpeg's own Opus decoder differs from the reference implementation by 15 to 20 dB SNR on some files.
 PREFERRED_DECODERS = {"opus": "libopus"}
 
@@ -164,14 +168,10 @@ def _waiting() -> subprocess.Popen | None:
 
 
 def _start() -> subprocess.Popen:
-    package = str(Path(__file__).parents[2])
-    path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+    # The same search path, so that it finds this package and PyAV, and no other versions of them.
+    code = f"import sys; sys.path[:] = {list(map(str, sys.path))!r}; from {__name__} import serve; serve()"
     return subprocess.Popen(
-        [sys.executable, "-m", __name__],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": path},
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
 
 
@@ -179,7 +179,7 @@ def _start() -> subprocess.Popen:
 # The other process
 
 
-def _serve() -> None:
+def serve() -> None:
     """Answer requests until standard input ends."""
     import av
 
@@ -241,7 +241,7 @@ def _decode(path: str, output) -> None:
                 block, size = [], 0
             frame = next(pieces, None)
         _send(output, SAMPLES, *(piece.data.cast("B") for piece in block))
-        ended = Ended(_stated(container), pieces.reached_s, pieces.damaged_s, pieces.damaged_at_s)
+        ended = Ended(_stated(container, path), pieces.reached_s, pieces.damaged_s, pieces.damaged_at_s)
         _send(output, ENDED, json.dumps(dataclasses.asdict(ended)).encode())
 
 
@@ -262,6 +262,7 @@ class _Pieces:
 
     def __init__(self, container, track):
         self.reached_s, self.damaged_s, self.damaged_at_s = 0.0, 0.0, 0.0
+        self._packet_s = MISSING_PACKET_S  # length of the packet before
         self._frames = self._decoded(container, track)
 
     def __iter__(self):
@@ -281,8 +282,11 @@ class _Pieces:
                 damaged += 1
                 if damaged == 1:
                     self.damaged_at_s = float((packet.pts or 0) * track.time_base)
-                self.damaged_s += float((packet.duration or 0) * track.time_base)
+                # A packet of unknown length is taken to be as long as the one before it.
+                self.damaged_s += float(packet.duration * track.time_base) if packet.duration else self._packet_s
                 continue
+            if frames:
+                self._packet_s = sum(frame.samples / frame.sample_rate for frame in frames)
             for frame in frames:
                 good += 1
                 if frame.format.name in ("flt", "fltp") and len(frame.layout.channels) <= 2:
@@ -326,13 +330,16 @@ class _Pieces:
         return decoder
 
 
-def _stated(container) -> float | None:
+def _stated(container, path: str) -> float | None:
+    """The duration by the header of a container, in seconds; None if it states none."""
     import av
 
-    if not STATED & set(container.format.name.split(",")) or not container.duration:
+    names = set(container.format.name.split(","))
+    if not STATED & names or not container.duration:
         return None
+    if "matroska" in names:
+        with Path(path).open("rb") as file:
+            head = file.read(MATROSKA_HEAD_BYTES).partition(MATROSKA_CLUSTER)[0]
+        if not any(element in head for element in MATROSKA_DURATION):
+            return None
     return container.duration / av.time_base
-
-
-if __name__ == "__main__":
-    _serve()

@@ -77,6 +77,8 @@ def _chunks(file: BinaryIO, start: int, size: int, order: str) -> Iterator[tuple
     while start + 8 <= size:
         file.seek(start)
         name, stated = struct.unpack(f"{order}4sI", file.read(8))
+        if name == bytes(4):  # zeros, maybe gigabytes of them
+            return
         yield name, start + 8, stated
         start += 8 + stated + stated % 2
 
@@ -138,7 +140,7 @@ def _caf(file: BinaryIO, size: int) -> Length:
             if stated < 0 or not missing:  # -1: to the end of the file
                 return Length()
             return Length(missing_s=missing / bytes_per_s if bytes_per_s else None)
-        if stated < 0:
+        if stated <= 0:
             break
         start += 12 + stated
     return Length()
@@ -158,8 +160,8 @@ def _ends_within_page(file: BinaryIO, size: int) -> bool:
     file.seek(max(0, size - LARGEST_OGG_PAGE))
     tail = file.read()
     position = tail.rfind(b"OggS")
-    if position < 0:
-        return True
+    if position < 0:  # something else, longer than a page can be, follows the last one
+        return False
     page = tail[position:]
     if len(page) < 27 or len(page) < 27 + page[26]:
         return True

@@ -51,7 +51,8 @@ RATES = {  # that lossy formats allow, Hz
     "MPEG_LAYER_III": (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000),
 }
 TAGS = ("title", "artist", "album", "comment", "date", "genre", "copyright")  # that libsndfile can write
-SCRATCH = ".enhance-"  # begin of the names of folders of temporary files
+SCRATCH, LOCK = ".enhance-", "lock"  # begin of the names of folders of temporary files, and a file in each
+LOCK_WITHIN_S = 60  # of its creation, a folder in use has the file
 WAV_LIMIT = 0xFFFF0000  # bytes; beyond, RF64
 
 
@@ -228,32 +229,32 @@ class _Resampler:
 def _scratch(folder: Path | None) -> Iterator[Path]:
     """A folder for temporary files in `folder` (None: the system's), which is removed at the end.
 
-    It is locked, so that others know that it is in use, also on another machine: those of killed runs are removed.
+    A file in it is locked while it is in use, so that others, also on other machines, remove those of killed runs only.
     """
     for left in folder.glob(f"{SCRATCH}*") if folder else ():
-        with contextlib.suppress(OSError), _locked(left):
-            shutil.rmtree(left)
-    while True:
-        work = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=folder))
-        with contextlib.suppress(FileNotFoundError, BlockingIOError), _locked(work):  # unless another run removes it
-            if work.is_dir():
-                break
-    with _locked(work):
-        try:
-            yield work
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder; BlockingIOError if another process does."""
-    descriptor = os.open(folder, os.O_RDONLY)
+        if _is_abandoned(left):
+            shutil.rmtree(left, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=folder))
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        with (work / LOCK).open("w") as lock:
+            with contextlib.suppress(OSError):  # a file system without locks: then nobody takes it for abandoned
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield work
     finally:
-        os.close(descriptor)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _is_abandoned(scratch: Path) -> bool:
+    try:
+        with (scratch / LOCK).open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except FileNotFoundError:  # killed, or about to create it
+        with contextlib.suppress(OSError):
+            return time.time() - scratch.stat().st_mtime > LOCK_WITHIN_S
+        return False
+    except OSError:  # in use, or a file system without locks
+        return False
 
 
 def enhance_file(
@@ -288,7 +289,8 @@ def enhance_file(
                 sys.stdout.buffer.flush()
             else:
                 if options.keep_times and source != "-":
-                    shutil.copystat(source, made)
+                    times = Path(source).stat()
+                    os.utime(made, ns=(times.st_atime_ns, times.st_mtime_ns))
                 made.replace(path)
     except (OSError, sf.LibsndfileError) as error:
         raise UserError(f"{target}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
@@ -303,7 +305,10 @@ def _enhance_in(
         name = "stdin" if source == "-" else source
         seekable = work / "input"
         with contextlib.ExitStack() as stack:
-            stream = sys.stdin.buffer if source == "-" else stack.enter_context(Path(source).open("rb"))
+            try:
+                stream = sys.stdin.buffer if source == "-" else stack.enter_context(Path(source).open("rb"))
+            except OSError as error:
+                raise UserError(f"{source}: cannot be read ({error.strerror})") from error
             shutil.copyfileobj(stream, stack.enter_context(seekable.open("wb")))
     with BlockReader(seekable, name, options.accept_cut) as reader:
         rate, channels, speakers = reader.rate, reader.channels, reader.speakers
@@ -373,7 +378,7 @@ def _write(
 ) -> None:
     """Write the final file in blocks; a WAV that would exceed 4 GB becomes an RF64.
 
-    speakers: FFmpeg's names of the channels, for the channel mask of a WAV; ().
+    speakers: FFmpeg's names of the channels, for the channel mask of a WAV; (): that of libsndfile for their number.
     """
     width = {"PCM_16": 2, "PCM_24": 3, "FLOAT": 4}.get(subtype, 0)
     order = VORBIS_ORDER.get(made.channels) if container == "OGG" else None
@@ -389,7 +394,7 @@ def _write(
             block = made.read(start, min(start + BLOCK, made.frames)) * np.float32(gain)
             block = block if order is None else block[list(order)]
             file.write(_quantised(block, subtype, random if dither else None).T)
-    if container == "WAVEX" and speakers:
+    if container in ("WAVEX", "RF64") and made.channels > 2 and speakers:
         _set_channel_mask(path, channel_mask(speakers))
 
 

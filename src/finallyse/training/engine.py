@@ -111,7 +111,7 @@ class Files:
             finished.restore(self.finished, self.checkpoint, self.folder)
             if self.finished != self.checkpoint:
                 log.info("%s: restored from %s", self.checkpoint, self.finished)
-            log.info("%s: finished, continuing after step %d of %d: nothing to do", self.checkpoint, *[self.steps] * 2)
+            log.info("%s: finished after %d steps, nothing to do", self.checkpoint, self.steps)
         self.states.unlock()
         self.group.barrier()
 
