@@ -83,7 +83,11 @@ def test_killed_three_times_and_stopped_once_it_ends_as_one_never_killed(resourc
 
 
 def test_two_processes_train_as_one(resources, tmp_path):
-    """gloo on the CPU: the same global batch, the same losses; only the first process writes."""
+    """gloo on the CPU: the same global batch, the same losses; only the first process writes.
+
+    Sums over two halves of a batch round differently, by as much as the CPU's kernels do, and adversarial training
+    multiplies the difference with every step: over the first ten steps it stays below 1e-4.
+    """
     network, steps = "hifipp_denoise", 20
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", TRAIN[1]]
     processes = []
@@ -101,7 +105,7 @@ def test_two_processes_train_as_one(resources, tmp_path):
     for alone, together in zip(one, two, strict=True):
         for key in alone:
             if not key.startswith("grad_norm"):  # a gradient at the waveform holds fewer digits than a loss
-                rel = 1e-3 if key.startswith("grad_wav") else 1e-4
+                rel = 1e-3 if key.startswith("grad_wav") or alone["step"] > 10 else 1e-4
                 assert alone[key] == pytest.approx(together[key], rel=rel), (alone["step"], key)
     assert [row["step"] for row in two if "grad_wav_gen_loss" in row] == [1, 10, 20]
     steps_of_best = [
