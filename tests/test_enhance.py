@@ -20,7 +20,7 @@ from finallyse.audio.blocks import BlockReader
 from finallyse.audio.mel import LogMel
 from finallyse.audio.resample import resample
 from finallyse.errors import UserError
-from finallyse.inference import enhancer as enhancer_module
+from finallyse.inference import renderer as renderer_module
 from finallyse.inference.command import run
 from finallyse.inference.enhancer import Enhancer
 from finallyse.inference.files import Options, enhance_file, plan_outputs
@@ -184,8 +184,8 @@ def test_wavlm_in_windows(minute, wavlm_folder, monkeypatch):
     assert windowed.shape == whole.shape == (3 * len(minute),)
     assert decibels(windowed - whole, whole) < -50
     # With WavLM over the whole signal what is left is which frame is nearest
-    monkeypatch.setattr(enhancer_module, "WAVLM_WINDOW_S", 1000.0)
-    stream = enhancer_module.Features(enhancer, lambda a, b: minute[None, a:b], len(minute), 1)
+    monkeypatch.setattr(renderer_module, "WAVLM_WINDOW_S", 1000.0)
+    stream = renderer_module.Features(enhancer, lambda a, b: minute[None, a:b], len(minute), 1)
     for start, stop in ((0, 96000), (20480, 116480), (40960 * 20, len(minute))):
         part = stream.of(start, stop)[0]
         expected = features[0, :, start // 320 : start // 320 + part.shape[-1]]
@@ -199,18 +199,18 @@ def test_wavlm_windows_share_at_least_ten_seconds(minute, wavlm_folder):
         features = wavlm.last_hidden_state(torch.from_numpy(minute)[None])[0].numpy()
     enhancer = Enhancer(build("finally"), wavlm, device="cpu")
     windows = []
-    compute = enhancer_module.Features._compute
+    compute = renderer_module.Features._compute
 
     def seen(self, window):
         windows.append(window)
         return compute(self, window)
 
-    enhancer_module.Features._compute = seen
+    renderer_module.Features._compute = seen
     try:
-        stream = enhancer_module.Features(enhancer, lambda a, b: minute[None, a:b], len(minute), 1)
+        stream = renderer_module.Features(enhancer, lambda a, b: minute[None, a:b], len(minute), 1)
         joined = stream.of(0, len(minute))[0].numpy()
     finally:
-        enhancer_module.Features._compute = compute
+        renderer_module.Features._compute = compute
     assert len(windows) == 2 and all(stop - start >= 25 * 16000 for start, stop in windows)
     assert windows[0][1] - windows[1][0] >= 10 * 16000
     assert joined.shape == features.shape and decibels(joined - features, features) < -20

@@ -17,7 +17,8 @@ LAYERS = (
     ("datasets",),
     ("models",),
     ("losses", "metrics"),
-    ("inference", "training"),
+    ("inference",),
+    ("training",),
     ("schema",),
     ("config",),
     # commands, each beside the package that it is about

@@ -15,16 +15,18 @@ import pytest
 import torch
 
 from finallyse.audio.io import read
+from finallyse.audio.mel import LogMel
 from finallyse.errors import UserError
 from finallyse.hardware import processor
 from finallyse.models.checkpoint import load_checkpoint
-from finallyse.training.batches import Batch
+from finallyse.training.batches import Batch, collate
 from finallyse.training.criteria import Criteria
 from finallyse.training.distributed import Group
 from finallyse.training.engine import TRY_AGAIN, Run, train
 from finallyse.training.state import StateFolder
 from finallyse.training.trainers import BaseTrainer
-from finallyse.training.validation import Best
+from finallyse.training.validation import Best, InTraining
+from support.speech import read_speech
 from support.training import (
     ONE_OF_EACH_TRAINER,
     assert_same_bits,
@@ -296,6 +298,30 @@ def test_the_frames_of_a_segment_are_those_of_its_place_in_the_context(resources
     features, whole = trainer.ssl_features(batch), trainer.wavlm.last_hidden_state(context)
     assert features.shape[-1] == 25 and whole.shape[-1] == 204
     assert torch.equal(features[0], whole[0, :, :25]) and torch.equal(features[1], whole[1, :, 179:])
+
+
+@pytest.mark.parametrize("network", ["hifigan", "hifipp_denoise", "finally_stage3"])
+def test_long_recordings_are_validated_in_windows(network, resources):
+    trainer = _trainer(experiment(network, resources, Path("unused")), {"wav", "input_wav", "mel"})
+    wav = torch.from_numpy(read_speech(16000, 50.0))
+    item = {"name": "long", "wav": wav, "mel": LogMel()(wav[None])[0]} | (
+        {} if network == "hifigan" else {"input_wav": wav}
+    )
+    lengths = []
+    synthesize = trainer.synthesize_wavs
+
+    def seen(batch):
+        lengths.append(batch["mel" if network == "hifigan" else "input_wav"].shape[-1])
+        return synthesize(batch)
+
+    with trainer.inference():
+        whole = synthesize(collate([item]))[0, 0].numpy()
+        trainer.synthesize_wavs = seen
+        windowed = InTraining(trainer, item).output()
+    assert len(lengths) >= 3 and max(lengths) <= 20.48 * (62.5 if network == "hifigan" else 16000) + 4096
+    assert windowed.shape == whole.shape
+    tolerance = 1e-2 if network == "finally_stage3" else 1e-4  # WavLM hears 40 s at once, not everything
+    assert np.square(windowed - whole).mean() < tolerance**2 * np.square(whole).mean()
 
 
 def _trainer(settings: dict, keys: set[str]) -> BaseTrainer:

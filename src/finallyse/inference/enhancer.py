@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -17,27 +15,16 @@ from finallyse.audio.mel import LogMel
 from finallyse.audio.resample import resample
 from finallyse.errors import UserError
 from finallyse.hardware import choose_device, keep_freed_memory
-from finallyse.inference.windows import Window, fit, join, length_at, plan
+from finallyse.inference.renderer import Read, Renderer
+from finallyse.inference.windows import fit, length_at
 from finallyse.models.checkpoint import Checkpoint, load_checkpoint
 from finallyse.models.norms import fold, normed_layers
 
 SILENT_PEAK = 1e-30  # channels with lower peaks keep their level: the gain would overflow float32
-# Context on either side of the part of a window that is kept. With random weights, 0.5 s from a window's edge the
-# published networks are within -100 dB of the output for the whole signal (tests/test_enhance.py checks small ones).
-CONTEXT_S = 1.28
-WINDOW_S = 20.48
-GRID = 4096  # samples: windows begin at multiples of it
-FADE_S = 0.064
-# WavLM's attention sees a whole window: 25 to 40 s, with at least 5 s on either side of the part that is kept.
-WAVLM_CONTEXT_S = 5.0
-WAVLM_WINDOW_S = 40.0
-WAVLM_FADE = 16  # frames of 20 ms
 MOST_CHANNELS = 64  # beyond, an array with more channels than samples is taken for a mistake
 
-Read = Callable[[int, int], np.ndarray]
 
-
-class Enhancer:
+class Enhancer(Renderer):
     """Runs a generator over signals of any length, in windows, with the norms of its weights folded in.
 
     Args:
@@ -45,7 +32,7 @@ class Enhancer:
         wavlm: the WavLM that conditions it, if its `input_kind` is "wav+ssl".
         device: "auto" (a GPU if available), "cpu", "cuda".
         precision: "fp32", or "bf16": twice as fast on CPUs and GPUs with native support, about -45 dB from fp32.
-        window_s: window length in seconds; memory grows with it.
+        window_s: window length in seconds, with which memory grows; None: 20.48, or the least that the network allows.
         batch: windows per forward pass; None: 1 on a CPU, 4 on a GPU.
         level: level of the training data, {"peak": p}: each channel as a whole is scaled to this peak for the network,
             and the output is scaled back to the channel's own level; None: levels are not changed.
@@ -63,17 +50,14 @@ class Enhancer:
         *,
         device: str = "auto",
         precision: Literal["fp32", "bf16"] = "fp32",
-        window_s: float = WINDOW_S,
+        window_s: float | None = None,
         batch: int | None = None,
         level: Mapping[str, float] | None = None,
     ):
-        self.device = choose_device(device)
+        device = choose_device(device)
         self.precision = precision
         self.peak = None if level is None else level["peak"]
-        self.input_kind = generator.input_kind
-        self.input_rate, self.output_rate = generator.input_rate, generator.output_rate
-        self.factor = self.output_rate // self.input_rate
-        if self.input_kind == "wav+ssl":
+        if generator.input_kind == "wav+ssl":
             if wavlm is None:
                 raise UserError("this network needs WavLM's features: give the folder of WavLM (--wavlm DIR)")
             if wavlm.dim != generator.ssl_dim:
@@ -81,18 +65,12 @@ class Enhancer:
                     f"this network was trained with a WavLM of {generator.ssl_dim} features, the one given has "
                     f"{wavlm.dim}: give the folder of the WavLM that it was trained with (--wavlm DIR)"
                 )
+            wavlm = wavlm.to(device)
         if normed_layers(generator):
             fold(generator)
-        self.generator = generator.eval().requires_grad_(False).to(self.device)
-        self.wavlm = wavlm.to(self.device) if self.input_kind == "wav+ssl" else None
+        generator = generator.eval().requires_grad_(False).to(device)
+        super().__init__(generator, wavlm, device, window_s, batch or (4 if device.type == "cuda" else 1))
         self.log_mel = LogMel() if self.input_kind == "mel" else None
-        self.grid = math.lcm(GRID, generator.alignment, self.wavlm.hop if self.wavlm else 1)
-        self.context = math.ceil(CONTEXT_S * self.input_rate / self.grid) * self.grid
-        smallest = 2 * self.context + self.grid
-        if not smallest <= window_s * self.input_rate < math.inf:
-            raise UserError(f"--chunk {window_s:g}: must be seconds, at least {smallest / self.input_rate:g}")
-        self.window = int(window_s * self.input_rate)
-        self.batch = batch or (4 if self.device.type == "cuda" else 1)
 
     @classmethod
     def from_checkpoint(
@@ -166,96 +144,36 @@ class Enhancer:
         """
         channels = len(peaks)
         if self.peak is None:
-            yield from self._render(read, length, channels)
+            yield from self.render_windows(read, length, channels)
             return
         audible = peaks > SILENT_PEAK
         gains = np.where(audible, self.peak / np.where(audible, peaks, 1.0), 1.0).astype(np.float32)[:, None]
-        for block in self._render(lambda start, stop: read(start, stop) * gains, length, channels):
+        for block in self.render_windows(lambda start, stop: read(start, stop) * gains, length, channels):
             yield block / gains
 
-    def _render(self, read: Read, length: int, channels: int) -> Iterator[np.ndarray]:
-        """`render` at the level of `read`."""
-        windows = plan(length, self.window, self.context, self.grid)
-        scaled = [(start * self.factor, stop * self.factor) for start, stop in windows]
-        fade = int(FADE_S * self.output_rate)
-        return join(scaled, self._pieces(windows, read, length, channels), fade)
-
-    def _pieces(self, windows: list[Window], read: Read, length: int, channels: int) -> Iterator[np.ndarray]:
-        """Each window's output [C, n * factor]."""
-        features = Features(self, read, length, channels) if self.wavlm else None
-
-        def inputs() -> Iterator[tuple[np.ndarray, Tensor | None]]:
-            for start, stop in windows:
-                wav = read(start, stop)
-                ssl = features.of(start, stop) if features else [None] * channels
-                yield from zip(wav, ssl, strict=True)
-
-        remaining, rows = inputs(), []
-        while batch := list(itertools.islice(remaining, self.batch)):
-            wav = torch.from_numpy(np.stack([wav for wav, _ in batch]))
-            ssl = torch.stack([ssl for _, ssl in batch]) if features else None
-            rows += self.forward(wav, ssl)
-            while len(rows) >= channels:
-                yield np.stack(rows[:channels])
-                del rows[:channels]
-
     @torch.inference_mode()
-    def forward(self, wav: Tensor, ssl: Tensor | None = None) -> list[np.ndarray]:
-        """One forward pass of the generator: wav [B, n] (and features [B, D, N]) -> B arrays [n * factor]."""
-        length = wav.shape[-1]
-        wav = wav.to(self.device)
+    def generate(self, wav: Tensor | None, ssl: Tensor | None = None, mel: Tensor | None = None) -> Tensor:
         with self.autocast():
             if self.log_mel:
-                y = self.generator(self.log_mel(nn.functional.pad(wav, (0, -length % self.log_mel.hop))))
+                if mel is None:
+                    mel = self.log_mel(nn.functional.pad(wav, (0, -wav.shape[-1] % self.log_mel.hop)))
+                y = self.generator(mel)
             elif ssl is not None:
-                y = self.generator(wav[:, None], ssl.to(self.device))
+                y = self.generator(wav[:, None], ssl)
             else:
                 y = self.generator(wav[:, None])
-        y = y[:, 0, : length * self.factor].float().cpu().numpy()
-        if not np.isfinite(y).all():
+        if not torch.isfinite(y).all():
             raise UserError("the network's output is not finite; the checkpoint is not fit for use")
-        return list(y)
+        return y
+
+    @torch.inference_mode()
+    def hidden_state(self, wav: Tensor) -> Tensor:
+        with self.autocast():
+            return self.wavlm.last_hidden_state(wav)
 
     def autocast(self) -> torch.autocast:
         """The autocast context of the precision."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-
-
-class Features:
-    """WavLM's features of a long signal, computed on demand in separate windows, with increasing starts."""
-
-    def __init__(self, enhancer: Enhancer, read: Read, length: int, channels: int):
-        self.enhancer, self.read, self.channels = enhancer, read, channels
-        wavlm, rate = enhancer.wavlm, enhancer.input_rate
-        self.hop, self.sees = wavlm.hop, wavlm.receptive_field
-        context = int(WAVLM_CONTEXT_S * rate) // self.hop * self.hop
-        windows = plan(length, int(WAVLM_WINDOW_S * rate), context, self.hop)
-        frames = [(start // self.hop, start // self.hop + self.count(stop - start)) for start, stop in windows]
-        self.stream = join(frames, map(self._compute, windows), WAVLM_FADE)
-        self.first, self.held = 0, None
-
-    def count(self, samples: int) -> int:
-        """Number of WavLM frames for a number of samples."""
-        return max(1, (samples - self.sees) // self.hop + 1)
-
-    @torch.inference_mode()
-    def _compute(self, window: Window) -> np.ndarray:
-        wav = torch.from_numpy(np.ascontiguousarray(self.read(*window))).to(self.enhancer.device)
-        with self.enhancer.autocast():
-            return np.stack([self.enhancer.wavlm.last_hidden_state(row[None])[0].float().cpu().numpy() for row in wav])
-
-    def of(self, start: int, stop: int) -> Tensor:
-        """Features [C, D, N] of the samples from start (a multiple of the hop) to stop."""
-        first = start // self.hop
-        last = first + self.count(stop - start)
-        parts = [] if self.held is None else [self.held[..., first - self.first :]]
-        self.first = first if self.held is not None else 0
-        have = self.first + sum(part.shape[-1] for part in parts)
-        while have < last:
-            parts.append(next(self.stream))
-            have += parts[-1].shape[-1]
-        self.held = np.concatenate(parts, axis=-1)
-        return torch.from_numpy(self.held[..., first - self.first : last - self.first])
 
 
 def _as_floats(wav: ArrayLike | Tensor) -> np.ndarray:

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from finallyse.audio.io import write_wav
 from finallyse.datasets import datasets_registry
@@ -76,8 +75,7 @@ def enhance_validation(experiment: Experiment, path: Path, folder: Path) -> tupl
 def enhance_item(enhancer: Enhancer, item: dict) -> np.ndarray:
     """The network's output for an item of a dataset, float32 [T] at its output rate."""
     if enhancer.input_kind == "mel" and "mel" in item:  # it may be precomputed, not that of `wav`
-        with torch.inference_mode(), enhancer.autocast():
-            return enhancer.generator(item["mel"][None].to(enhancer.device))[0, 0].float().cpu().numpy()
+        return enhancer.render_mel(item["mel"])
     return enhancer.render_whole(np.asarray(item["input_wav"], np.float32)[None])[0]
 
 

@@ -36,6 +36,7 @@ class Generator(Network):
         alignment: number of input samples whose multiples are aligned with every stride and padding of the network.
             Long recordings are cut at such multiples, so that a window's output equals that part of the whole output.
         ssl_dim: channels of the features, if it takes any.
+        hop: samples per frame of the mel, if it takes one.
 
     Defining a subclass without `input_kind` or `alignment` raises a TypeError.
     """
@@ -44,6 +45,7 @@ class Generator(Network):
     output_rate: int = 16000
     alignment: int | property
     ssl_dim: int
+    hop: int
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)

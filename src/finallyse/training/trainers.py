@@ -235,14 +235,18 @@ class BaseTrainer:
         if "ssl" in batch:
             return batch["ssl"]
         segment = batch["input_wav"].squeeze(1)
-        with record_function("wavlm"), self._autocast():
-            if "context_wav" not in batch:
-                return self.wavlm.last_hidden_state(segment)
-            features = self.wavlm.last_hidden_state(batch["context_wav"])
+        if "context_wav" not in batch:
+            return self.hidden_state(segment)
+        features = self.hidden_state(batch["context_wav"])
         hop = self.wavlm.hop  # frame k sees samples hop k .. hop k + receptive_field
         frames = (segment.shape[-1] - self.wavlm.receptive_field) // hop + 1
         kept = batch["start"].view(-1, 1, 1) // hop + torch.arange(frames, device=features.device)
         return features.gather(2, kept.expand(-1, features.shape[1], -1))
+
+    def hidden_state(self, wav: Tensor) -> Tensor:
+        """WavLM's last hidden state [B, D, F] of waveforms [B, T]."""
+        with record_function("wavlm"), self._autocast():
+            return self.wavlm.last_hidden_state(wav)
 
     def _autocast(self) -> torch.autocast:
         # re-entered for each network: autocast's cache of cast weights must not outlive an update or a freeze

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from finallyse.audio.io import write_wav
 from finallyse.errors import UserError
+from finallyse.inference.renderer import Renderer
 from finallyse.metrics import MetricSet, Utterance, goodness, summarise
 from finallyse.models.checkpoint import load_checkpoint, save_checkpoint
 from finallyse.options import Experiment
@@ -31,7 +32,7 @@ OUTPUTS = 5  # validations whose outputs are kept
 
 
 class Validation:
-    """Enhances items of the validation set and measures them.
+    """Enhances items of the validation set, in windows if they are long, and measures them.
 
     Args:
         dataset: whole utterances; `train.val_items` of them, spread evenly, are measured.
@@ -71,8 +72,7 @@ class Validation:
         with trainer.inference():
             for index in self.group.share(self.indices):
                 item = self.dataset[(0, index)]
-                batch = collate([item]).to(self.group.device)
-                output = trainer.synthesize_wavs(batch)[0, 0].float().cpu().numpy()
+                output = InTraining(trainer, item).output()
                 utterance = Utterance(output, trainer.output_rate, item.get("wav"), self.dataset.output_rate)
                 scores.append(self.metrics.score(utterance))
                 if index in listened:
@@ -113,6 +113,33 @@ class Validation:
             old.unlink()
         if writers:
             writers.audio(step, str(item["name"]), output, rate)
+
+
+class InTraining(Renderer):
+    """The network of a trainer, as it is, over an item of the validation set.
+
+    Args:
+        trainer: in its `inference` context.
+        item: a whole utterance; what it has beside the waveform or the mel is given to every window.
+    """
+
+    def __init__(self, trainer: BaseTrainer, item: Mapping):
+        super().__init__(trainer.generator, trainer.wavlm, trainer.device)
+        self.trainer, self.item = trainer, collate([item]).to(trainer.device)
+
+    def output(self) -> np.ndarray:
+        """float32 [T] at `output_rate`."""
+        if self.input_kind == "mel":
+            return self.render_mel(self.item["mel"][0])
+        return self.render_whole(self.item["input_wav"][0].cpu().numpy())[0]
+
+    def generate(self, wav: Tensor | None, ssl: Tensor | None = None, mel: Tensor | None = None) -> Tensor:
+        given = {"input_wav": None if wav is None else wav[:, None], "ssl": ssl, "mel": mel}
+        window = {key: value for key, value in given.items() if value is not None}
+        return self.trainer.synthesize_wavs(dataclasses.replace(self.item, tensors=self.item.tensors | window))
+
+    def hidden_state(self, wav: Tensor) -> Tensor:
+        return self.trainer.hidden_state(wav)
 
 
 class Best:

@@ -1,0 +1,160 @@
+"""A generator over signals of any length: in windows that overlap, in constant memory.
+
+`Renderer` is what enhancing recordings (`Enhancer`) and validating a training have in common.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from finallyse.errors import UserError
+from finallyse.inference.windows import Window, join, plan
+
+# Context on either side of the part of a window that is kept. With random weights, 0.5 s from a window's edge the
+# published networks are within -100 dB of the output for the whole signal (tests/test_enhance.py checks small ones).
+CONTEXT_S = 1.28
+WINDOW_S = 20.48
+GRID = 4096  # samples: windows begin at multiples of it
+FADE_S = 0.064
+# WavLM's attention sees a whole window: 25 to 40 s, with at least 5 s on either side of the part that is kept.
+WAVLM_CONTEXT_S = 5.0
+WAVLM_WINDOW_S = 40.0
+WAVLM_FADE = 16  # frames of 20 ms
+
+Read = Callable[[int, int], np.ndarray]
+
+
+class Renderer:
+    """Runs a generator over waveforms or spectrograms of any length. A subclass says how it is called (`generate`).
+
+    Args:
+        generator: a generator of `models_registry`.
+        wavlm: the WavLM that conditions it, if its `input_kind` is "wav+ssl".
+        device: where both are.
+        window_s: window length in seconds, with which memory grows; None: 20.48, or the least that the network allows.
+        batch: windows per forward pass.
+
+    Attributes: `input_rate`, `output_rate` (Hz) of the generator.
+    Raises UserError for windows that are too short.
+    """
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        wavlm: nn.Module | None,
+        device: torch.device,
+        window_s: float | None = None,
+        batch: int = 1,
+    ):
+        self.generator, self.device, self.batch = generator, device, batch
+        self.input_kind = generator.input_kind
+        self.wavlm = wavlm if self.input_kind == "wav+ssl" else None
+        self.input_rate, self.output_rate = generator.input_rate, generator.output_rate
+        self.factor = self.output_rate // self.input_rate
+        self.grid = math.lcm(GRID, generator.alignment, self.wavlm.hop if self.wavlm else 1)
+        self.context = math.ceil(CONTEXT_S * self.input_rate / self.grid) * self.grid
+        shortest = (2 * self.context + self.grid) / self.input_rate
+        if window_s is None:
+            window_s = max(WINDOW_S, shortest)
+        if not shortest <= window_s < math.inf:
+            raise UserError(f"--chunk {window_s:g}: must be seconds, at least {shortest:g}")
+        self.window = int(window_s * self.input_rate)
+
+    def generate(self, wav: Tensor | None, ssl: Tensor | None = None, mel: Tensor | None = None) -> Tensor:
+        """One forward pass: wav [B, n], with WavLM's features [B, D, N] if the generator takes them, or log-mel
+        [B, M, F] -> waveforms [B, 1, T], of which what exceeds the input's length is cut off."""
+        raise NotImplementedError
+
+    def hidden_state(self, wav: Tensor) -> Tensor:
+        """WavLM's last hidden state: wav [B, n] -> [B, D, N]."""
+        raise NotImplementedError
+
+    def render_whole(self, wav: np.ndarray) -> np.ndarray:
+        """float32 [C, T] at `input_rate` -> float32 [C, T'] at `output_rate`."""
+        blocks = self.render_windows(lambda start, stop: wav[:, start:stop], wav.shape[1], len(wav))
+        return np.concatenate(list(blocks), axis=1)
+
+    def render_mel(self, mel: Tensor) -> np.ndarray:
+        """The waveform float32 [T] of a log-mel spectrogram [M, F], for a generator that takes one."""
+        hop = self.generator.hop
+        grid = math.lcm(self.grid, hop) // hop
+        windows = plan(mel.shape[-1], self.window // hop, math.ceil(self.context / hop), grid)
+        pieces = (
+            self.generate(None, mel=mel[None, :, start:stop].to(self.device))[0, 0].float().cpu().numpy()
+            for start, stop in windows
+        )
+        scaled = [(start * hop, stop * hop) for start, stop in windows]
+        return np.concatenate(list(join(scaled, pieces, int(FADE_S * self.output_rate))))
+
+    def render_windows(self, read: Read, length: int, channels: int) -> Iterator[np.ndarray]:
+        """Consecutive [channels, n] at `output_rate`, in constant memory.
+
+        Args:
+            read: (start, stop) -> float32 [channels, stop - start]; called with increasing starts.
+            length: samples at `input_rate`.
+        """
+        windows = plan(length, self.window, self.context, self.grid)
+        scaled = [(start * self.factor, stop * self.factor) for start, stop in windows]
+        fade = int(FADE_S * self.output_rate)
+        return join(scaled, self._pieces(windows, read, length, channels), fade)
+
+    def _pieces(self, windows: list[Window], read: Read, length: int, channels: int) -> Iterator[np.ndarray]:
+        """Each window's output [C, n * factor]."""
+        features = Features(self, read, length, channels) if self.wavlm else None
+
+        def inputs() -> Iterator[tuple[np.ndarray, Tensor | None]]:
+            for start, stop in windows:
+                wav = read(start, stop)
+                ssl = features.of(start, stop) if features else [None] * channels
+                yield from zip(wav, ssl, strict=True)
+
+        remaining, rows = inputs(), []
+        while batch := list(itertools.islice(remaining, self.batch)):
+            wav = torch.from_numpy(np.stack([wav for wav, _ in batch])).to(self.device)
+            ssl = torch.stack([ssl for _, ssl in batch]).to(self.device) if features else None
+            output = self.generate(wav, ssl)
+            rows += list(output[:, 0, : wav.shape[-1] * self.factor].float().cpu().numpy())
+            while len(rows) >= channels:
+                yield np.stack(rows[:channels])
+                del rows[:channels]
+
+
+class Features:
+    """WavLM's features of a long signal, computed on demand in separate windows, with increasing starts."""
+
+    def __init__(self, renderer: Renderer, read: Read, length: int, channels: int):
+        self.renderer, self.read, self.channels = renderer, read, channels
+        wavlm, rate = renderer.wavlm, renderer.input_rate
+        self.hop, self.sees = wavlm.hop, wavlm.receptive_field
+        context = int(WAVLM_CONTEXT_S * rate) // self.hop * self.hop
+        windows = plan(length, int(WAVLM_WINDOW_S * rate), context, self.hop)
+        frames = [(start // self.hop, start // self.hop + self.count(stop - start)) for start, stop in windows]
+        self.stream = join(frames, map(self._compute, windows), WAVLM_FADE)
+        self.first, self.held = 0, None
+
+    def count(self, samples: int) -> int:
+        """Number of WavLM frames for a number of samples."""
+        return max(1, (samples - self.sees) // self.hop + 1)
+
+    def _compute(self, window: Window) -> np.ndarray:
+        wav = torch.from_numpy(np.ascontiguousarray(self.read(*window))).to(self.renderer.device)
+        return np.stack([self.renderer.hidden_state(row[None])[0].float().cpu().numpy() for row in wav])
+
+    def of(self, start: int, stop: int) -> Tensor:
+        """Features [C, D, N] of the samples from start (a multiple of the hop) to stop."""
+        first = start // self.hop
+        last = first + self.count(stop - start)
+        parts = [] if self.held is None else [self.held[..., first - self.first :]]
+        self.first = first if self.held is not None else 0
+        have = self.first + sum(part.shape[-1] for part in parts)
+        while have < last:
+            parts.append(next(self.stream))
+            have += parts[-1].shape[-1]
+        self.held = np.concatenate(parts, axis=-1)
+        return torch.from_numpy(self.held[..., first - self.first : last - self.first])
