@@ -64,6 +64,7 @@ for network in NETWORKS:
 onstart:
     require_gpu()
     require_goals()
+    require_trainable_networks()
     retry_trainings()
     keep_checkpoints()
 

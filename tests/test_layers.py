@@ -23,6 +23,7 @@ LAYERS = (
     ("config",),
     # commands, each beside the package that it is about
     ("corpora.plan", "corpora.prepare", "demo", "models.convert", "provenance", "report", "status"),
+    ("preflight",),
     ("cli",),
 )
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -43,6 +43,24 @@ def config(parser: ArgumentParser, words: Sequence[str]) -> None:
     show(options.name, options.overrides, options.configfile)
 
 
+def check(parser: ArgumentParser, words: Sequence[str]) -> int:
+    """Find what would stop a training, without data, weights or a GPU: wrong paths, shapes, options, too little memory.
+
+    Every network that the targets are made with is built, and makes one step with tensors that have no values. The
+    workflow does the same when it starts. Exit status 2 if a training would fail.
+    """
+    add = parser.add_argument
+    text = "network or checkpoint (default: all), or option of the pipeline to override"
+    add("targets", nargs="*", metavar="TARGET|KEY=VALUE", help=text)
+    text = "config file over config/config.yaml, as for Snakemake; may be repeated"
+    add("--configfile", **REPEATED, metavar="FILE", help=text)
+    options = parser.parse_intermixed_args(words)
+    from finallyse.preflight import check as run
+
+    overrides = [word for word in options.targets if "=" in word]
+    return run([word for word in options.targets if "=" not in word], [*options.configfile, *overrides])
+
+
 def enhance(parser: ArgumentParser, words: Sequence[str]) -> int:
     """Enhance recordings of any format, rate, length and number of channels, or the sound track of a video.
 
@@ -154,7 +172,7 @@ def _add_pipeline(parser: ArgumentParser) -> None:
     parser.add_argument("--config", **REPEATED, metavar=kinds, help="the same, as for Snakemake; may be repeated")
 
 
-COMMANDS = {command.__name__: command for command in (status, config, enhance, pack, data, convert, models)}
+COMMANDS = {command.__name__: command for command in (status, config, check, enhance, pack, data, convert, models)}
 
 
 def main(words: Sequence[str] | None = None) -> None:

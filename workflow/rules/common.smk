@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from snakemake.jobs import Job
@@ -161,6 +163,15 @@ def all_training_data():
     return sorted(set(files))
 
 
+def waiting_networks():
+    """The networks that this run will train."""
+    return sorted(
+        job.wildcards.network
+        for job in workflow.dag.needrun_jobs()
+        if job.rule.name == "train_network"
+    )
+
+
 def require_gpu():
     """Stop before any download if networks would be trained here, no GPU is visible and `allow_cpu` is not set."""
     if (
@@ -169,17 +180,26 @@ def require_gpu():
         or visible_gpus()
     ):
         return
-    waiting = [
-        job.wildcards.network
-        for job in workflow.dag.needrun_jobs()
-        if job.rule.name == "train_network"
-    ]
-    if waiting:
+    if waiting := waiting_networks():
         sys.exit(
-            f"error: no GPU is visible, and training {', '.join(sorted(waiting))} at this size takes weeks on a CPU. "
+            f"error: no GPU is visible, and training {', '.join(waiting)} at this size takes weeks on a CPU. "
             "Run on a machine with a GPU or through a cluster profile, take --configfile config/demo.yaml for small "
             "networks, or insist with --config allow_cpu=true"
         )
+
+
+def require_trainable_networks():
+    """Stop before any download if a training would fail: `finallyse check`, for networks that have not passed it."""
+    if workflow.is_main_process and find_spec("torch") and waiting_networks():
+        checked = subprocess.run(
+            [sys.executable, "-m", "finallyse.preflight", *waiting_networks()],
+            input=json.dumps(config),
+            text=True,
+            stdout=sys.stderr,
+            check=False,
+        )
+        if checked.returncode:
+            sys.exit("error: a training would fail, see above; nothing was started")
 
 
 def goal_options():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,7 +16,7 @@ from finallyse.config import paths_below, read_config
 from finallyse.corpora.collection import files_of_collection
 from finallyse.corpora.locations import COLLECTION, Locations, local_path
 from finallyse.corpora.sources import RemoteFile, Source, read_sources
-from finallyse.corpora.space import RESERVE
+from finallyse.corpora.space import RESERVE, free_space
 from finallyse.progress import data_size
 
 
@@ -139,7 +138,7 @@ def show_plan(arguments: Sequence[str], console: Console | None = None) -> None:
     needed = [cost for cost in rows if cost.needed_by]
     left, about = sum(cost.left for cost in needed), sum(cost.about for cost in needed)
     unknown = sum(cost.unknown for cost in needed if not cost.prepared)
-    free = shutil.disk_usage(_existing(Path(config["resources"]))).free
+    free = free_space(config["resources"])
     console.print(
         f"The networks of this config need {data_size(sum(cost.known + cost.about for cost in needed))}"
         + (f", of which {data_size(about)} are estimates" if about else "")
@@ -176,11 +175,6 @@ def _left(cost: Cost) -> str:
         return "–"
     parts = [("≈ " if cost.about else "") + data_size(cost.left)] if cost.left else []
     return " + ".join(parts + (["?"] if cost.unknown else []))
-
-
-def _existing(folder: Path) -> Path:
-    """The folder itself, or its nearest existing parent."""
-    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
 
 
 def show_citations(console: Console | None = None) -> None:

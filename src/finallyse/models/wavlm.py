@@ -46,10 +46,30 @@ class WavLM(nn.Module):
     def __init__(self, folder: str | Path):
         super().__init__()
         folder = Path(folder)
-        config = _read_json(folder / "config.json")
+        config = self.read_config(folder)
         preprocessor = folder / "preprocessor_config.json"
-        self.normalize = bool(_read_json(preprocessor).get("do_normalize", True)) if preprocessor.is_file() else True
-        _check(config, folder)
+        self._build(
+            config, bool(_read_json(preprocessor).get("do_normalize", True)) if preprocessor.is_file() else True
+        )
+        load_strictly(self, _renamed(_read_weights(folder), config, folder), str(folder))
+
+    @staticmethod
+    def read_config(folder: str | Path) -> dict[str, Any]:
+        """The folder's config.json, checked."""
+        config = _read_json(Path(folder) / "config.json")
+        _check(config, Path(folder))
+        return config
+
+    @classmethod
+    def without_weights(cls, config: dict[str, Any]) -> WavLM:
+        """A WavLM of these sizes, with arbitrary weights."""
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made._build(config, normalize=True)
+        return made
+
+    def _build(self, config: dict[str, Any], normalize: bool) -> None:
+        self.normalize = normalize
         self.dim, self.conv_dim = config["hidden_size"], config["conv_dim"][-1]
         self.hop = math.prod(config["conv_stride"])
         self.receptive_field = 1  # samples that a frame sees
@@ -57,7 +77,6 @@ class WavLM(nn.Module):
             self.receptive_field = (self.receptive_field - 1) * stride + kernel
         self.encoder = ConvEncoder(config)
         self.transformer = Transformer(config)
-        load_strictly(self, _renamed(_read_weights(folder), config, folder), str(folder))
         self.requires_grad_(False)
         self.eval()
 
@@ -256,7 +275,8 @@ class Transformer(nn.Module):
     @torch.no_grad()
     def forward(self, frames: Tensor) -> Tensor:
         device = frames.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        halved = device != "meta" and torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if halved else torch.float32
         with full_precision(frames):
             x = self.projection(frames.to(dtype)).float()
             position = self.position_conv(x)[:, : x.shape[1]]  # an even kernel yields one extra frame

@@ -134,7 +134,7 @@ class Run:
         self.batches = Batches(dataset, self.order, group, self.options.steps, experiment.data.num_workers)
         trainer = trainers_registry[experiment.trainer]
         self.trainer: BaseTrainer = trainer(experiment, group, set(dataset[(0, 0)]), resumes=bool(state))
-        _check_rates(self.trainer.generator, dataset, validation_set)
+        check_rates(self.trainer.generator, dataset, validation_set)
         self.validation = Validation(validation_set, experiment, folder, group)
         self.best = Best(experiment, self.validation, files.best, group, state, files.recipe)
 
@@ -327,7 +327,8 @@ def _dataset(part: Part):
     return datasets_registry[part.name](**part.args)
 
 
-def _check_rates(generator, train_set, validation_set) -> None:
+def check_rates(generator, train_set, validation_set) -> None:
+    """Raise a UserError unless both datasets have the generator's rates."""
     if train_set.output_rate != generator.output_rate:
         raise UserError(
             f"data.train: targets at {train_set.output_rate} Hz; the generator's output has {generator.output_rate} Hz"

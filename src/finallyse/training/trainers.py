@@ -248,8 +248,10 @@ class BaseTrainer:
         with record_function("wavlm"), self._autocast():
             return self.wavlm.last_hidden_state(wav)
 
-    def _autocast(self) -> torch.autocast:
+    def _autocast(self) -> contextlib.AbstractContextManager:
         # re-entered for each network: autocast's cache of cast weights must not outlive an update or a freeze
+        if self.device.type == "meta":  # shapes only; it knows no autocast
+            return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     @contextlib.contextmanager
