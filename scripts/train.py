@@ -27,6 +27,7 @@ Often changed (every option: config/README.md; Hydra's grammar, e.g. generator.o
   train.val_step=5000          train.checkpoint_step=1000   how often to validate and to save
   train.stop_after=60          minutes after which to save and exit with status 75
   exp.wandb.mode=offline       exp.tensorboard=true         train.on_nonfinite=stop|skip
+  train.debug=overfit|fast|profile                          a short run beside the real one, under <results>/debug
 
 Files: <results>/<run_name>.ckpt; <run_name>.best.ckpt, the weights of the best validation by train.best=METRIC; and in
 <results>/state/<run_name>/: history.csv (every step), validation.csv, samples/ (audio), step-*.pt (saved states to

@@ -19,6 +19,7 @@ from finallyse.audio.mel import LogMel
 from finallyse.errors import UserError
 from finallyse.hardware import processor
 from finallyse.models.checkpoint import load_checkpoint
+from finallyse.training import debugging
 from finallyse.training.batches import Batch, collate
 from finallyse.training.criteria import Criteria
 from finallyse.training.distributed import Group
@@ -886,3 +887,27 @@ def test_parts_that_do_not_fit_are_told_before_the_first_step(mistake, message, 
     mistake(settings)
     with pytest.raises(UserError, match=message):
         train(settings)
+
+
+# ---------------------------------------------------------------------------------------------------------- debug runs
+
+
+@pytest.mark.parametrize("kind", ["overfit", "fast", "profile"])
+def test_debug_runs_stay_beside_the_real_one(kind, resources, tmp_path, caplog, monkeypatch):
+    for name, steps in {"OVERFIT_STEPS": 12, "UNPROFILED": 1, "PROFILED": 1}.items():
+        monkeypatch.setattr(debugging, name, steps)
+    settings = experiment("hifigan", resources, tmp_path, train__debug=kind, generator__optimizer__lr=1e-3)
+    for _ in range(2):  # the second begins anew
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            assert train(settings) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["debug"]
+    folder = tmp_path / "debug" / kind / "state" / settings["exp"]["run_name"]
+    rows = list(csv.DictReader((folder / "history.csv").open()))
+    assert len(rows) == {"overfit": 12, "fast": 3, "profile": 3}[kind]
+    assert f"{kind}: " in caplog.text
+    if kind == "overfit":
+        assert len({row["items"] for row in rows if "items" in row}) <= 1
+        assert float(rows[-1]["l1_mel_loss"]) < float(rows[0]["l1_mel_loss"])
+    if kind == "profile":
+        assert "generator" in (folder / "profile.txt").read_text() and (folder / "trace.json").stat().st_size > 1000

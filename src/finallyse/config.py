@@ -302,6 +302,11 @@ def load_pipeline(files: Sequence[str | Path], overrides: dict, schema: dict) ->
     for name, network in config["networks"].items():
         experiment, source = network_experiment(config, name, schema)
         config["experiments"][name] = complete_experiment(experiment, source, schema)
+        if config["experiments"][name]["train"]["debug"]:
+            raise UserError(
+                f"{source}: train.debug: a debug run makes no checkpoint for the workflow; start it by itself: python "
+                f"scripts/train.py exp.config_path={config['results']}/configs/{name}.yaml train.debug=fast"
+            )
         network["reaches"] = {column: value for column, value in network["reaches"].items() if value is not None}
         _check_goals(name, network, config["experiments"][name], config["metrics"])
     return config

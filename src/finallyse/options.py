@@ -201,6 +201,12 @@ class Train:
         "stop", "what to do on a NaN or infinite loss or gradient", defines=False
     )
     max_skips: int = option(10, "number of skipped steps after which the run stops anyway", minimum=0, defines=False)
+    debug: Literal["overfit", "fast", "profile"] | None = option(
+        None,
+        "a short run beside the real one, under `<results>/debug` (scripts/train.py only): `overfit` the first batch, "
+        "`fast`: three steps and everything around them, `profile` ten steps",
+        defines=False,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from finallyse.hardware import keep_freed_memory
 from finallyse.models.checkpoint import save_checkpoint
 from finallyse.options import Experiment, Part, from_dict
 from finallyse.recipe import recipe_of
-from finallyse.training import trainers_registry
+from finallyse.training import debugging, trainers_registry
 from finallyse.training.batches import Batch, Batches
 from finallyse.training.distributed import Group, process_device
 from finallyse.training.log import SkippedSteps, TrainingLog
@@ -46,21 +46,27 @@ def train(experiment: Experiment | Mapping) -> int:
     Raises:
         UserError: for anything that the user can fix.
     """
-    experiment = from_dict(Experiment, experiment)
+    experiment = debugging.adapted(from_dict(Experiment, experiment))
     device = process_device(experiment.exp.device)
     prepare_pytorch(experiment, device)
     group = Group(device)
     try:
+        if experiment.train.debug and group.leader:
+            debugging.clear(experiment)
         files = Files(experiment, group)
         if files.finished and not files.at_end:
             files.restore()
             return 0
-        with Run(experiment, group, files) as run:
+        with Run(experiment, group, files) as run, debugging.profiler(experiment, files.folder) as after_step:
             for step, batch in run.steps():
                 run.trainer.begin(step, run.order.epoch(step))
                 losses = run.trainer.train_step(batch)
                 run.after(step + 1, batch, losses)
-            return run.finish()
+                after_step()
+            status = run.finish()
+        if group.leader and status == 0:
+            debugging.tell(experiment, files.folder)
+        return status
     finally:
         group.close()
 
@@ -130,6 +136,7 @@ class Run:
 
         seed_everything(experiment.exp.seed)
         dataset, validation_set = _dataset(experiment.data.train), _dataset(experiment.data.validation)
+        dataset = debugging.training_set(experiment, dataset)
         self.order = Order(len(dataset), experiment.data.batch_size, experiment.exp.seed)
         self.batches = Batches(dataset, self.order, group, self.options.steps, experiment.data.num_workers)
         trainer = trainers_registry[experiment.trainer]
