@@ -56,7 +56,10 @@ class Cost:
 
 
 def costs(config: dict) -> list[Cost]:
-    """The size of every source in the registry under a configuration (`finallyse.config.load_pipeline`)."""
+    """The size of every source in the registry, and the user's own corpora, under a configuration.
+
+    config: of `finallyse.config.load_pipeline`.
+    """
     locations = Locations(read_sources(), config["corpora"], config["resources"])
     needed = _needed(config)
     rows = []
@@ -77,6 +80,12 @@ def costs(config: dict) -> list[Cost]:
                     continue  # missing at the source
                 cost.add(*_size(locations, name, file), *_here(Path(locations.downloaded(name, file.name))))
         rows.append(cost)
+    for name in locations.own:
+        origin = "folder " + ", ".join(locations.folders(name))
+        what = f"your own {locations.settings[name]['kind']}"
+        source = Source(name, what, "", [what], "", "", unpack="files")
+        networks, paths = needed.get(name, ([], []))
+        rows.append(Cost(source, origin, networks, bool(paths) and all(map(os.path.isfile, paths))))
     return rows
 
 
