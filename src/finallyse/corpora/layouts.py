@@ -509,7 +509,7 @@ def _sizes(recordings: Sequence[Recording]) -> Counter[str]:
 def _too_large(sizes: Mapping[str, int], wanted: Mapping[str, float]) -> bool:
     """Whether each of the groups has much more recordings than are to be held out."""
     smallest = min(sizes.values())
-    most = sum(sizes.values()) * max(LARGE_GROUP, *(2 * share for share in wanted.values()))
+    most = sum(sizes.values()) * max([LARGE_GROUP, *(2 * share for share in wanted.values())])
     return bool(wanted) and smallest > 1 and smallest > most
 
 

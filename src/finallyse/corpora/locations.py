@@ -47,6 +47,21 @@ def local_path(url: str) -> str | None:
     return path.removeprefix("localhost") if path.startswith("localhost/") else path
 
 
+def _scheme(url: str, option: str) -> str:
+    """The scheme of a URL, or a UserError if it is none."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # checked when it is asked for
+    except ValueError as error:
+        raise UserError(f"{option}: not a URL: {without_password(url)} ({error})") from error
+    return parts.scheme
+
+
+def without_password(url: str) -> str:
+    """A URL for messages and records."""
+    return re.sub(r"(?<=://)[^/@]*@", "", url)
+
+
 def is_inside(path: str | Path, folder: str | Path) -> bool:
     """Whether `path` is `folder` or below it, links resolved."""
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
@@ -80,9 +95,10 @@ class Locations:
                 raise UserError(
                     f"config: corpora.{name}.base_url: {name} is simulated; use folder for measured responses"
                 )
-            if base_url and urlsplit(base_url).scheme not in ("http", "https", "file"):
+            at = f"config: corpora.{name}.base_url"
+            if base_url and _scheme(base_url, at) not in ("http", "https", "file"):
                 raise UserError(
-                    f"config: corpora.{name}.base_url: must begin with https://, http:// or file://, got {base_url!r}"
+                    f"{at}: must begin with https://, http:// or file://, got {without_password(base_url)!r}"
                 )
             if folder is not None:
                 if not self.sources[name].is_corpus:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from finallyse.config import paths_below, read_config
 from finallyse.corpora.collection import files_of_collection
-from finallyse.corpora.locations import COLLECTION, Locations, local_path
+from finallyse.corpora.locations import COLLECTION, Locations, local_path, without_password
 from finallyse.corpora.sources import RemoteFile, Source, read_sources
 from finallyse.corpora.space import RESERVE
 from finallyse.progress import data_size
@@ -68,7 +68,11 @@ def costs(config: dict) -> list[Cost]:
         base_url = locations.base_url(name)
         path = local_path(base_url)
         origin = (
-            f"folder {folder}" if folder else path if path is not None else urlsplit(base_url).netloc or "simulated"
+            f"folder {folder}"
+            if folder
+            else path
+            if path is not None
+            else urlsplit(without_password(base_url)).netloc or "simulated"
         )
         networks, paths = needed.get(name, ([], []))
         cost = Cost(source, origin, networks, source.is_corpus and bool(paths) and all(map(os.path.isfile, paths)))

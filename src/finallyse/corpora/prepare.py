@@ -129,7 +129,7 @@ def prepare(
     settings = {"format": FORMAT, "corpus": corpus, "rate": rate} | ({"accept_cut": True} if accept_cut else {})
     settings |= {"kind": kind} if own else {}
     journal = Journal(output / "journal.jsonl", settings)
-    known = {entry["source"]: entry for entry in journal.read()}
+    known = {entry["source"]: entry for entry in journal.read() if "source" in entry}
     journal.write(known.values())
     tasks = [
         Task(r, kind, source, output, rate, known.get(r.source), min_bak > WORST_BAK, accept_cut) for r in recordings
@@ -310,8 +310,8 @@ def _prepare_response(wav: np.ndarray, from_rate: int, rate: int, output: Path) 
 def _is_finished(known: dict | None, outputs: Sequence[Path], entry: dict, same: Iterable[str]) -> bool:
     if known is None or any(known.get(key) != entry[key] for key in ("outputs", *same)):
         return False
-    if "dropped" in known:
-        return True
+    if "dropped" in known or len(known.get("bytes", ())) != len(outputs):
+        return "dropped" in known
     return all(path.is_file() and path.stat().st_size == n for path, n in zip(outputs, known["bytes"], strict=True))
 
 
