@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import re
 import shutil
 import sys
@@ -22,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from finallyse import atomic
 from finallyse.audio.blocks import BlockReader
 from finallyse.audio.formats import SUFFIXES, is_recording
 from finallyse.audio.io import decode, mono
@@ -292,7 +294,9 @@ def _write(table: Path, pieces: list[Piece], left_out: dict[str, str]) -> None:
         name = f"{numbers[piece.speaker]}/{count[piece.speaker]:03d}.flac"
         (table.parent / name).parent.mkdir(parents=True, exist_ok=True)
         wav = piece.wav / max(1.0, np.abs(piece.wav).max())
-        soundfile.write(table.parent / name, wav, piece.rate, format="FLAC", subtype="PCM_16")
+        flac = io.BytesIO()  # libsndfile does not say that a disk is full
+        soundfile.write(flac, wav, piece.rate, format="FLAC", subtype="PCM_16")
+        atomic.write_bytes(table.parent / name, flac.getbuffer())
         rows.append(
             {
                 "file": name,
