@@ -216,7 +216,11 @@ def find_recordings(name: str, source: Path, corpus: Corpus | None = None) -> tu
     if not source.is_dir():
         raise UserError(f"{source}: no such folder; it should contain the recordings of {name}")
     others = [*filter(None, [corpus.noisy]), *corpus.folders.values()]
-    files = [file for file in audio_files(source) if not any(is_inside(source / file, other) for other in others)]
+    files = list(audio_files(source))
+    if others:
+        places = {file.rpartition("/")[0] for file in files}
+        apart = {place for place in places if any(is_inside(source / place, other) for other in others)}
+        files = [file for file in files if file.rpartition("/")[0] not in apart]
     remarks = []
     # A published layout may have a hidden folder, such as .github.
     recordings = _published(corpus, list(audio_files(source, hidden=True))) if corpus.published else []
