@@ -75,7 +75,10 @@ def files_of_collection(table: str | Path) -> list[Path]:
         raise UserError(f"{table}: no such table of a collection")
     try:
         with table.open(newline="", encoding="utf-8") as file:
-            files = [table.parent / row["file"] for row in csv.DictReader(file) if row["status"] == FETCHED]
+            rows = list(csv.DictReader(file))
+        if unknown := {row["status"] for row in rows} - {FETCHED, MISSING}:
+            raise ValueError(f"a file is neither {FETCHED} nor {MISSING}, but {unknown.pop()}")
+        files = [table.parent / row["file"] for row in rows if row["status"] == FETCHED]
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise UserError(
             f"{table}: not a table of a collection ({error}); delete it to fetch the files again"

@@ -386,10 +386,11 @@ class _Download:
     def _http_errors(self) -> Iterator[None]:
         """Convert network failures to _Retry, URL errors to UserError."""
         import requests
+        from urllib3.exceptions import LocationValueError
 
         try:
             yield
-        except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as error:
+        except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, LocationValueError) as error:
             reason = str(error).replace(self.url, self.shown)
             raise UserError(f"{self.shown}: not a usable URL ({reason}); {self.other_source}") from error
         except requests.RequestException as error:
