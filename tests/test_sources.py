@@ -78,6 +78,9 @@ def test_unreadable_registries(tmp_path):
     (tmp_path / "bad.yaml").write_text("corpora: [")
     with pytest.raises(UserError, match=r"bad.yaml: not readable as YAML"):
         read_sources(tmp_path / "bad.yaml")
+    (tmp_path / "bad.yaml").write_bytes(b"corpora: \xff")
+    with pytest.raises(UserError, match=r"bad.yaml: not readable as YAML: .*invalid start byte"):
+        read_sources(tmp_path / "bad.yaml")
     (tmp_path / "bad.yaml").write_text("corpora: {}")
     with pytest.raises(UserError, match=r"must contain exactly the two tables"):
         read_sources(tmp_path / "bad.yaml")

@@ -282,8 +282,7 @@ def _own(name: str, corpus: Corpus, source: Path, files: Sequence[str], remarks:
     recordings = read(name, corpus, source, files, remarks)
     for split, folder in corpus.folders.items():
         place = Path(folder).absolute()
-        held_out = replace(corpus, reserved=None, noisy=None)
-        found = read(name, held_out, place, list(audio_files(place)), [])
+        found = read(name, replace(corpus, noisy=None), place, list(audio_files(place)), [])
         if not found:
             raise UserError(f"{folder}: contains no audio files for the {split} split of {name}")
         for r in found:

@@ -317,7 +317,10 @@ def read_speech(table: str | Path) -> dict[str, list[Path]]:
     if not table.is_file():
         raise UserError(f"{table}: no such table of speech; make it with scripts/collect_demo_speech.py")
     speakers = defaultdict(list)
-    with table.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        for row in csv.DictReader(file):
-            speakers[row["speaker"]].append(table.parent / row["file"])
+    try:
+        with table.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            for row in csv.DictReader(file):
+                speakers[row["speaker"]].append(table.parent / row["file"])
+    except (KeyError, TypeError, csv.Error) as error:
+        raise UserError(f"{table}: not a table of speech ({error}); delete it to have it made again") from error
     return dict(speakers)
