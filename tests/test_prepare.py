@@ -368,6 +368,8 @@ def test_side_files_change_nothing(tmp_path):
         "a/cover.jpg",
         "lost+found/x.wav",
     )
+    (tmp_path / "a" / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(20))
+    (tmp_path / "TEXT").write_bytes("speaker;age".encode("utf-16"))
     assert find_recordings("vctk", tmp_path) == before
 
 

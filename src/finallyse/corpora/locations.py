@@ -78,7 +78,7 @@ class Locations:
 
     def __init__(self, sources: Mapping[str, Source], settings: Mapping[str, Mapping], resources: str):
         self.sources = dict(sources)
-        self.settings = {name: dict(setting or {}) for name, setting in settings.items()}
+        self.settings = {str(name): dict(setting or {}) for name, setting in settings.items()}  # YAML: 2024 is a number
         self.resources = resources
         for name, setting in self.settings.items():
             if name not in self.sources:
