@@ -208,6 +208,12 @@ def test_local_files_are_copied(tmp_path, target, lock, monkeypatch):
     [
         ("a.wav", b"\n<!DOCTYPE html><html>moved</html>", "<!DOCTYPE html>"),
         ("a.ckpt", b"<html>busy</html>", "<html>busy"),
+        (
+            "a.pth",
+            "<!doctype html>\r\n\t<title>\u0417\u0430\u043d\u044f\u0442\u043e</title>".encode(),
+            "<!doctype html>",
+        ),
+        ("a.pth", b'<?xml version="1.0" encoding="iso-8859-1"?><Error>Acc\xe8s</Error>', "<?xml"),
         ("a.json", b"<!DOCTYPE html><html>moved</html>", "<!DOCTYPE html>"),
         ("a.json", b'{"cut": ', '{"cut":'),
         ("a.onnx", b'{"error": "no such record"}', "no such record"),
@@ -295,10 +301,11 @@ def test_a_server_may_say_when_to_come_back(retry_after, seconds, server, target
     if retry_after.startswith("in "):
         retry_after = email.utils.formatdate(time.time() + int(retry_after[3:]), usegmt=True)
     server.faults["/file.bin"] = Faults(unavailable=1, retry_after=retry_after)
-    slept = []
-    monkeypatch.setattr("finallyse.corpora.download.time.sleep", slept.append)
-    fetch(server, target)
-    assert slept[0] == pytest.approx(max(seconds, 0.01), abs=2)
+    monkeypatch.setattr("finallyse.corpora.download.time.sleep", lambda _: None)
+    said = []
+    fetch(server, target, say=said.append)
+    told = float(said[0].rpartition("trying again in ")[2].removesuffix(" s"))
+    assert told == pytest.approx(max(seconds, 0.01), abs=2)
 
 
 def test_contents_that_nothing_vouches_for_stay_encrypted(target, monkeypatch):
@@ -313,7 +320,9 @@ def test_contents_that_nothing_vouches_for_stay_encrypted(target, monkeypatch):
     assert "secret" not in str(error.value)
 
 
-@pytest.mark.parametrize("url", ["http://me:secret@127.0.0.1:9/x", "http://me:secret@a..b/x", "nonsense://me:secret@x"])
+@pytest.mark.parametrize(
+    "url", ["http://me:secret@127.0.0.1:9/x", "http://me:p@secret@a..b/x", "nonsense://me:secret@x"]
+)
 def test_passwords_are_not_told(url, target):
     said = []
     with pytest.raises(UserError) as error:

@@ -68,7 +68,7 @@ def load(tmp_path: Path, text: str) -> Locations:
         ("studio: {kind: speach, folder: .}", r"corpora.studio.kind: unknown value 'speach'; did you mean 'speech'"),
         (
             "studio: {folder: .}",
-            r"config: corpora.studio: unknown corpus; .* needs kind \(speech, pairs, noise or resp",
+            r"config: corpora.studio: unknown corpus; .* needs kind: speech, pairs, noise or resp",
         ),
         ("studio: {kind: speech}", r"config: corpora.studio.folder: is missing"),
         ("studio: {kind: speech, folder: /no/such}", r"corpora.studio.folder: no such folder: /no/such$"),
@@ -109,11 +109,14 @@ def test_null_removes_a_corpus_of_an_overlaid_file(in_root, tmp_path):
 def test_results_and_resources_must_not_be_inside_a_folder_of_recordings(in_root, tmp_path):
     (tmp_path / "data" / "held out").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "data")
-    settings = {"studio": {"kind": "speech", "folder": str(tmp_path / "link")}}
+    (tmp_path / "more").mkdir()
+    settings = {"studio": {"kind": "speech", "folder": str(tmp_path / "link"), "test": str(tmp_path / "more")}}
     inside, beside = f"{tmp_path}/data/out/r", f"{tmp_path}/out"
     Locations(read_sources(), settings, beside).refuse_outputs_inside(beside)
     with pytest.raises(UserError, match=r"config: results: .*/data/out/r is inside .*/link \(corpora.studio\)"):
         Locations(read_sources(), settings, beside).refuse_outputs_inside(inside)
+    with pytest.raises(UserError, match=r"config: results: .*/more is inside .*/more"):
+        Locations(read_sources(), settings, beside).refuse_outputs_inside(str(tmp_path / "more"))
     with pytest.raises(UserError, match=r"config: resources: .*put resources elsewhere"):
         Locations(read_sources(), settings, inside).refuse_outputs_inside(beside)
     with pytest.raises(UserError, match=r"\(demo_speech\)"):

@@ -39,6 +39,8 @@ PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP status codes of temporary 
 ABSENT = {404, 410}
 LONGEST_WAIT_S = 120.0  # that a server may ask for
 SLOW_S, SLOW_BYTES = 120, 120_000  # a transfer of fewer bytes in so many seconds has stalled
+MARKUP = re.compile(rb'<[a-z!?]|[\[{]\s*["{\[]', re.IGNORECASE)  # how web pages begin, and errors in XML or JSON
+CONTROLS = set(range(32)) - set(b"\t\n\r\f")  # bytes that no text has
 TEXTS = {".txt", ".csv", ".tsv", ".md", ".yaml"}  # suffixes of files that may be any text but a web page
 
 
@@ -234,9 +236,7 @@ class _Download:
         elif suffix in TEXTS:
             if not re.match(rb"<(!doctype|html)", begin, re.IGNORECASE):
                 return
-        elif not (
-            begin[:1] in (b"<", b"{", b"[") and begin.isascii() and begin.decode().replace("\n", "").isprintable()
-        ):
+        elif not MARKUP.match(begin) or set(begin) & CONTROLS:
             return
         text = " ".join(begin[:60].decode("utf-8", "replace").split())
         raise UserError(f"{self.shown}: sends something else than {self.target.name}: {text!r}; {self.other_contents}")
@@ -374,9 +374,9 @@ class _Download:
     def _check_redirects(self, response: requests.Response) -> None:
         """Raise a UserError if contents that no checksum vouches for came without encryption, unlike what was asked."""
         hops = [hop.url for hop in (*response.history, response)]
-        if self.url.startswith("https:") and not self.checksum:
+        if self.url.lower().startswith("https:") and not self.checksum:
             for hop in hops:
-                if not hop.startswith("https:"):
+                if not hop.lower().startswith("https:"):
                     raise UserError(
                         f"{self.shown}: leads to {without_password(hop)}, where anyone on the way may change what is "
                         f"sent; {self.other_source}"

@@ -59,7 +59,7 @@ def _scheme(url: str, option: str) -> str:
 
 def without_password(url: str) -> str:
     """A URL for messages and records."""
-    return re.sub(r"(?<=://)[^/@]*@", "", url)
+    return re.sub(r"(?<=://)[^/]*@", "", url)
 
 
 def is_inside(path: str | Path, folder: str | Path) -> bool:
@@ -113,8 +113,8 @@ class Locations:
         at, kind = f"config: corpora.{name}", setting.get("kind")
         if kind is None:
             raise UserError(
-                f"{at}: unknown corpus; {nearest(name, self.sources)} A corpus of your own needs kind (speech, pairs, "
-                "noise or response) and folder"
+                f"{at}: unknown corpus; {nearest(name, self.sources)} (a corpus of your own needs kind: speech, pairs, "
+                "noise or response, and folder)"
             )
         if not OWN_NAME.fullmatch(name):
             proposal = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:40] or "mine"
@@ -155,9 +155,9 @@ class Locations:
 
         demo_speech: the folder of the demo's recordings, if they are used.
         """
-        folders = {f"corpora.{name}": folder for name in self.settings for folder in self.folders(name)}
-        folders |= {"demo_speech": demo_speech} if demo_speech else {}
-        for option, folder in folders.items():
+        folders = [(f"corpora.{name}", folder) for name in self.settings for folder in self.folders(name)]
+        folders += [("demo_speech", demo_speech)] if demo_speech else []
+        for option, folder in folders:
             for key, output in (("results", results), ("resources", self.resources)):
                 if is_inside(output, folder):
                     raise UserError(
@@ -172,8 +172,8 @@ class Locations:
             name = path.removeprefix(f"{self.resources}/prepared/").split("/")[0]
             if name not in known and not Path(path).exists():
                 raise UserError(
-                    f"networks.{network}: {path}: no corpus is called {name}; {nearest(name, known)} One of your own "
-                    "must be described in the config under corpora"
+                    f"networks.{network}: {path}: no corpus is called {name}; {nearest(name, known)} (one of your own "
+                    "must be described in the config, under corpora)"
                 )
 
     def source(self, name: str) -> Source:
