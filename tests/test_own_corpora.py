@@ -194,28 +194,35 @@ def test_one_noise_is_enough_to_train_with(tmp_path, speech):
 
 
 def test_the_workflow_prepares_them(root, tmp_path, speech):
-    """Two corpora and a noise of one's own in one training; what depends on what is told by the paths alone."""
+    """Two corpora of one's own in one training, and a folder with a test split in place of a published corpus."""
     copy(speech[:4], tmp_path / "st udio")
     copy(speech[8:12], tmp_path / "other")
+    copy(speech[16:20], tmp_path / "mine" / "train")
+    copy(speech[20:22], tmp_path / "mine" / "test")
     prepared = [f"{tmp_path}/s/prepared/{name}/16000/train.csv" for name in ("studio", "studio", "other")]
     (tmp_path / "mine.yaml").write_text(
         f"results: {tmp_path}/r\nresources: {tmp_path}/s\nprepare_jobs: 1\ncorpora:\n"
         f"  studio: {{kind: speech, folder: {tmp_path}/st udio, validation: 0.25, accept_cut: true}}\n"
         f"  other: {{kind: speech, folder: {tmp_path}/other}}\n"
+        f"  vctk: {{folder: {tmp_path}/mine}}\n"
         f"networks: {{finally_stage1: {{override: {{data: {{train: {{args: {{manifest: {prepared}}}}}}}}}}}}}\n"
     )
-    target = f"{tmp_path}/r/finally_stage1.ckpt"
-    command = [sys.executable, "-m", "snakemake", "-n", "-p", "--configfile", str(tmp_path / "mine.yaml"), "--", target]
+    targets = [f"{tmp_path}/r/finally_stage1.ckpt", f"{tmp_path}/s/prepared/vctk/16000/test.csv"]
+    options = ["-n", "-p", "--configfile", str(tmp_path / "mine.yaml"), "--", *targets]
+    command = [sys.executable, "-m", "snakemake", *options]
     run = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    commands = re.findall(r"python scripts/prepare.py --corpus (?:studio|other) .*(?= > )", run.stdout + run.stderr)
-    assert len(commands) == 2, "both are prepared, once"
+    commands = re.findall(
+        r"python scripts/prepare.py --corpus (?:studio|other|vctk) .*(?= > )", run.stdout + run.stderr
+    )
+    assert len(commands) == 3, "each is prepared, once"
     for command in commands:
         subprocess.run(f"{sys.executable} {command.removeprefix('python ')}", shell=True, cwd=root, check=True)
     manifest = Manifest(prepared)
     assert len(manifest) == 3 + 3 + 3
     assert manifest.name(0).startswith("studio_") and manifest.name(-1).startswith("other_")
     assert [len(paths(Path(prepared[0]).parent, split)) for split in ("validation", "test")] == [1, 0]
+    assert len(Manifest(targets[1])) == 2
 
 
 def test_the_plan_shows_them(in_root, tmp_path):
