@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import io
 import shutil
 import tarfile
@@ -213,6 +214,81 @@ def test_a_full_disk_stops_before_anything_is_written(archive, tmp_path, monkeyp
     with pytest.raises(UserError, match=r"not enough space in .*out: unpacking corpus.* needs 11.2 kB"):
         unpack(archive, tmp_path / "out")
     assert contents(tmp_path / "out") == {}
+
+
+def test_of_a_repeated_member_the_last_counts(tmp_path):
+    archive = make(tmp_path / "c.tar.gz", {"a.wav": b"old and long", "b.wav": b"b"}, [regular("a.wav", b"new")])
+    assert unpack(archive, tmp_path / "tar") == (2, 4)
+    assert unpack(archive, tmp_path / "tar") == (2, 4)
+    with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(tmp_path / "c.zip", "w") as file:
+        for name, content in (("a.wav", b"old and long"), ("b.wav", b"b"), ("a.wav", b"new")):
+            file.writestr(name, content)
+    unpack(tmp_path / "c.zip", tmp_path / "zip")
+    assert contents(tmp_path / "tar") == contents(tmp_path / "zip") == {"a.wav": b"new", "b.wav": b"b"}
+    links = [special("a.wav", tarfile.SYMTYPE, "b.wav")]
+    unpack(make(tmp_path / "l.tar.gz", {"a.wav": b"old and long", "b.wav": b"b"}, links), tmp_path / "links")
+    assert contents(tmp_path / "links") == {"a.wav": b"b", "b.wav": b"b"}
+
+
+def test_a_member_larger_than_the_archive_is_told_at_once(tmp_path):
+    info = tarfile.TarInfo("huge.wav")
+    info.size = 10**13
+    with gzip.open(tmp_path / "c.tar.gz", "wb") as file:
+        file.write(info.tobuf(tarfile.GNU_FORMAT) + bytes(2000))
+    with pytest.raises(UserError, match=r"c.tar.gz: not a complete tar.gz \(a member is larger than the archive\)"):
+        unpack(tmp_path / "c.tar.gz", tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["", ".", "./", "a/.."])
+def test_members_need_names(name, tmp_path):
+    with zipfile.ZipFile(tmp_path / "c.zip", "w") as file:
+        file.writestr("a.wav", b"a")
+        file.writestr("placeholder", b"b")
+        file.filelist[-1].filename = file.filelist[-1].orig_filename = name
+    archives = [tmp_path / "c.zip"]
+    if not name.endswith("/"):
+        archives.append(make(tmp_path / "c.tar.gz", extra=[regular(name, b"b")]))
+    for archive in archives:
+        if archive.suffix == ".zip" and name == "./":
+            unpack(archive, tmp_path / "zip")  # a folder
+            continue
+        with pytest.raises(UserError, match=r"c\..*: refused: "):
+            unpack(archive, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+def test_an_archive_without_files_is_told(tmp_path):
+    for suffix in ("zip", "tar.gz"):
+        with pytest.raises(UserError, match="it contains no files"):
+            unpack(make(tmp_path / f"c.{suffix}", {}), tmp_path / "out")
+
+
+def test_a_debian_package_without_sense_is_told(tmp_path):
+    (tmp_path / "c.deb").write_bytes(b"!<arch>\n" + b"debian-binary".ljust(48) + b"many".ljust(10) + b"`\n")
+    with pytest.raises(UserError, match="the size of its debian-binary is no number"):
+        unpack(tmp_path / "c.deb", tmp_path / "out")
+
+
+def test_a_damaged_list_is_as_good_as_none(tmp_path):
+    archive = make(tmp_path / "c.zip", {f"{n}.wav": b"x" for n in range(30)})
+    inspect_archive(archive, "zip")
+    listed = tmp_path / ".c.zip.members"
+    whole = listed.read_bytes().splitlines(keepends=True)
+    for text in (b"".join(whole[:20]), b"\xff" + whole[0], b"7\n", b"[]\n", b"", whole[0] + b"".join(whole[:0:-1])):
+        listed.write_bytes(text)
+        assert len(inspect_archive(archive, "zip")) == 30
+        assert listed.read_bytes() == b"".join(whole)
+
+
+def test_a_forged_list_leads_nowhere(tmp_path):
+    archive = make(tmp_path / "in" / "c.zip")
+    (tmp_path / "secret").write_bytes(b"kept")
+    forged = [archives.Member("../secret", 4), archives.Member("a", 0, "../../secret")]
+    for member in forged:
+        archives._write_list(tmp_path / "out" / ".unpacked" / "c.zip.members", [1, 2], [member])  # of an older archive
+        archives._write_list(archives._list_file(archive), archives._identity(archive), [member])
+        unpack(archive, tmp_path / "out")
+        assert contents(tmp_path / "out") == FILES and (tmp_path / "secret").read_bytes() == b"kept"
 
 
 def test_what_is_no_archive_is_told(tmp_path):

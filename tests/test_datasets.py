@@ -16,7 +16,7 @@ from finallyse.audio.resample import resample
 from finallyse.augmentations import Chain
 from finallyse.augmentations.noise import active_power
 from finallyse.augmentations.streams import stream
-from finallyse.corpora.manifest import COLUMNS, Manifest, write_csv
+from finallyse.corpora.manifest import COLUMNS, LONGEST_NAME, Manifest, write_csv
 from finallyse.datasets import datasets_registry
 from finallyse.datasets.bandwidth import without_highs
 from finallyse.errors import UserError
@@ -451,6 +451,16 @@ def test_a_folder_of_anything(tmp_path, speech_48k):
     with pytest.raises(UserError, match="holds no audio files"):
         (tmp_path / "none").mkdir()
         datasets_registry["finally_dataset"](str(tmp_path / "none"))
+
+
+def test_names_of_a_deep_folder_can_be_those_of_files(tmp_path, speech_16k):
+    deep = tmp_path.joinpath(*["a folder with a name of some length"] * 6)
+    deep.mkdir(parents=True)
+    for name in ("one", "two"):
+        write_wav(deep / f"{name}.wav", speech_16k[:16000], 16000)
+    dataset = datasets_registry["finally_dataset"](str(tmp_path))
+    names = {dataset[index]["name"] for index in range(2)}
+    assert len(names) == 2 and all(len(name) <= LONGEST_NAME and name.startswith("a folder") for name in names)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

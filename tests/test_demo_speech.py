@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import itertools
+import os
 import shutil
 from pathlib import Path
 
@@ -208,6 +210,40 @@ def test_a_recording_of_zero_samples_stops_with_its_name(folder):
     write(folder / "b" / "ünd leer.wav", np.zeros(0), 16_000)
     with pytest.raises(UserError, match=r"b/ünd leer.wav: has no samples"):
         collect(folder)
+
+
+def test_a_full_disk_names_the_piece(folder, monkeypatch):
+    for speaker in "abcd":
+        write(folder / speaker / "good.wav", voice(5), 16_000)
+    replace = Path.replace
+
+    def full(self, target):
+        if target.suffix == ".flac":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/1/001\.flac'"):
+        collect(folder)
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_what_is_no_file_stops_with_its_name(kind, folder):
+    for speaker in "abcd":
+        write(folder / speaker / "good.wav", voice(5), 16_000)
+    if kind == "link":
+        (folder / "a" / "odd.wav").symlink_to(folder / "absent")
+    else:
+        os.mkfifo(folder / "a" / "odd.wav")
+    with pytest.raises(UserError, match=r"odd.wav: (no such file|is not a file); remove it"):
+        collect(folder)
+
+
+@pytest.mark.parametrize("text", ["a,b\n1,2\n", "speaker,file\nx\n"])
+def test_a_damaged_table_of_speech_is_told(text, tmp_path):
+    (tmp_path / "speech.csv").write_text(text)
+    with pytest.raises(UserError, match=r"speech.csv: not a table of speech"):
+        read_speech(tmp_path / "speech.csv")
 
 
 def test_too_little_speech(folder):

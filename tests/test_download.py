@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import email.utils
 import hashlib
 import io
 import random
 import shutil
 import tarfile
+import threading
+import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -200,6 +203,133 @@ def test_local_files_are_copied(tmp_path, target, lock, monkeypatch):
         download(f"file://{tmp_path}/other.bin", target)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "shown"),
+    [
+        ("a.wav", b"\n<!DOCTYPE html><html>moved</html>", "<!DOCTYPE html>"),
+        ("a.ckpt", b"<html>busy</html>", "<html>busy"),
+        (
+            "a.pth",
+            "<!doctype html>\r\n\t<title>\u0417\u0430\u043d\u044f\u0442\u043e</title>".encode(),
+            "<!doctype html>",
+        ),
+        ("a.pth", b'<?xml version="1.0" encoding="iso-8859-1"?><Error>Acc\xe8s</Error>', "<?xml"),
+        ("a.json", b"<!DOCTYPE html><html>moved</html>", "<!DOCTYPE html>"),
+        ("a.json", b'{"cut": ', '{"cut":'),
+        ("a.onnx", b'{"error": "no such record"}', "no such record"),
+        ("words.txt", b"<!doctype HTML><p>moved</p>", "<!doctype HTML>"),
+        ("a.bin", b"", "sends an empty file"),
+    ],
+)
+def test_a_page_in_place_of_a_file_is_refused_and_not_locked(name, content, shown, server, target, lock):
+    (server.root / name).write_bytes(content)
+    with pytest.raises(UserError) as error:
+        fetch(server, target.with_name(name), lock=lock)
+    assert f"/{name}: sends" in str(error.value) and shown in str(error.value) and "\n" not in str(error.value)
+    assert list(target.parent.iterdir()) == [] and not lock.path.exists()
+
+
+@pytest.mark.parametrize("content", [b"RIFF" + bytes(40), b"<\x00\x00\x00\x00\x00\x00\x00{", b"[\xff\x80", b"{}"])
+def test_other_files_are_taken_as_they_are(content, server, target, lock):
+    name = "a.json" if content == b"{}" else "a.safetensors"
+    (server.root / name).write_bytes(content)
+    fetch(server, target.with_name(name), lock=lock)
+    assert target.with_name(name).read_bytes() == content
+
+
+def test_two_processes_never_write_one_part(server, target, lock):
+    """The second waits, and takes what the first has fetched and checked."""
+    server.faults["/file.bin"] = Faults(drops=1)
+    said, results, gate = [], [], threading.Event()
+
+    def first(line: str) -> None:
+        gate.wait(10)  # the first goes on when the second waits
+
+    def second(line: str) -> None:
+        said.append(line)
+        gate.set()
+
+    threads = []
+    for say in (first, second):
+        thread = threading.Thread(target=lambda say=say: results.append(fetch(server, target, lock=lock, say=say)))
+        thread.start()
+        threads.append(thread)
+        while not server.requests:
+            time.sleep(0.01)
+    for thread in threads:
+        thread.join(20)
+    assert results == [SHA256, SHA256] and "another process is downloading it" in said[0]
+    assert server.statuses("/file.bin") == [200, 206], "fetched once"
+    assert target.read_bytes() == CONTENT and lock.path.read_text().count("\n") == 1
+    nothing_but(target)
+
+
+def test_a_range_of_another_version_is_not_appended(server, target, lock):
+    server.faults["/file.bin"] = Faults(drops=1, drop_after=120_000)
+    with pytest.raises(UserError):
+        interrupted(server, target, lock)
+    newer = random.Random(1).randbytes(200_000)
+    (server.root / "file.bin").write_bytes(newer)
+    server.faults["/file.bin"] = Faults(mixes=True)
+    fetch(server, target, lock=lock)
+    assert target.read_bytes() == newer and server.statuses("/file.bin")[-2:] == [206, 200]
+
+
+def test_a_damaged_lock_is_told_before_the_transfer(server, target, lock):
+    lock.path.write_bytes(f"{SHA256}  a\n".encode() + b"\xff\xfe nonsense\n")
+    with pytest.raises(UserError, match=r"checksums.lock: line 2 is not"):
+        fetch(server, target, lock=lock)
+    assert server.requests == []
+    lock.path.write_bytes(f"{SHA256}  ".encode() + b"\xff.wav\n")
+    fetch(server, target, lock=lock)
+    assert b"  \xff.wav\n" in lock.path.read_bytes(), "lines of other files are kept, whatever their names"
+
+
+def test_a_stalling_server_is_given_up(server, target, monkeypatch):
+    monkeypatch.setattr("finallyse.corpora.download.SLOW_S", 0.1)
+    (server.root / "file.bin").write_bytes(CONTENT[:30])
+    server.faults["/file.bin"] = Faults(trickle_s=0.02)
+    with pytest.raises(UserError, match=r"only \d+ bytes came in 0.1 s, 2 times in a row"):
+        fetch(server, target, attempts=2)
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "seconds"),
+    [("7", 7), ("900", 120), ("", 0), ("soon", 0), ("in 30", 30), ("in 900", 120), ("in -30", 0)],
+)
+def test_a_server_may_say_when_to_come_back(retry_after, seconds, server, target, monkeypatch):
+    if retry_after.startswith("in "):
+        retry_after = email.utils.formatdate(time.time() + int(retry_after[3:]), usegmt=True)
+    server.faults["/file.bin"] = Faults(unavailable=1, retry_after=retry_after)
+    monkeypatch.setattr("finallyse.corpora.download.time.sleep", lambda _: None)
+    said = []
+    fetch(server, target, say=said.append)
+    told = float(said[0].rpartition("trying again in ")[2].removesuffix(" s"))
+    assert told == pytest.approx(max(seconds, 0.01), abs=2)
+
+
+def test_contents_that_nothing_vouches_for_stay_encrypted(target, monkeypatch):
+    import requests
+
+    hops = [requests.Response(), requests.Response()]
+    hops[0].url, hops[1].url = "https://me:secret@host/file.bin", "http://elsewhere/file.bin"
+    hops[1].status_code, hops[1].history, hops[1].raw = 200, hops[:1], io.BytesIO(CONTENT)
+    monkeypatch.setattr(requests, "get", lambda *_, **__: hops[1])
+    with pytest.raises(UserError, match=r"https://host/file.bin: leads to http://elsewhere/file.bin") as error:
+        download("https://me:secret@host/file.bin", target)
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://me:secret@127.0.0.1:9/x", "http://me:p@secret@a..b/x", "nonsense://me:secret@x"]
+)
+def test_passwords_are_not_told(url, target):
+    said = []
+    with pytest.raises(UserError) as error:
+        download(url, target, attempts=1, wait_s=0.01, say=said.append)
+    assert "secret" not in "".join([*said, str(error.value)])
+
+
 def test_no_network_names_the_url_and_the_remedy(target):
     with pytest.raises(UserError, match=r"http://127.0.0.1:9/x: the connection failed .*3 times in a row; .*base_url"):
         download("http://127.0.0.1:9/x", target, attempts=3, wait_s=0.01)
@@ -257,3 +387,13 @@ def test_a_collection_tells_all_that_is_missing(microphones, server, tmp_path, l
     with pytest.raises(UserError, match=r"lacks 2 of the 3 files of mics: a.wav, b&c.wav; .*optional: true"):
         download_collection(microphones, "mics", table, lock)
     assert not table.exists()
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe", b"a,b\n1,2\n", b"file,status\n../x,fetched\n", b"file,status\nx\n"])
+def test_a_damaged_table_is_told(text, tmp_path):
+    (tmp_path / "x").touch()
+    (tmp_path / "mics").mkdir()
+    table = tmp_path / "mics" / "collection.csv"
+    table.write_bytes(text)
+    with pytest.raises(UserError, match=r"collection.csv: (not a table of a collection|lists )"):
+        files_of_collection(table)

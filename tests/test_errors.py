@@ -68,6 +68,19 @@ def test_permission_is_refused_to_root_as_well(tmp_path, capsys, monkeypatch):
     assert said(capsys, 2, atomic.write_bytes, scores, b"x") == f"{scores}: Permission denied"
 
 
+def test_the_first_error_is_told_where_even_removing_the_draft_fails(tmp_path, capsys, monkeypatch):
+    def full(self, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def read_only(self, missing_ok=False):
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(Path, "unlink", read_only)
+    scores = tmp_path / "scores.csv"
+    assert said(capsys, 2, atomic.write_bytes, scores, b"x") == f"{scores}: No space left on device"
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_names_the_file(tmp_path, capsys):
     """The system does not name the file of a failed write."""

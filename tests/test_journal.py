@@ -41,6 +41,13 @@ def test_names_that_are_not_utf8(tmp_path):
     assert json.loads((tmp_path / "j").read_text().splitlines()[1]) == entry
 
 
+def test_damaged_lines_are_left_out(tmp_path):
+    Journal(tmp_path / "j", SETTINGS).write([{"source": "a"}, {"source": "b"}])
+    with (tmp_path / "j").open("ab") as file:
+        file.write(b'\xff\xfe\n[1]\n{"source": "c"}\n')
+    assert [entry["source"] for entry in Journal(tmp_path / "j", SETTINGS).read()] == ["a", "b", "c"]
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_names_the_journal(tmp_path):
     (tmp_path / "j").symlink_to("/dev/full")

@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 
 from finallyse.audio.io import decode, mono, read
 from finallyse.audio.resample import resample
-from finallyse.corpora.layouts import CORPORA, Recording, assign_splits, find_recordings
-from finallyse.corpora.manifest import Manifest
+from finallyse.corpora.layouts import CORPORA, Recording, assign_splits, find_recordings, own_corpus
+from finallyse.corpora.locations import folder_fingerprint
+from finallyse.corpora.manifest import LONGEST_NAME, Manifest
 from finallyse.corpora.prepare import prepare
 from finallyse.errors import UserError
 
@@ -266,6 +267,142 @@ def test_a_missing_set_is_split_from_the_others(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Splits of a user's own folder
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def said(folder: Path, kind: str = "speech") -> dict[str, tuple[str | None, str]]:
+    """Recording -> the split that its folders say, and its speaker (or group)."""
+    return {r.source: (r.split, r.group) for r in find_recordings("mine", folder, own_corpus(kind))[0]}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("train/anna/1.wav", "Test/bert/1.wav", "DEV/1.wav"), {"Test": "test", "DEV": "validation"}),
+        (("x/TRAIN/a/1.wav", "x/EVAL/b/1.wav", "x/Valid/c/1.wav"), {"EVAL": "test", "Valid": "validation"}),
+        (("anna/1.wav", "bert/1.wav", "test/1.wav", "1.wav"), {"test": "test"}),
+        (("train-clean-100/7/1.flac", "dev-clean/8/1.flac", "test-other/9/1.flac"),
+         {"dev-clean": "validation", "test-other": "test"}),
+        (("training set/1.wav", "test_set/1.wav", "validationset/1.wav"),
+         {"test_set": "test", "validationset": "validation"}),
+        (("close/train/a/1.wav", "close/test/b/1.wav", "far/train/a/2.wav", "far/test/b/2.wav"), {"test": "test"}),
+        (("anna/train/1.wav", "anna/test/2.wav", "bert/val/1.wav"), {"test": "test", "val": "validation"}),
+    ],
+)  # fmt: skip
+def test_folders_named_as_splits_are_these_splits(names, expected, tmp_path):
+    splits = said(touch(tmp_path, *names))
+    for name in names:
+        assert splits[name][0] == next((s for f, s in expected.items() if f in name.split("/")), None), name
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("bus/1.wav", "train/1.wav", "train/2.wav", "tram/1.wav"),  # trains are a kind of noise
+        ("anna/1.wav", "dev-patel/1.wav", "test-pilot/1.wav"),
+        ("anna/1.wav", "bert/test/1.wav", "bert/talk/1.wav"),
+        ("test/1.wav", "test/2.wav"),  # all there is
+    ],
+)
+def test_other_folders_say_nothing_about_splits(names, tmp_path):
+    assert {split for split, _ in said(touch(tmp_path, *names)).values()} == {None}
+
+
+def test_speakers_are_the_folders_below_those_of_the_splits(tmp_path):
+    names = ("train/wav/anna/1.wav", "train/wav/bert/a/1.wav", "test/wav/anna/2.wav", "train/wav/1.wav")
+    splits = said(touch(tmp_path, *names))
+    assert [splits[name][1] for name in names] == ["anna", "bert", "anna", "train/wav/1"]
+    _, remarks = assign_splits(
+        find_recordings("mine", tmp_path, own_corpus("speech"))[0], "mine", 0, own_corpus("speech")
+    )
+    assert any("1 speakers are in several splits, as the folders say, such as anna" in remark for remark in remarks)
+
+
+def test_a_published_name_follows_the_folders_too(tmp_path, speech):
+    for split, clips in {"train": speech[:12], "test": speech[12:15]}.items():
+        for clip in clips:
+            (tmp_path / "in" / split).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "in" / split / clip.name).symlink_to(clip)
+    counts = prepare("vctk", tmp_path / "in", tmp_path / "out", 16000)
+    assert counts == {"train": 11, "validation": 1, "test": 3}
+    for split, folder in {"train": "train", "validation": "train", "test": "test"}.items():
+        assert all(row["path"].startswith(f"wav/{folder}/") for row in rows(tmp_path / "out" / f"{split}.csv"))
+
+
+@pytest.mark.parametrize(
+    ("places", "noisy"),
+    [
+        (("clean/train/1", "clean/train/2", "clean/test/3"), "noisy/{}"),
+        (("train/clean/1", "train/clean/2", "test/clean/3"), "{}"),
+    ],
+)
+def test_pairs_have_their_splits_inside_or_outside(places, noisy, tmp_path):
+    touch(tmp_path, *(f"{place}.wav" for place in places))
+    touch(tmp_path, *(f"{place.replace('clean', 'noisy')}.flac" for place in places))
+    found = find_recordings("mine", tmp_path, own_corpus("pairs"))[0]
+    assert {(r.output, r.noisy_output, r.split) for r in found} == {
+        ("clean/train/1.wav", "noisy/train/1.wav", None),
+        ("clean/train/2.wav", "noisy/train/2.wav", None),
+        ("clean/test/3.wav", "noisy/test/3.wav", "test"),
+    }
+    assert all(r.noisy_source for r in found)
+
+
+def test_side_files_change_nothing(tmp_path):
+    names = [f"{place}/{n}.wav" for place in ("a/anna", "a/bert", "a/carl") for n in range(3)]
+    before = find_recordings("vctk", touch(tmp_path, *names))
+    touch(tmp_path, "README", "README.md", "COPYING", "LICENSE", "a/LICENSE.txt", "index.csv", "test/labels.csv")
+    touch(
+        tmp_path,
+        "a/anna/0.PHN",
+        "a/anna/0.TextGrid",
+        "a/anna/0.lab",
+        "a/anna/0.json",
+        "a/cover.jpg",
+        "lost+found/x.wav",
+    )
+    (tmp_path / "a" / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(20))
+    (tmp_path / "TEXT").write_bytes("speaker;age".encode("utf-16"))
+    assert find_recordings("vctk", tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("sizes", "share", "expected"),
+    [
+        ({"anna": 40, "bert": 40, "carl": 40, "dora": 6, "emil": 5}, 0.1, (5, 14)),
+        ({"anna": 300, "bert": 10, "carl": 10, "dora": 10}, 0.1, (30, 40)),
+        ({f"s{n}": 1 + 7 * n for n in range(40)}, 0.05, (220, 330)),
+        ({"anna": 50, "bert": 50}, 0.1, (10, 10)),  # two speakers: by file, or half of it would be lost
+        ({"anna": 50, "bert": 50, "carl": 50}, 0.05, (8, 8)),
+    ],
+)
+@pytest.mark.parametrize("seed", range(4))
+def test_about_the_share_that_is_asked_for(sizes, share, expected, seed):
+    recordings = [
+        Recording(f"{s}/{n}.wav", f"{s}/{n}.wav", s, s, own=True) for s, count in sizes.items() for n in range(count)
+    ]
+    split, _ = assign_splits(recordings, "mine", seed, own_corpus("speech", share))
+    held_out = sum(r.split == "validation" for r in split)
+    assert expected[0] <= held_out <= expected[1]
+    assert {
+        r.source: r.split for r in assign_splits(recordings[::-1], "mine", seed, own_corpus("speech", share))[0]
+    } == {r.source: r.split for r in split}
+
+
+def test_a_share_that_whole_speakers_cannot_give_is_told():
+    recordings = [Recording(f"{s}{n}.wav", "", s, s, own=True) for s in "abcd" for n in range(20)]
+    _, remarks = assign_splits(recordings, "mine", 0, own_corpus("speech", 0.05))
+    assert remarks == ["validation has 25% of the recordings, not 5%: whole speakers are held out"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # What is written, and what is left out
 
 
@@ -327,6 +464,83 @@ def test_dropped_by_rule_each_with_a_line(tmp_path):
         manifest = Manifest(tmp_path / "out" / f"{split}.csv")
         for index in range(len(manifest)):
             assert len(read(manifest.path(index))[0]) == manifest.samples[index]
+
+
+def test_what_is_no_file_is_dropped_and_nothing_waits(tmp_path):
+    source = tmp_path / "in"
+    for name in "abcdefgh":
+        write(source / f"{name}.wav")
+    (source / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
+    (source / "endless.wav").symlink_to("/dev/zero")
+    os.mkfifo(source / "pipe.wav")
+    os.mkfifo(source / "pipe without a name")
+    counts = prepare("vctk", source, tmp_path / "out", 16000)
+    assert sum(counts.values()) == 8
+    reasons = {row["path"]: row["reason"] for row in rows(tmp_path / "out" / "dropped.csv")}
+    assert reasons == {
+        "endless.wav": "is not a file",
+        "gone.wav": "is a link to nothing",
+        "pipe.wav": "is not a file",
+    }
+    write(tmp_path / "nowhere.wav")  # the link leads somewhere now
+    assert sum(prepare("vctk", source, tmp_path / "out", 16000).values()) == 9
+
+
+def test_a_header_without_sense_is_one_line(tmp_path, monkeypatch):
+    source = tmp_path / "in"
+    for name in "abcde":
+        write(source / f"{name}.wav")
+    write(source / "slow.wav", rate=1)
+    write(source / "fast.wav", rate=2_000_000_000)
+
+    def large(path: Path, accept_cut: bool):
+        if path.stem == "a":
+            raise MemoryError
+        return decode(path, accept_cut)
+
+    monkeypatch.setattr("finallyse.corpora.prepare.decode", large)
+    prepare("vctk", source, tmp_path / "out", 16000)
+    reasons = {row["path"]: row["reason"] for row in rows(tmp_path / "out" / "dropped.csv")}
+    assert reasons == {
+        "a.wav": "needs more memory than there is; cut it into pieces",
+        "fast.wav": "its header gives 2000000000 Hz, which no recording has",
+        "slow.wav": "its header gives 1 Hz, which no recording has",
+    }
+
+
+def test_long_names_are_shortened_and_stay_different(tmp_path):
+    deep = "/".join(["a folder with a name of some length"] * 6)
+    for name in ("x" * 251, "ä" * 125, f"{deep}/one", f"{deep}/two", "short"):
+        write(tmp_path / "in" / f"{name}.wav")
+    prepare("mine", tmp_path / "in", tmp_path / "out", 16000, own=own_corpus("speech", 0.4))
+    files = [tmp_path / "out" / f"{split}.csv" for split in ("train", "validation")]
+    both = [Manifest(file) for file in files]
+    names = {manifest.name(index) for manifest in both for index in range(len(manifest))}
+    assert len(names) == 5 and "short" in names
+    assert all(len(name.encode()) <= LONGEST_NAME for name in names)
+    together = Manifest(files)
+    for index in range(len(together)):
+        assert together.path(index).is_file()
+        write(tmp_path / "validation" / f"{together.name(index)}.wav.part.wav")
+    again = prepare("mine", tmp_path / "in", tmp_path / "out", 16000, own=own_corpus("speech", 0.4))
+    assert sum(again.values()) == 5
+    assert names == {m.name(index) for m in map(Manifest, files) for index in range(len(m))}
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    write(tmp_path / "anna" / "a.wav")
+    write(tmp_path / "bert" / "b.wav")
+    scandir = os.scandir
+
+    def locked(path):
+        if str(path).endswith("bert"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    for search in (lambda: prepare("vctk", tmp_path, f"{tmp_path}-out", 16000), lambda: folder_fingerprint(tmp_path)):
+        with pytest.raises(UserError, match=r"bert: cannot be listed \(Permission denied\); allow it, or move"):
+            search()
 
 
 def test_nothing_or_too_little_to_use(tmp_path):
@@ -493,6 +707,7 @@ def test_the_command_line_says_errors_in_one_line(tmp_path, root):
         ("path,rate\na.wav,16000\n", "no column 'samples'"),
         ("path,samples,rate\na.wav,many,16000\n", "line 2 is not a manifest's row"),
         ("path,samples,rate\na.wav,5\n", "line 2 has 2 columns"),
+        ("path,samples,rate\na.wav,99999999999999999999,16000\n", "line 2 is not a manifest's row"),
         ("path,samples,rate\na.wav,0,16000\n", "without samples"),
         ("path,samples,rate\na.wav,5,16000\nb.wav,5,48000\n", "different sample rates"),
     ],

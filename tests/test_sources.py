@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,9 @@ def test_unreadable_registries(tmp_path):
     (tmp_path / "bad.yaml").write_text("corpora: [")
     with pytest.raises(UserError, match=r"bad.yaml: not readable as YAML"):
         read_sources(tmp_path / "bad.yaml")
+    (tmp_path / "bad.yaml").write_bytes(b"corpora: \xff")
+    with pytest.raises(UserError, match=r"bad.yaml: not readable as YAML: .*invalid start byte"):
+        read_sources(tmp_path / "bad.yaml")
     (tmp_path / "bad.yaml").write_text("corpora: {}")
     with pytest.raises(UserError, match=r"must contain exactly the two tables"):
         read_sources(tmp_path / "bad.yaml")
@@ -116,6 +120,8 @@ def test_locations_of_mirrors_and_own_folders(sources, tmp_path):
     [
         ({"vctc": {}}, r"corpora.vctc: unknown corpus; did you mean 'vctk'"),
         ({"vctk": {"base_url": "/data"}}, r"corpora.vctk.base_url: must begin with"),
+        ({"vctk": {"base_url": "http://[::1/x"}}, r"corpora.vctk.base_url: not a URL: http://\[::1/x"),
+        ({"vctk": {"base_url": "http://me:secret@host:port/"}}, r"base_url: not a URL: http://host:port/ "),
         ({"vctk": {"folder": "/no/such"}}, r"corpora.vctk.folder: no such folder: /no/such"),
         ({"wavlm-large": {"folder": "."}}, r"corpora.wavlm-large.folder: wavlm-large is a weight file"),
         ({"vctk": {"folder": ".", "base_url": "https://x"}}, r"give either folder or base_url"),
@@ -138,6 +144,8 @@ def test_fingerprints_see_contents_and_survive_loops(tmp_path):
     (tmp_path / "deep" / "a.wav").write_bytes(b"1")
     (tmp_path / "deep" / "loop").symlink_to(tmp_path)
     (tmp_path / "dangling").symlink_to(tmp_path / "absent")
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.wav")
     before = folder_fingerprint(tmp_path)
     Path(tmp_path / "deep" / "a.wav").write_bytes(b"2")
     assert folder_fingerprint(tmp_path) != before

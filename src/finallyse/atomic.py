@@ -28,11 +28,12 @@ def replacing(path: str | Path, durable: bool = False) -> Iterator[Path]:
         if durable:
             sync(path.parent)
     except BaseException:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a disk that has become read-only; the first error says what is wrong
+            part.unlink(missing_ok=True)
         raise
 
 
-def write_bytes(path: str | Path, *parts: bytes) -> None:
+def write_bytes(path: str | Path, *parts: bytes | memoryview) -> None:
     """Write `parts` to a file."""
     with replacing(path) as part, part.open("wb") as file:
         for chunk in parts:

@@ -292,6 +292,7 @@ def load_pipeline(files: Sequence[str | Path], overrides: dict, schema: dict) ->
     config["networks"] = {
         name: merge(defaults(Network), network) for name, network in config["networks"].items() if network is not None
     }
+    config["corpora"] = {name: setting for name, setting in config["corpora"].items() if setting is not None}
     config["compare"] = {
         name: merge(defaults(Compared), system) for name, system in config["compare"].items() if system is not None
     }

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
+CorpusKind = Literal["speech", "pairs", "noise", "response"]
 
 
 def option(default: Any, help: str, *, defines: bool = True, **constraints: Any) -> Any:
@@ -254,13 +255,37 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Source of a corpus or a weight file, if different from resources/datasets.yaml."""
+    """Source of a corpus or a weight file, if different from resources/datasets.yaml; or a corpus of one's own."""
 
+    kind: CorpusKind | None = option(
+        None,
+        "what a corpus of your own has, which needs a new name; `pairs`: clean and noisy speech, `response`: impulse "
+        "responses; null: a corpus or weight of resources/datasets.yaml",
+    )
     base_url: str | None = option(None, "replaces the published base URL (`https://`, `file://`)")
     verify: Literal["published", "lock"] = option(
         "published", "`lock`: the contents differ from the published ones; record their own checksums"
     )
-    folder: str | None = option(None, "a local folder of audio files to use instead of a download")
+    folder: str | None = option(
+        None,
+        "a local folder of audio files: of your own corpus, or to use instead of a download; of pairs in its folders "
+        "`clean` and `noisy`",
+    )
+    clean: str | None = option(None, "your own pairs: the folder of the clean recordings, instead of `folder`")
+    noisy: str | None = option(None, "your own pairs: the folder of the noisy recordings, with the same names")
+    validation: float | str | None = option(
+        None,
+        "your own corpus: the share of its recordings to validate with, or another folder of them (of pairs with "
+        "`clean` and `noisy` in it); null: its folder `validation`, otherwise 0.1",
+        exclusiveMinimum=0,
+        exclusiveMaximum=1,
+    )
+    test: float | str | None = option(
+        None,
+        "your own corpus: the same for tests; null: its folder `test`, otherwise none",
+        exclusiveMinimum=0,
+        exclusiveMaximum=1,
+    )
     min_bak: float = option(
         1.0,
         "leave out recordings whose DNSMOS BAK (background, from 1 to 5) is below this, listed in `dropped.csv`; 1: "
@@ -309,7 +334,9 @@ class Pipeline:
     seed: int = option(1234, "seed of splits and experiments", minimum=0)
     networks: dict = option({}, "network name -> experiment; null removes one of an overlaid file")
     common: dict = option({}, "options to override in every experiment, as in the experiment files")
-    corpora: dict = option({}, "corpus or weight -> its source")
+    corpora: dict = option(
+        {}, "corpus or weight -> its source; a new name: a corpus of your own; null removes one of an overlaid file"
+    )
     rooms: Rooms = option(Rooms, "the simulated rooms")
     prepare_jobs: int = option(8, "processes that prepare one corpus", minimum=1)
     evaluate_jobs: int = option(4, "processes that measure one network's files", minimum=1)

@@ -36,6 +36,7 @@ SCALARS = {
     dict: "object",
 }
 NULLABLE = {"type": "null"}
+LIMITS = {"exclusiveMinimum": "more than", "exclusiveMaximum": "less than"}
 EXTENDS = {
     "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
     "description": "config files that this one starts from, relative to its folder; at the top of a file only",
@@ -106,7 +107,7 @@ def build_schema() -> dict:
     network["properties"]["improves"]["items"] = {"enum": columns}
     network["properties"]["reaches"].update(_object(**{column: {"type": ["number", "null"]} for column in columns}))
     of["networks"]["additionalProperties"] = {"anyOf": [NULLABLE, network]}
-    of["corpora"]["additionalProperties"] = _dataclass_schema(options.Corpus)
+    of["corpora"]["additionalProperties"] = {"anyOf": [NULLABLE, _dataclass_schema(options.Corpus)]}
     of["compare"]["additionalProperties"] = {"anyOf": [NULLABLE, _dataclass_schema(options.Compared)]}
     of["common"] = {"$ref": "#/$defs/experiment"}
     of["metrics"]["items"] = {"enum": sorted(metrics_registry)}
@@ -280,6 +281,8 @@ def _message(error: ValidationError, source: str) -> str:
         wanted = error.validator_value
         wanted = wanted if isinstance(wanted, str) else " or ".join(wanted)
         return f"{source}: {key}: must be {wanted}, got {error.instance!r}"
+    if error.validator in LIMITS:
+        return f"{source}: {key}: must be {LIMITS[error.validator]} {error.validator_value}, got {error.instance!r}"
     return f"{source}: {key}: {error.message}"
 
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import re
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,10 +16,15 @@ from urllib.parse import unquote
 
 @dataclass
 class Faults:
-    """Faults of one path, in this order: 503, `unavailable` times; answers with only half of the file,
-    `truncated` times; connections dropped after `drop_after` bytes, `drops` times."""
+    """Faults of one path, in this order: 503, `unavailable` times, with Retry-After if it is given; answers with only
+    half of the file, `truncated` times; connections dropped after `drop_after` bytes, `drops` times.
+
+    mixes: a range has the ETag of the file as it is, whatever If-Range says.    trickle_s: seconds between bytes."""
 
     unavailable: int = 0
+    retry_after: str | None = None
+    mixes: bool = False
+    trickle_s: float = 0.0
     truncated: int = 0
     drops: int = 0
     drop_after: int = 30_000
@@ -67,7 +73,7 @@ def serve(root: Path) -> Iterator[FragileServer]:
                     return self.answer(path, wanted, 404)
                 if faults.unavailable:
                     faults.unavailable -= 1
-                    return self.answer(path, wanted, 503)
+                    return self.answer(path, wanted, 503, faults.retry_after)
                 content = file.read_bytes()
                 etag = f'"{hashlib.md5(content).hexdigest()}"'
                 total = len(content)
@@ -76,7 +82,7 @@ def serve(root: Path) -> Iterator[FragileServer]:
                     content, etag, wanted, total = content[: len(content) // 2], '"half"', None, len(content) // 2
                 start = 0
                 match = re.fullmatch(r"bytes=(\d+)-", wanted or "")
-                if match and server.ranges and self.headers.get("If-Range", etag) == etag:
+                if match and server.ranges and (faults.mixes or self.headers.get("If-Range", etag) == etag):
                     start = int(match[1])
                     if start >= total:
                         return self.answer(path, wanted, 416)
@@ -93,15 +99,19 @@ def serve(root: Path) -> Iterator[FragileServer]:
             if start:
                 self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
             self.end_headers()
-            self.wfile.write(body)
+            for piece in [body[at : at + 1] for at in range(len(body))] if faults.trickle_s else [body]:
+                self.wfile.write(piece)
+                time.sleep(faults.trickle_s)
             if dropped:
                 self.wfile.flush()
                 self.connection.close()
                 self.close_connection = True
 
-        def answer(self, path, wanted, status):
+        def answer(self, path, wanted, status, retry_after=None):
             server.requests.append((path, wanted, status))
             self.send_response(status)
+            if retry_after:
+                self.send_header("Retry-After", retry_after)
             self.send_header("Content-Length", "0")
             self.end_headers()
 

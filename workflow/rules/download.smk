@@ -10,6 +10,7 @@ with one_line_errors(status=1):
     LOCATIONS = Locations(
         read_sources("resources/datasets.yaml"), config["corpora"], RESOURCES
     )
+    LOCATIONS.refuse_outputs_inside(RESULTS, DEMO_SPEECH if LOCATIONS.packs() else None)
     if LOCATIONS.packs():
         DEMO_SPEECH_CONTENT = folder_fingerprint(DEMO_SPEECH)
 

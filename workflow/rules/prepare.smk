@@ -7,6 +7,20 @@ wildcard_constraints:
     rate=r"\d+",
 
 
+with one_line_errors(status=1):
+    for network in NETWORKS:
+        LOCATIONS.refuse_unknown(
+            network, paths_below(EXPERIMENTS[network], f"{RESOURCES}/prepared/")
+        )
+
+# Corpora with recordings that no training may use; a folder in place of a published corpus may have a folder `test`.
+WITH_TEST = [
+    name
+    for name, corpus in CORPORA.items()
+    if "test" in corpus.splits or LOCATIONS.own_folder(name)
+]
+
+
 # The WAVs are not declared as output, so that finished ones are kept after an interruption.
 rule prepare_corpus:
     input:
@@ -20,9 +34,7 @@ rule prepare_corpus:
     benchmark:
         f"{RESULTS}/benchmarks/prepare_corpus/{{corpus}}_{{rate}}.tsv"
     wildcard_constraints:
-        corpus="|".join(
-            name for name, corpus in CORPORA.items() if "test" not in corpus.splits
-        ),
+        corpus="|".join(name for name in CORPORA if name not in WITH_TEST),
     conda:
         "../../envs/finallyse.yaml"
     threads: config["prepare_jobs"]
@@ -46,7 +58,6 @@ rule prepare_corpus:
         "--min-bak {params.min_bak} {params.cut} > {log:q} 2>&1"
 
 
-# Some corpora also have recordings that no training may use.
 use rule prepare_corpus as prepare_corpus_with_test with:
     output:
         train=f"{RESOURCES}/prepared/{{corpus}}/{{rate}}/train.csv",
@@ -58,8 +69,26 @@ use rule prepare_corpus as prepare_corpus_with_test with:
     benchmark:
         f"{RESULTS}/benchmarks/prepare_corpus_with_test/{{corpus}}_{{rate}}.tsv"
     wildcard_constraints:
-        corpus="|".join(
-            name for name, corpus in CORPORA.items() if "test" in corpus.splits
+        corpus="|".join(WITH_TEST),
+
+
+# Recordings of one's own, under a name of one's own. All that says how to read them is in one string.
+use rule prepare_corpus_with_test as prepare_own_corpus with:
+    log:
+        f"{RESULTS}/logs/prepare_own_corpus/{{corpus}}_{{rate}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/prepare_own_corpus/{{corpus}}_{{rate}}.tsv"
+    wildcard_constraints:
+        corpus="|".join(LOCATIONS.own) or "(?!)",
+    params:
+        source=lambda wildcards: LOCATIONS.folder(wildcards.corpus),
+        content=lambda wildcards: LOCATIONS.fingerprint(wildcards.corpus),
+        folder=lambda wildcards: f"{RESOURCES}/prepared/{wildcards.corpus}/{wildcards.rate}",
+        seed=config["seed"],
+        min_bak=lambda wildcards: LOCATIONS.min_bak(wildcards.corpus),
+        cut=lambda wildcards: (
+            ("--accept-cut " if LOCATIONS.accept_cut(wildcards.corpus) else "")
+            + LOCATIONS.own_options(wildcards.corpus)
         ),
 
 

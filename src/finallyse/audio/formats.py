@@ -24,6 +24,8 @@ MAGIC = (
     (0, b"\x1aE\xdf\xa3"), (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"), (0, b"NIST_1A"), (0, b"FLV\x01"), (0, b"\x0bw"),
     (0, b"\x00\x00\x01\xba"), (0, b"G\x40"), (4, b"ftyp"), (4, b"moov"), (4, b"mdat"), (4, b"wide"),
 )
+# Photographs in the container of MP4.
+IMAGES = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"avif", b"crx ")
 # fmt: on
 
 
@@ -40,4 +42,6 @@ def is_recording(path: Path) -> bool:
         return False
     if begin[:4] in (b"RIFF", b"FORM"):  # containers of other things too, such as WebP images
         return begin[8:12] in (b"WAVE", b"AVI ", b"AIFF", b"AIFC", b"8SVX")
+    if begin[4:8] == b"ftyp" and begin[8:12] in IMAGES:
+        return False
     return any(begin[at : at + len(magic)] == magic for at, magic in MAGIC)

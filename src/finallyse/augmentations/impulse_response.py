@@ -18,8 +18,8 @@ class ImpulseResponse(Augmentation):
     """Convolves with an impulse response from a manifest: a room's or a microphone's.
 
     Args:
-        manifest: CSV of prepared impulse responses at the rate of the signal; its column `offset` is the sample of the
-            direct path, which is aligned with the original signal.
+        manifest: CSV of prepared impulse responses at the rate of the signal, or a list of them; the column `offset` is
+            the sample of the direct path, which is aligned with the original signal.
 
     The remaining delay of a microphone's filter is measured on the signal and undone (`realign`). The power of the
     signal is kept. Only the first channel is used. A response of zeros is an error: preparation excludes such files.
@@ -27,7 +27,7 @@ class ImpulseResponse(Augmentation):
 
     name = "impulse_response"
 
-    def __init__(self, manifest: str):
+    def __init__(self, manifest: str | list[str]):
         self.manifest = Manifest(manifest)
 
     def draw(self, rng: np.random.Generator) -> dict:

@@ -2,8 +2,9 @@
 
 An archive is read twice. The first pass checks that it is complete and that its members stay inside the target folder,
 and computes the space they need; the list is kept beside the archive (`.<name>.members`). The second pass writes the
-members, each under a temporary name first. `<folder>/.unpacked/<name>.members` records which members are in the folder:
-unpacking the same archive again resumes where it stopped, a newer one replaces the files of the older one.
+members, each under a temporary name first; of a repeated name the last one counts. `<folder>/.unpacked/<name>.members`
+records which members are in the folder: unpacking the same archive again resumes where it stopped, a newer one replaces
+the files of the older one. A list that is incomplete, or leads outside, is as good as none.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import bz2
 import contextlib
 import dataclasses
 import gzip
+import hashlib
 import json
 import lzma
 import os
@@ -23,6 +25,7 @@ import sys
 import tarfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -109,28 +112,41 @@ def _list_file(archive: Path) -> Path:
 
 
 def _read_list(path: Path, identity: list[int] | None) -> list[Member] | None:
-    """The stored list; None if there is none, or if it is of another archive."""
+    """The stored list; None if there is none, if it is damaged, or if it is of another archive."""
     if not path.exists():
         return None
     try:
-        with path.open(encoding="utf-8", errors="surrogateescape") as file:
-            if json.loads(file.readline()) != identity and identity is not None:
+        head, _, text = path.read_text(encoding="utf-8", errors="surrogateescape").partition("\n")
+        *found, digest = json.loads(head)
+        if digest != _digest(text) or (identity is not None and found != identity):
+            return None
+        members = [Member(*json.loads(line)) for line in text.splitlines()]
+        for name in [name for member in members for name in (member.name, member.link) if name is not None]:
+            if _inside(name, str(path)) != name:
                 return None
-            return [Member(*json.loads(line)) for line in file]
-    except (ValueError, TypeError):
+        return members
+    except (ValueError, TypeError, AttributeError, UserError):
         return None
 
 
 def _write_list(path: Path, identity: list[int], members: list[Member]) -> None:
+    """Write a list: what it is of and a digest of the rest, then a line for each member."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(identity), *(json.dumps(dataclasses.astuple(member)) for member in members)]
-    atomic.write_bytes(path, ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape"))
+    text = "".join(f"{json.dumps(dataclasses.astuple(member))}\n" for member in members)
+    head = json.dumps([*identity, _digest(text)])
+    atomic.write_bytes(path, f"{head}\n{text}".encode("utf-8", "surrogateescape"))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _list_zip(archive: Path, label: str, thorough: bool) -> list[Member]:
     members = []
     with zipfile.ZipFile(archive) as file:
         for info in file.infolist():
+            if not info.filename:
+                raise UserError(f"{label}: refused: one of its members has no name")
             if info.is_dir():
                 continue
             mode = stat.S_IFMT(info.external_attr >> 16)
@@ -138,7 +154,9 @@ def _list_zip(archive: Path, label: str, thorough: bool) -> list[Member]:
                 raise UserError(f"{label}: refused: member {info.filename!r} is a link or a device")
             if info.flag_bits & 1:
                 raise UserError(f"{label}: refused: member {info.filename!r} is encrypted")
-            members.append(Member(_inside(info.filename, label), info.file_size))
+            members.append(Member(_file_inside(info.filename, label), info.file_size))
+        if not members:
+            raise zipfile.BadZipFile("it contains no files")
         if thorough and (bad := file.testzip()):
             raise zipfile.BadZipFile(f"member {bad} is damaged")
     return members
@@ -155,13 +173,13 @@ def _list_tar(archive: Path, kind: Kind, label: str, progress: Progress) -> list
                 if info.isdir():
                     _inside(info.name, label)
                 elif info.isreg():
-                    members.append(Member(_inside(info.name, label), info.size))
+                    members.append(Member(_file_inside(info.name, label), info.size))
                 elif info.issym() or info.islnk():
                     start = posixpath.dirname(info.name) if info.issym() else ""
                     if info.linkname.startswith("/"):
                         raise UserError(f"{label}: refused: member {info.name!r} is a link to {info.linkname!r}")
                     target = _inside(posixpath.normpath(posixpath.join(start, info.linkname)), label)
-                    members.append(Member(_inside(info.name, label), 0, target))
+                    members.append(Member(_file_inside(info.name, label), 0, target))
                 else:
                     raise UserError(f"{label}: refused: member {info.name!r} is a device")
         while stream.read(BLOCK):  # to the end, where the compressed stream has its integrity check
@@ -176,7 +194,21 @@ def _decompressed(raw: BinaryIO, kind: Kind) -> Iterator[BinaryIO]:
     # tarfile's own "r|gz" does not verify the checksum at the end.
     open_stream = {"tar.gz": gzip.open, "tar.bz2": bz2.open, "deb": _deb_contents}[kind]
     with open_stream(raw) as stream:
-        yield stream
+        yield _Ending(stream)
+
+
+class _Ending:
+    """A stream that fails soon after its end, where tarfile would look for hours for a member of the size it states."""
+
+    def __init__(self, stream: BinaryIO):
+        self._stream, self._empty = stream, 0
+
+    def read(self, size: int = -1) -> bytes:
+        content = self._stream.read(size)
+        self._empty = 0 if content else self._empty + 1
+        if self._empty > 3:  # tarfile reads on once or twice where an archive ends
+            raise EOFError("a member is larger than the archive")
+        return content
 
 
 def _deb_contents(raw: BinaryIO) -> BinaryIO:
@@ -190,6 +222,8 @@ def _deb_contents(raw: BinaryIO) -> BinaryIO:
             return opener(raw)
         if member.startswith("data.tar"):
             raise tarfile.ReadError(f"its {member} is compressed in a way that is not supported")
+        if not header[48:58].strip().isdigit():
+            raise tarfile.ReadError(f"the size of its {member} is no number")
         size = int(header[48:58])
         raw.seek(size + size % 2, os.SEEK_CUR)  # members are padded to even lengths
     raise EOFError("it holds no data.tar")
@@ -205,6 +239,14 @@ def _inside(name: str, label: str) -> str:
     if parts and parts[0] == MARKERS:
         raise UserError(f"{label}: refused: member {name!r} has a name that is reserved for the state of unpacking")
     return "/".join(parts)
+
+
+def _file_inside(name: str, label: str) -> str:
+    """The normalised name of a file."""
+    inside = _inside(name, label)
+    if not inside:
+        raise UserError(f"{label}: refused: member {name!r} has no name of a file")
+    return inside
 
 
 @contextlib.contextmanager
@@ -250,7 +292,9 @@ def unpack(
         raise UserError(f"{archive}: not an archive that can be unpacked; known: {', '.join(SUFFIXES)}")
     if not archive.is_file():
         raise UserError(f"{archive}: no such archive")
-    members = inspect_archive(archive, kind)
+    listed = inspect_archive(archive, kind)
+    times = Counter(member.name for member in listed if member.link is None)  # tar appends newer versions
+    members = list({member.name: member for member in listed}.values())
     state = folder / MARKERS / f"{archive.name}.members"
     same = _read_list(state, _identity(archive)) is not None
     if not same:
@@ -262,11 +306,12 @@ def unpack(
     if done:
         say(f"{archive.name}: {len(done)} of {len(members)} files are already unpacked")
     progress = Progress(f"unpacking {archive.name}", missing / 1e6, "MB")
-    sizes = {member.name: member.size for member in members}
+    sizes = {member.name: member.size for member in members if member.link is None}
     try:
         with _as_user_error(str(archive), archive):
             for name, content in _contents(archive, kind):
-                if name in sizes and name not in done:
+                times[name] -= 1
+                if name in sizes and name not in done and not times[name]:
                     _write_member(folder, name, sizes[name], content, progress)
     finally:
         progress.close()

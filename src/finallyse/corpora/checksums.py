@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from filelock import FileLock
 from finallyse import atomic
 from finallyse.errors import UserError
 from finallyse.hashes import sha256
+
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class ChecksumLock:
@@ -58,13 +61,13 @@ class ChecksumLock:
         if not self.path.exists():
             return {}
         sums = {}
-        for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(self.path.read_bytes().decode("utf-8", "surrogateescape").splitlines(), 1):
             checksum, separator, key = line.partition("  ")
-            if not separator or len(checksum) != 64:
+            if not separator or not SHA256.fullmatch(checksum):
                 raise UserError(f"{self.path}: line {number} is not `<sha256>  <path>`; correct or delete the line")
             sums[key] = checksum
         return sums
 
     def _write(self, sums: dict[str, str]) -> None:
         lines = "".join(f"{checksum}  {key}\n" for key, checksum in sorted(sums.items()))
-        atomic.write_bytes(self.path, lines.encode("utf-8"))
+        atomic.write_bytes(self.path, lines.encode("utf-8", "surrogateescape"))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from finallyse.corpora.checksums import ChecksumLock
 from finallyse.corpora.download import Missing, download
-from finallyse.corpora.locations import Locations
+from finallyse.corpora.locations import Locations, without_password
 from finallyse.corpora.manifest import write_csv
 from finallyse.errors import UserError
 from finallyse.hashes import sha256
@@ -50,7 +50,7 @@ def download_collection(locations: Locations, name: str, table: str | Path, lock
         rows.append({"file": file.name, "status": FETCHED, "bytes": size, "sha256": checksum})
     if missing:
         raise UserError(
-            f"{locations.base_url(name)} lacks {len(missing)} of the {len(rows)} files of {name}: "
+            f"{without_password(locations.base_url(name))} lacks {len(missing)} of the {len(rows)} files of {name}: "
             f"{', '.join(missing)}; if they are gone for good, mark them `optional: true` in resources/datasets.yaml, "
             f"or name another source in the config: corpora.{name}.base_url or corpora.{name}.folder"
         )
@@ -73,9 +73,19 @@ def files_of_collection(table: str | Path) -> list[Path]:
     table = Path(table)
     if not table.is_file():
         raise UserError(f"{table}: no such table of a collection")
-    with table.open(newline="", encoding="utf-8") as file:
-        files = [table.parent / row["file"] for row in csv.DictReader(file) if row["status"] == FETCHED]
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        if unknown := {row["status"] for row in rows} - {FETCHED, MISSING}:
+            raise ValueError(f"a file is neither {FETCHED} nor {MISSING}, but {unknown.pop()}")
+        files = [table.parent / row["file"] for row in rows if row["status"] == FETCHED]
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise UserError(
+            f"{table}: not a table of a collection ({error}); delete it to fetch the files again"
+        ) from error
     for file in files:
+        if file.parent != table.parent:
+            raise UserError(f"{table}: lists {file}, which is not in its folder; delete {table} to fetch it again")
         if not file.is_file():
             raise UserError(f"{file}: listed in {table}, but not there; delete {table} to fetch it again")
     return files

@@ -1,14 +1,19 @@
 """Downloading one file: resumed, retried and verified before it gets its final name.
 
 During the download it is `<name>.part`; `<name>.part.json` beside it records the URL and version, so that a source that
-changed in between is downloaded again instead of being mixed.
+changed in between is downloaded again instead of being mixed. One process at a time writes a part: others wait, and
+take what it has fetched.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
+import email.utils
+import fcntl
 import json
+import os
 import re
 import sys
 import time
@@ -19,7 +24,7 @@ from typing import TYPE_CHECKING
 from finallyse import atomic
 from finallyse.corpora.archives import inspect_archive, kind_of
 from finallyse.corpora.checksums import ChecksumLock
-from finallyse.corpora.locations import local_path
+from finallyse.corpora.locations import local_path, without_password
 from finallyse.corpora.space import require_space
 from finallyse.errors import UserError, naming
 from finallyse.hashes import digests
@@ -32,6 +37,11 @@ BLOCK = 1 << 20
 TIMEOUT_S = (15, 60)  # connecting, waiting for the next bytes
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP status codes of temporary errors
 ABSENT = {404, 410}
+LONGEST_WAIT_S = 120.0  # that a server may ask for
+SLOW_S, SLOW_BYTES = 120, 120_000  # a transfer of fewer bytes in so many seconds has stalled
+MARKUP = re.compile(rb'<[a-z!?]|[\[{]\s*["{\[]', re.IGNORECASE)  # how web pages begin, and errors in XML or JSON
+CONTROLS = set(range(32)) - set(b"\t\n\r\f")  # bytes that no text has
+TEXTS = {".txt", ".csv", ".tsv", ".md", ".yaml"}  # suffixes of files that may be any text but a web page
 
 
 class Missing(UserError):
@@ -42,12 +52,14 @@ class _Retry(Exception):
     """An attempt failed, possibly temporarily.
 
     remedy: what to do if the error persists.    again_after_s: delay requested by the server.
+    stalled: something has arrived, but too slowly to go on like this for ever.
     """
 
-    def __init__(self, reason: str, remedy: str | None = None, again_after_s: float = 0.0):
+    def __init__(self, reason: str, remedy: str | None = None, again_after_s: float = 0.0, stalled: bool = False):
         super().__init__(reason)
         self.remedy = remedy
         self.again_after_s = again_after_s
+        self.stalled = stalled
 
 
 def _say(line: str) -> None:
@@ -114,6 +126,7 @@ class _Download:
         self.part = self.target.with_name(self.target.name + ".part")
         self.about_part = self.part.with_name(self.part.name + ".json")
         self.source = local_path(self.url)
+        self.shown = without_password(self.url)
         self.other_source = f"name another source in the config: corpora.{self.name}.base_url"
         self.other_contents = (
             f"the source has changed or sends something else: {self.other_source}, or say corpora.{self.name}.verify: "
@@ -121,10 +134,48 @@ class _Download:
         )
 
     def run(self) -> str:
+        self._locked()  # a damaged lock file is told before anything is transferred
         self.target.parent.mkdir(parents=True, exist_ok=True)
+        with self._alone() as waited:
+            if waited and self.target.is_file():
+                with contextlib.suppress(UserError):  # if the other process was asked for something else
+                    return self._verify(self.target)
+            return self._run()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """Keep other processes, such as that of a killed workflow, from the part; whether this one had to wait."""
+        path = self.part.with_name(self.part.name + ".lock")
+        waited = False
+        while True:
+            file = path.open("a")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not waited:
+                    self.say(f"{self.target}: another process is downloading it; waiting for that")
+                waited = True
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError:  # a file system without locks: then nobody can be waited for
+                break
+            with contextlib.suppress(FileNotFoundError):  # removed by the process that held it
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    break
+            file.close()
+        try:
+            yield waited
+        finally:
+            path.unlink(missing_ok=True)
+            file.close()
+
+    def _locked(self) -> str | None:
+        """The SHA-256 in the lock file; None if there is none, or a published checksum counts instead."""
+        return self.lock.get(self.target) if self.lock and not self.checksum else None
+
+    def _run(self) -> str:
         self._fetch()
         try:
-            sha256 = self._verify()
+            sha256 = self._verify(self.part)
         except UserError as error:
             self._discard()
             if self.source is not None:
@@ -133,40 +184,62 @@ class _Download:
             self.say(f"{error} -- downloading it again")
             self._fetch()
             try:
-                sha256 = self._verify()
+                sha256 = self._verify(self.part)
             except UserError:
                 self._discard()
                 raise
         self.part.replace(self.target)
         self.about_part.unlink(missing_ok=True)
-        if self.lock and not self.checksum and self.lock.get(self.target) is None:
+        if self.lock and not self.checksum and self._locked() is None:
             self.lock.record(self.target, sha256)
         self.say(f"{self.target}: {data_size(self.target.stat().st_size)}, sha256 {sha256}")
         return sha256
 
-    def _verify(self) -> str:
-        """SHA-256 of the complete part; raises a UserError that describes any mismatch."""
-        found = self.part.stat().st_size
+    def _verify(self, file: Path) -> str:
+        """SHA-256 of the complete file; raises a UserError that describes any mismatch."""
+        found = file.stat().st_size
         if self.size is not None and found != self.size:
-            raise UserError(f"{self.url}: has {found} bytes, published are {self.size}; {self.other_contents}")
+            raise UserError(f"{self.shown}: has {found} bytes, published are {self.size}; {self.other_contents}")
         algorithm, _, published = (self.checksum or "sha256:").partition(":")
-        sums = digests([self.part], "sha256", algorithm)
+        sums = digests([file], "sha256", algorithm)
         if self.checksum and sums[algorithm] != published:
             raise UserError(
-                f"{self.url}: its {algorithm} is {sums[algorithm]}, published is {published}; {self.other_contents}"
+                f"{self.shown}: its {algorithm} is {sums[algorithm]}, published is {published}; {self.other_contents}"
             )
         sha256 = sums["sha256"]
-        locked = self.lock.get(self.target) if self.lock and not self.checksum else None
+        locked = self._locked()
         if locked is not None and sha256 != locked:
             raise UserError(
-                f"{self.url}: its sha256 is {sha256}, but {self.lock.path} has {locked} from an earlier download: the "
-                f"source has changed; if that is right, delete the line of {self.lock.key(self.target)} there"
+                f"{self.shown}: its sha256 is {sha256}, but {self.lock.path} has {locked} from an earlier download: "
+                f"the source has changed; if that is right, delete the line of {self.lock.key(self.target)} there"
             )
-        if not self.checksum and kind_of(self.target.name):
-            # No size or checksum is known: at least it must be a complete archive.
-            kind = kind_of(self.target.name)
-            inspect_archive(self.part, kind, name=self.url, thorough=True, remember_for=self.target)
+        if not self.checksum:
+            self._look_at(file)
         return sha256
+
+    def _look_at(self, file: Path) -> None:
+        """Raise a UserError if a file without a published checksum is obviously not what its name says."""
+        if file.stat().st_size == 0:
+            raise UserError(f"{self.shown}: sends an empty file; {self.other_contents}")
+        if kind := kind_of(self.target.name):
+            inspect_archive(file, kind, name=self.shown, thorough=True, remember_for=self.target)
+            return
+        suffix = self.target.suffix.lower()
+        with file.open("rb") as opened:
+            begin = opened.read(512).removeprefix(b"\xef\xbb\xbf").lstrip()
+        if suffix == ".json":
+            try:
+                json.loads(file.read_bytes())
+                return
+            except ValueError:
+                pass
+        elif suffix in TEXTS:
+            if not re.match(rb"<(!doctype|html)", begin, re.IGNORECASE):
+                return
+        elif not MARKUP.match(begin) or set(begin) & CONTROLS:
+            return
+        text = " ".join(begin[:60].decode("utf-8", "replace").split())
+        raise UserError(f"{self.shown}: sends something else than {self.target.name}: {text!r}; {self.other_contents}")
 
     def _here(self) -> int:
         """Bytes of the part."""
@@ -197,23 +270,23 @@ class _Download:
                 return
             except _Retry as error:
                 here = self._here()
-                fruitless = 0 if here > furthest else fruitless + 1
+                fruitless = 0 if here > furthest and not error.stalled else fruitless + 1
                 furthest = max(here, furthest)
                 if fruitless >= self.attempts:
                     raise self._given_up(error) from error
                 backed_off = min(60.0, self.wait_s * 2 ** (fruitless - 1)) if fruitless else self.wait_s / 4
                 pause = max(backed_off, error.again_after_s)
-                self.say(f"{self.url}: {error}; trying again in {pause:.2g} s")
+                self.say(f"{self.shown}: {error}; trying again in {pause:.2g} s")
             time.sleep(pause)
 
     def _given_up(self, error: _Retry) -> UserError:
         resumes = f" (it resumes after the {data_size(self._here())} that are here)" if self._here() else ""
         remedy = f"check the network and run the same command again{resumes}, or {self.other_source}"
-        return UserError(f"{self.url}: {error}, {self.attempts} times in a row; {error.remedy or remedy}")
+        return UserError(f"{self.shown}: {error}, {self.attempts} times in a row; {error.remedy or remedy}")
 
     def _copy(self, source: Path) -> None:
         if not source.is_file():
-            raise Missing(f"{self.url}: no such file: {source}; correct corpora.{self.name}.base_url in the config")
+            raise Missing(f"{self.shown}: no such file: {source}; correct corpora.{self.name}.base_url in the config")
         size = source.stat().st_size
         require_space(self.target.parent, size, self.target.name)
         with (
@@ -234,7 +307,7 @@ class _Download:
         version, here = self._version(), self._here()
         headers = {"Accept-Encoding": "identity", "User-Agent": "finallyse"}
         # A part may be resumed if the server can tell that the file is unchanged, or if a checksum can.
-        same = version is not None and version.url == self.url and version.validator is not None
+        same = version is not None and version.url == self.shown and version.validator is not None
         if here and (same or (version is not None and self.checksum)):
             headers["Range"] = f"bytes={here}-"
             if same:
@@ -246,18 +319,23 @@ class _Download:
                 self._discard()
                 raise _Retry("the server has fewer bytes than were already downloaded; starting over")
             self._check_status(response)
+            self._check_redirects(response)
             offset, total = _extent(response, here)
             if self.size is not None and total is not None and total != self.size:
                 raise _Retry(f"it has {total} bytes, published are {self.size}", self.other_contents)
             if offset and version.total is not None and total is not None and total != version.total:
                 self._discard()
                 raise _Retry(f"it now has {total} bytes instead of {version.total}; starting over")
+            validator = _validator(response)
+            if offset and same and validator not in (None, version.validator):
+                self._discard()
+                raise _Retry("it is another version than what was already downloaded; starting over")
             if here:
                 what = "resuming" if offset else "cannot be resumed, starting over"
-                self.say(f"{self.url}: {what} after {data_size(here)}")
+                self.say(f"{self.shown}: {what} after {data_size(here)}")
             needed = total or self.size or self.about_size or 0
             require_space(self.target.parent, max(0, needed - offset), self.target.name)
-            version = _Version(self.url, total, _validator(response))
+            version = _Version(self.shown, total, validator if validator or not offset else version.validator)
             atomic.write_bytes(self.about_part, json.dumps(dataclasses.asdict(version)).encode())
             megabytes = (needed - offset) / 1e6 if needed else None
             try:
@@ -269,9 +347,15 @@ class _Download:
                     file.seek(offset)
                     file.truncate()
                     # read1 returns what has arrived; iter_content would lose a block if the connection breaks.
+                    since, arrived = time.monotonic(), 0
                     while block := response.raw.read1(BLOCK):
                         file.write(block)
                         progress.add(len(block) / 1e6)
+                        arrived += len(block)
+                        if time.monotonic() - since > SLOW_S:
+                            if arrived < SLOW_BYTES:
+                                raise _Retry(f"only {data_size(arrived)} came in {SLOW_S} s", stalled=True)
+                            since, arrived = time.monotonic(), 0
             except urllib3.exceptions.HTTPError as error:
                 raise _Retry(_reason(error)) from error
         if total is not None and self._here() < total:
@@ -283,23 +367,35 @@ class _Download:
             return
         said = f"the server answers {status} {response.reason or ''}".rstrip()
         if status in PASSING:
-            wait = response.headers.get("Retry-After", "")
-            raise _Retry(said, again_after_s=min(float(wait), 120.0) if wait.isdigit() else 0.0)
+            raise _Retry(said, again_after_s=_wait_s(response.headers.get("Retry-After", "")))
         kind = Missing if status in ABSENT else UserError
-        raise kind(f"{self.url}: {said}; {self.other_source}")
+        raise kind(f"{self.shown}: {said}; {self.other_source}")
+
+    def _check_redirects(self, response: requests.Response) -> None:
+        """Raise a UserError if contents that no checksum vouches for came without encryption, unlike what was asked."""
+        hops = [hop.url for hop in (*response.history, response)]
+        if self.url.lower().startswith("https:") and not self.checksum:
+            for hop in hops:
+                if not hop.lower().startswith("https:"):
+                    raise UserError(
+                        f"{self.shown}: leads to {without_password(hop)}, where anyone on the way may change what is "
+                        f"sent; {self.other_source}"
+                    )
 
     @contextlib.contextmanager
     def _http_errors(self) -> Iterator[None]:
         """Convert network failures to _Retry, URL errors to UserError."""
         import requests
+        from urllib3.exceptions import LocationValueError
 
         try:
             yield
-        except (requests.exceptions.InvalidURL, requests.exceptions.MissingSchema) as error:
-            raise UserError(f"{self.url}: not a usable URL ({error}); {self.other_source}") from error
+        except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, LocationValueError) as error:
+            reason = str(error).replace(self.url, self.shown)
+            raise UserError(f"{self.shown}: not a usable URL ({reason}); {self.other_source}") from error
         except requests.RequestException as error:
             if isinstance(error, requests.exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
-                raise UserError(f"{self.url}: its certificate is not accepted: {_reason(error)}") from error
+                raise UserError(f"{self.shown}: its certificate is not accepted: {_reason(error)}") from error
             raise _Retry(_reason(error)) from error
 
 
@@ -312,6 +408,19 @@ def _extent(response: requests.Response, here: int) -> tuple[int, int | None]:
         return here, None if match[2] == "*" else int(match[2])
     length = response.headers.get("Content-Length", "")
     return 0, int(length) if length.isdigit() else None
+
+
+def _wait_s(retry_after: str) -> float:
+    """The seconds that a server asks to wait, which it states as a number or as a date."""
+    if retry_after.isdigit():
+        return min(float(retry_after), LONGEST_WAIT_S)
+    try:
+        until = email.utils.parsedate_to_datetime(retry_after)
+    except ValueError:
+        return 0.0
+    if until.tzinfo is None:  # a date in UTC that does not say so
+        until = until.replace(tzinfo=datetime.UTC)
+    return min(max(0.0, (until - datetime.datetime.now(datetime.UTC)).total_seconds()), LONGEST_WAIT_S)
 
 
 def _validator(response: requests.Response) -> str | None:

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha1, sha256
 from pathlib import Path
-from typing import Literal
 
 from finallyse.audio.formats import is_recording
-from finallyse.corpora.locations import MARKERS, files_below
-from finallyse.corpora.manifest import utterance_name
+from finallyse.corpora.locations import MARKERS, files_below, is_inside
+from finallyse.corpora.manifest import LONGEST_NAME, short_name, utterance_name
 from finallyse.errors import UserError, nearest
+from finallyse.options import CorpusKind
 
-Kind = Literal["speech", "pairs", "noise", "response"]
+OWN_SHARE = 0.1  # of the recordings of a corpus of one's own that are held out for validation
+LARGE_GROUP = 0.25  # of the recordings: too many to be held out together, if fewer are asked for
+GROUPS = {"speech": "speakers", "pairs": "speakers", "noise": "recordings", "response": "rooms"}
 
 
 @dataclass(frozen=True)
 class Recording:
     """One recording (or pair) of a corpus, before it is prepared.
 
-    source: path relative to the corpus' folder.    output: path of the prepared file below `wav/`.
+    source: path relative to the corpus' folder, or absolute.    output: path of the prepared file below `wav/`.
     group: recordings that must be in the same split (a speaker, a room).    split: if the corpus defines it.
     noisy_source, noisy_output: the noisy counterpart of a pair.
+    own: of a folder of the user's: groups are held out by the number of their recordings, which differ more there than
+    in published corpora, and the same speaker may be in several splits if the folders say so.
     """
 
     source: str
@@ -35,6 +39,7 @@ class Recording:
     split: str | None = None
     noisy_source: str | None = None
     noisy_output: str | None = None
+    own: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,11 @@ class Corpus:
     speaker: the only speaker of the corpus.
     reserved: recordings of a split that no training may use: its name and a predicate of the recording's path.
     rest: split of the recordings that are in no other one.
+    noisy: folder of the noisy counterparts, if the corpus' own folder has only the clean recordings.
+    folders: split -> another folder, of its recordings.
     """
 
-    kind: Kind
+    kind: CorpusKind
     held_out: dict[str, float] = field(default_factory=dict)
     published: str | None = None
     sets: dict[str, str] = field(default_factory=dict)
@@ -57,11 +64,13 @@ class Corpus:
     speaker: str = ""
     reserved: tuple[str, Callable[[str], bool]] | None = None
     rest: str = "train"
+    noisy: str | None = None
+    folders: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def splits(self) -> tuple[str, ...]:
         """All splits of the corpus."""
-        return tuple(dict.fromkeys((self.rest, *self.held_out, *(self.reserved or ())[:1])))
+        return tuple(dict.fromkeys((self.rest, *self.held_out, *self.folders, *(self.reserved or ())[:1])))
 
     def reserved_split(self, path: str) -> str | None:
         """The split that a recording is reserved for, if any."""
@@ -170,17 +179,48 @@ def corpus_by_name(name: str) -> Corpus:
     return CORPORA[name]
 
 
-def find_recordings(name: str, source: Path) -> tuple[list[Recording], list[str]]:
+def own_corpus(
+    kind: CorpusKind,
+    validation: float | str | None = None,
+    test: float | str | None = None,
+    noisy: str | None = None,
+) -> Corpus:
+    """A corpus of the user's own, under a name that is not in `CORPORA`.
+
+    validation, test: the share of the recordings to hold out, or a folder of recordings; None: a folder of that name
+    in the corpus, otherwise a tenth for validation and none for tests.    noisy: as in `Corpus`.
+    """
+    held_out = {"validation": OWN_SHARE if validation is None else validation}
+    held_out |= {} if test is None else {"test": test}
+    return Corpus(
+        kind,
+        {split: share for split, share in held_out.items() if not isinstance(share, str)},
+        group={"noise": _freesound_recording, "response": _parent}.get(kind),
+        noisy=noisy,
+        folders={split: folder for split, folder in held_out.items() if isinstance(folder, str)},
+    )
+
+
+def find_recordings(name: str, source: Path, corpus: Corpus | None = None) -> tuple[list[Recording], list[str]]:
     """The recordings of corpus `name` in folder `source`, each with its group, and remarks for the log.
 
     If the folder has the corpus' published layout, only files of that layout are used. Any other folder is treated as
-    user recordings: each first-level folder is a speaker, and so is each file outside of any folder (folders that
-    contain only one folder are entered). VoiceBank's pairs are then files of the same name in `clean/` and `noisy/`.
+    user recordings: folders named train, validation (valid, val, dev) and test (eval) are these splits, and below them
+    each first-level folder is a speaker, and so is each file outside of any folder (folders that contain only one
+    folder are entered). Pairs are then files of the same name in `clean/` and `noisy/`.
+
+    corpus: how to read it, by default its entry in `CORPORA`.
     """
-    corpus = corpus_by_name(name)
+    named_by_user = corpus is not None
+    corpus = corpus or corpus_by_name(name)
     if not source.is_dir():
         raise UserError(f"{source}: no such folder; it should contain the recordings of {name}")
+    others = [*filter(None, [corpus.noisy]), *corpus.folders.values()]
     files = list(audio_files(source))
+    if others:
+        places = {file.rpartition("/")[0] for file in files}
+        apart = {place for place in places if any(is_inside(source / place, other) for other in others)}
+        files = [file for file in files if file.rpartition("/")[0] not in apart]
     remarks = []
     # A published layout may have a hidden folder, such as .github.
     recordings = _published(corpus, list(audio_files(source, hidden=True))) if corpus.published else []
@@ -190,9 +230,11 @@ def find_recordings(name: str, source: Path) -> tuple[list[Recording], list[str]
         if unused:
             remarks.append(f"{unused} audio files outside the published layout of {name} are not used")
     else:
-        recordings = _own_pairs(source, files) if corpus.kind == "pairs" else _own_files(corpus, files)
+        recordings = _own(name, corpus, source, files, remarks)
         if corpus.published:
             remarks.append(f"not the published layout of {name}: treated as a folder of your own recordings")
+        if corpus.published or named_by_user:
+            recordings = [replace(r, own=True) for r in recordings]
     if not recordings:
         raise UserError(f"{source}: contains no audio files for {name}")
     return _unique_outputs(sorted(recordings, key=lambda r: r.source)), remarks
@@ -234,38 +276,135 @@ def _published(corpus: Corpus, files: Sequence[str]) -> list[Recording]:
     return recordings
 
 
-def _own_files(corpus: Corpus, files: Sequence[str]) -> list[Recording]:
-    start = _common_folder(files)
+def _own(name: str, corpus: Corpus, source: Path, files: Sequence[str], remarks: list[str]) -> list[Recording]:
+    """The recordings in the user's folders: `files` of `source`, and those of the corpus' other folders."""
+    read = _own_pairs if corpus.kind == "pairs" else _own_files
+    recordings = read(name, corpus, source, files, remarks)
+    for split, folder in corpus.folders.items():
+        place = Path(folder).absolute()
+        found = read(name, replace(corpus, noisy=None), place, list(audio_files(place)), [])
+        if not found:
+            raise UserError(f"{folder}: contains no audio files for the {split} split of {name}")
+        for r in found:
+            moved = replace(r, source=str(place / r.source), output=_below(split, r.output), split=split)
+            if r.noisy_source:
+                moved = replace(moved, noisy_source=str(place / r.noisy_source))
+            recordings.append(replace(moved, noisy_output=r.noisy_output and _below(split, r.noisy_output)))
+    return recordings
+
+
+def _below(folder: str, output: str) -> str:
+    """`clean/a.wav` -> `clean/<folder>/a.wav`, and any other `a.wav` -> `<folder>/a.wav`."""
+    side, _, name = output.partition("/")
+    return f"{side}/{folder}/{name}" if side in ("clean", "noisy") and name else f"{folder}/{output}"
+
+
+def _own_files(name: str, corpus: Corpus, source: Path, files: Sequence[str], remarks: list[str]) -> list[Recording]:
+    start = len(_common_folder(files))
+    names = [file[start:] for file in files]
+    splits, inner = _by_split(names, corpus, remarks)
     recordings = []
-    for file in files:
-        name = file[len(start) :]
+    for file, whole, split, rest in zip(files, names, splits, inner, strict=True):
         if corpus.kind == "speech":
-            # A file outside of any folder is its own speaker: nothing identifies the speaker.
-            group = speaker = name.split("/")[0] if "/" in name else _stem(name)
+            group = speaker = _own_speaker(whole, rest)
         else:
-            group, speaker = corpus.group(name) if corpus.group else name, ""
-        recordings.append(Recording(file, _wav(name), group or name, speaker, corpus.reserved_split(name)))
+            group, speaker = corpus.group(rest) if corpus.group else rest, ""
+        split = split or corpus.reserved_split(whole)
+        recordings.append(Recording(file, _wav(whole), group or whole, speaker, split))
     return recordings
 
 
-def _own_pairs(source: Path, files: Sequence[str]) -> list[Recording]:
-    start = _common_folder(files)
+def _own_pairs(name: str, corpus: Corpus, source: Path, files: Sequence[str], remarks: list[str]) -> list[Recording]:
     sides: dict[str, dict[str, str]] = {"clean": {}, "noisy": {}}
-    for file in files:
-        side, _, name = file[len(start) :].partition("/")
-        if side in sides and name:
-            sides[side][_stem(name)] = file
-    if not all(sides.values()):
-        raise UserError(
-            f"{source}: voicebank needs pairs: put the clean recordings into {source}/clean and the noisy ones, "
-            f"with the same names, into {source}/noisy"
-        )
+    if corpus.noisy:
+        place = Path(corpus.noisy).absolute()
+        for side, inside, prefix in (("clean", files, ""), ("noisy", list(audio_files(place)), f"{place}/")):
+            start = len(_common_folder(inside))
+            sides[side] = {_stem(file[start:]): prefix + file for file in inside}
+        for side, folder in (("clean", source), ("noisy", corpus.noisy)):
+            if not sides[side]:
+                raise UserError(f"{folder}: contains no audio files, the {side} side of {name}")
+    else:
+        start = len(_common_folder(files))
+        for file in files:  # `clean/<name>`, or with its split: `clean/test/<name>` or `test/clean/<name>`
+            parts = file[start:].split("/")
+            at = next((at for at, part in enumerate(parts[:-1][:2]) if part.casefold() in sides), None)
+            if at is not None:
+                sides[parts[at].casefold()][_stem("/".join(parts[:at] + parts[at + 1 :]))] = file
+        if not all(sides.values()):
+            raise UserError(
+                f"{source}: {name} needs pairs: put the clean recordings into {source}/clean and the noisy ones, "
+                f"with the same names, into {source}/noisy"
+            )
+    splits, inner = _by_split(list(sides["clean"]), corpus, remarks)
     recordings = []
-    for name, file in sides["clean"].items():
-        speaker = name.split("/")[0] if "/" in name else name
-        noisy = sides["noisy"].get(name, "")
-        recordings.append(Recording(file, f"clean/{name}.wav", speaker, speaker, None, noisy, f"noisy/{name}.wav"))
+    for (whole, file), split, rest in zip(sides["clean"].items(), splits, inner, strict=True):
+        speaker = _own_speaker(whole, rest)
+        noisy = sides["noisy"].get(whole, "")
+        recordings.append(Recording(file, f"clean/{whole}.wav", speaker, speaker, split, noisy, f"noisy/{whole}.wav"))
     return recordings
+
+
+def _own_speaker(name: str, inner: str) -> str:
+    """The speaker of a user's recording: its first-level folder, below that of its split.
+
+    Otherwise it is its own speaker: nothing identifies the speaker.
+    """
+    return inner.split("/")[0] if "/" in inner else _stem(name)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Splits that folders say
+
+SPLIT_FOLDER = re.compile(
+    r"(?:(?P<train>train(?:ing)?)|(?P<validation>val|valid|validation|dev|devel|development)"
+    r"|(?P<test>test(?:ing)?|eval|evaluation))(?:[-_ ]?set)?(?P<more>[-_. ].*)?",
+    re.IGNORECASE,
+)
+
+
+def _by_split(names: Sequence[str], corpus: Corpus, remarks: list[str]) -> tuple[list[str | None], list[str]]:
+    """The split that the folders of each recording say, and its name without that folder and those that all share.
+
+    Recordings of the corpus' rest have None: a share of them may still be held out.
+    """
+    depth, splits = _split_folders(names)
+    if not splits:
+        return [None] * len(names), list(names)
+    told = ", ".join(f"{folder} -> {split}" for folder, split in sorted(splits.items()))
+    remarks.append(f"its folders say the splits: {told}")
+    found, inner = [], []
+    for name in names:
+        parts = name.split("/")
+        split = splits.get(parts[depth]) if len(parts) > depth + 1 else None
+        found.append(None if split == corpus.rest else split)
+        inner.append("/".join(parts[:depth] + parts[depth + 1 :]) if split else name)
+    start = len(_common_folder(inner))
+    return found, [name[start:] for name in inner]
+
+
+def _split_folders(names: Sequence[str]) -> tuple[int, dict[str, str]]:
+    """The level of folders that says the splits, if any, and the split of each of its folders.
+
+    These are folders of the first level with names such as `train`, `Test` or `dev`, or with longer ones, such as
+    `train-clean-100`, if all folders are named so; or folders of the second level, if all of them are named so. Folders
+    named `train` alone say nothing: trains are a kind of noise.
+    """
+    paths = [name.split("/") for name in names]
+    for depth in (0, 1):
+        matches = {p[depth]: SPLIT_FOLDER.fullmatch(p[depth]) for p in paths if len(p) > depth + 1}
+        splits = {
+            folder: next(split for split in ("train", "validation", "test") if match[split])
+            for folder, match in matches.items()
+            if match
+        }
+        all_named = len(splits) == len(matches) and "train" in splits.values()
+        if not all_named:
+            splits = {folder: split for folder, split in splits.items() if not matches[folder]["more"]}
+        consistent = depth == 0 or (len(splits) == len(matches) and all(len(p) > depth + 1 for p in paths))
+        if consistent and {"validation", "test"} & set(splits.values()):
+            return depth, splits
+    return 0, {}
 
 
 def _common_folder(files: Sequence[str]) -> str:
@@ -280,61 +419,131 @@ def _wav(name: str) -> str:
 
 
 def _unique_outputs(recordings: Sequence[Recording]) -> list[Recording]:
-    """Give `a.mp3` and `a.flac`, or `a/b_c` and `a_b/c`, different prepared files and utterance names."""
+    """Give `a.mp3` and `a.flac`, or `a/b_c` and `a_b/c`, different prepared files and utterance names.
+
+    The names of recordings deep inside of folders are shortened, since that of an utterance has those of all folders.
+    """
     count = Counter(utterance_name(r.output) for r in recordings)
     unique = []
-    for recording in recordings:
-        if count[utterance_name(recording.output)] > 1:
-            tag = "-" + sha256(recording.source.encode("utf-8", "surrogateescape")).hexdigest()[:8] + ".wav"
-            recording = replace(recording, output=recording.output.removesuffix(".wav") + tag)
-            if recording.noisy_output:
-                recording = replace(recording, noisy_output=recording.noisy_output.removesuffix(".wav") + tag)
-        unique.append(recording)
+    for r in recordings:
+        tag = ""
+        if count[utterance_name(r.output)] > 1:
+            tag = "-" + sha256(r.source.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+        output, noisy_output = (
+            name and _short_output(name.removesuffix(".wav") + tag) for name in (r.output, r.noisy_output)
+        )
+        unique.append(replace(r, output=output, noisy_output=noisy_output))
     return unique
 
 
-def assign_splits(recordings: Sequence[Recording], name: str, seed: int) -> tuple[list[Recording], list[str]]:
+def _short_output(path: str) -> str:
+    """The path of a prepared file, given without its suffix; flat if the utterance's name would be too long."""
+    name = utterance_name(path)
+    if len(name.encode("utf-8", "surrogateescape")) <= LONGEST_NAME:
+        return path + ".wav"
+    side = path.partition("/")[0]
+    return (f"{side}/" if side in ("clean", "noisy") else "") + short_name(name) + ".wav"
+
+
+def assign_splits(
+    recordings: Sequence[Recording], name: str, seed: int, corpus: Corpus | None = None
+) -> tuple[list[Recording], list[str]]:
     """The recordings with their splits, and remarks. Depends only on the names, the corpus and the seed.
 
     Groups are sorted by a hash of their names; the first few are held out. If there are fewer groups than splits, every
-    recording is its own group and speaker.
+    recording is its own group and speaker. corpus: by default the entry in `CORPORA`.
     """
-    corpus = corpus_by_name(name)
+    corpus = corpus or corpus_by_name(name)
+    own = any(r.own for r in recordings)
     remarks = []
-    if set(corpus.sets.values()) - {r.split for r in recordings}:  # a published set is missing: split the rest
+    if not own and set(corpus.sets.values()) - {r.split for r in recordings}:  # a published set is missing
         recordings = [replace(r, split=corpus.reserved_split(r.source)) for r in recordings]
     given = {r.split for r in recordings}
     wanted = {split: share for split, share in corpus.held_out.items() if split not in given}
-    undecided = sorted({r.group for r in recordings if r.split is None})
-    if undecided and len(undecided) <= len(wanted):
-        what = {"speech": "speakers", "pairs": "speakers", "noise": "recordings", "response": "rooms"}[corpus.kind]
-        remarks.append(f"too few {what} ({len(undecided)}) for {1 + len(wanted)} splits: split by file instead")
+    undecided = _sizes(recordings)
+    if undecided and (len(undecided) <= len(wanted) or (own and _too_large(undecided, wanted))):
+        groups, few = GROUPS[corpus.kind], len(undecided) <= len(wanted)
+        why = (
+            f"too few {groups} ({len(undecided)}) for {1 + len(wanted)} splits"
+            if few
+            else f"only {len(undecided)} {groups}, too large to hold one out"
+        )
+        remarks.append(f"{why}: split by file instead")
         recordings = [
             replace(r, group=_stem(r.source), speaker=r.speaker and _stem(r.source)) if r.split is None else r
             for r in recordings
         ]
-        undecided = sorted({r.group for r in recordings if r.split is None})
+        undecided = _sizes(recordings)
     if undecided and len(undecided) <= len(wanted):
-        raise UserError(
-            f"{name}: {len(recordings)} usable recordings cannot fill the splits {', '.join((corpus.rest, *wanted))}"
-        )
-    undecided.sort(key=lambda group: sha256(f"{seed}/{name}/{group}".encode("utf-8", "surrogateescape")).digest())
-    split_of: dict[str, str] = {}
-    spare = len(undecided) - 1 - len(wanted)  # groups left once every split has one
-    for split, share in wanted.items():
-        extra = min(max(round(share * len(undecided)) - 1, 0), spare)
-        spare -= extra
-        for group in undecided[len(split_of) : len(split_of) + 1 + extra]:
-            split_of[group] = split
+        if not (own and corpus.kind in ("noise", "response")):
+            raise UserError(
+                f"{name}: {len(recordings)} usable recordings cannot fill the splits "
+                f"{', '.join((corpus.rest, *wanted))}"
+            )
+        remarks.append(f"too few recordings to hold some out: all are for {corpus.rest}, none for {', '.join(wanted)}")
+        wanted = {}
+    by_hash = sorted(
+        undecided, key=lambda group: sha256(f"{seed}/{name}/{group}".encode("utf-8", "surrogateescape")).digest()
+    )
+    split_of = _hold_out({group: undecided[group] if own else 1 for group in by_hash}, wanted) if undecided else {}
+    if own and undecided:
+        remarks += _unequal(split_of, undecided, wanted, GROUPS[corpus.kind])
     recordings = [replace(r, split=r.split or split_of.get(r.group, corpus.rest)) for r in recordings]
-    for split in (corpus.rest, *corpus.held_out):  # other recordings in place of the published ones reserve none
-        if not any(r.split == split for r in recordings):
+    filled = {r.split for r in recordings}
+    for split in (corpus.rest, *wanted, *corpus.folders):  # other recordings in place of the published reserve none
+        if split not in filled:
             raise UserError(f"{name}: no usable recording is left for its {split} split")
-    splits_of_speaker: dict[str, str] = {}
+    splits_of_speaker = defaultdict(set)
     for r in recordings:
-        if r.speaker and splits_of_speaker.setdefault(r.speaker, r.split) != r.split:
-            raise UserError(f"{name}: speaker {r.speaker!r} would be in two splits: its sets share speakers")
+        splits_of_speaker[r.speaker].add(r.split)
+    shared = sorted(speaker for speaker, splits in splits_of_speaker.items() if speaker and len(splits) > 1)
+    if shared and not own:
+        raise UserError(f"{name}: speaker {shared[0]!r} would be in two splits: its sets share speakers")
+    if shared:
+        remarks.append(f"{len(shared)} speakers are in several splits, as the folders say, such as {shared[0]}")
     return recordings, remarks
+
+
+def _sizes(recordings: Sequence[Recording]) -> Counter[str]:
+    """The number of recordings of each group that is in no split yet."""
+    return Counter(r.group for r in recordings if r.split is None)
+
+
+def _too_large(sizes: Mapping[str, int], wanted: Mapping[str, float]) -> bool:
+    """Whether each of the groups has much more recordings than are to be held out."""
+    smallest = min(sizes.values())
+    most = sum(sizes.values()) * max([LARGE_GROUP, *(2 * share for share in wanted.values())])
+    return bool(wanted) and smallest > 1 and smallest > most
+
+
+def _hold_out(sizes: Mapping[str, int], shares: Mapping[str, float]) -> dict[str, str]:
+    """Group -> split of the groups to hold out: for each split those first ones with which it is nearest to its share.
+
+    sizes: group -> its size, in the order of choice. Every split, and what is not held out, has at least one group.
+    """
+    total = sum(sizes.values())
+    split_of: dict[str, str] = {}
+    for later, (split, share) in zip(range(len(shares) - 1, -1, -1), shares.items(), strict=True):
+        free = [group for group in sizes if group not in split_of]
+        most = len(free) - 1 - later
+        taken, size, target = [], 0, round(share * total)
+        for group in free:
+            if len(taken) < most and abs(size + sizes[group] - target) < abs(size - target):
+                taken.append(group)
+                size += sizes[group]
+        split_of |= dict.fromkeys(taken or [min(free, key=sizes.__getitem__)], split)
+    return split_of
+
+
+def _unequal(
+    split_of: Mapping[str, str], sizes: Mapping[str, int], wanted: Mapping[str, float], groups: str
+) -> Iterator[str]:
+    """Remarks about splits that are far from the share that was asked for."""
+    total = sum(sizes.values())
+    for split, share in wanted.items():
+        size = sum(sizes[group] for group, of in split_of.items() if of == split)
+        if abs(size - share * total) > max(1, share * total / 2):
+            yield f"{split} has {size / total:.0%} of the recordings, not {share:.0%}: whole {groups} are held out"
 
 
 def _stem(path: str) -> str:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
@@ -24,6 +26,14 @@ COLLECTION = "collection.csv"
 SIMULATED = "simulated"
 # Complete unpackings are marked in this folder of a corpus.
 MARKERS = ".unpacked"
+# Names of a user's own corpora, which become folders and words of commands.
+OWN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
+# Options of corpora of one's own only.
+OWN_OPTIONS = ("kind", "clean", "noisy", "validation", "test")
+# Options that name a local folder; `validation` and `test` may be shares instead.
+FOLDERS = ("folder", "clean", "noisy", "validation", "test")
+# Folders that operating systems put on disks, some of them locked.
+OF_SYSTEMS = frozenset(("lost+found", "System Volume Information", "$RECYCLE.BIN"))
 
 
 def local_path(url: str) -> str | None:
@@ -37,30 +47,58 @@ def local_path(url: str) -> str | None:
     return path.removeprefix("localhost") if path.startswith("localhost/") else path
 
 
+def _scheme(url: str, option: str) -> str:
+    """The scheme of a URL, or a UserError if it is none."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # checked when it is asked for
+    except ValueError as error:
+        raise UserError(f"{option}: not a URL: {without_password(url)} ({error})") from error
+    return parts.scheme
+
+
+def without_password(url: str) -> str:
+    """A URL for messages and records."""
+    return re.sub(r"(?<=://)[^/]*@", "", url)
+
+
+def is_inside(path: str | Path, folder: str | Path) -> bool:
+    """Whether `path` is `folder` or below it, links resolved."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
 class Locations:
     """Sources under a configuration.
 
     Args:
         sources: the registry.
-        settings: `corpora` of the pipeline's config: name -> {base_url, verify, folder}.
+        settings: `corpora` of the pipeline's config: name -> options (`finallyse.options.Corpus`).
         resources: folder of downloads and prepared data, as written in rules (no trailing slash).
     """
 
     def __init__(self, sources: Mapping[str, Source], settings: Mapping[str, Mapping], resources: str):
         self.sources = dict(sources)
-        self.settings = {name: dict(setting or {}) for name, setting in settings.items()}
+        self.settings = {str(name): dict(setting or {}) for name, setting in settings.items()}  # YAML: 2024 is a number
         self.resources = resources
         for name, setting in self.settings.items():
             if name not in self.sources:
-                raise UserError(f"config: corpora.{name}: unknown corpus; {nearest(name, self.sources)}")
+                self._check_own(name, setting)
+                continue
+            for key in OWN_OPTIONS:
+                if setting.get(key) is not None:
+                    raise UserError(
+                        f"config: corpora.{name}.{key}: is for corpora of your own, and {name} is a published one; "
+                        f"choose another name for yours, or remove {key} to use a folder in place of {name}"
+                    )
             base_url, folder = setting.get("base_url"), setting.get("folder")
             if base_url and self.sources[name].unpack == "simulated":
                 raise UserError(
                     f"config: corpora.{name}.base_url: {name} is simulated; use folder for measured responses"
                 )
-            if base_url and urlsplit(base_url).scheme not in ("http", "https", "file"):
+            at = f"config: corpora.{name}.base_url"
+            if base_url and _scheme(base_url, at) not in ("http", "https", "file"):
                 raise UserError(
-                    f"config: corpora.{name}.base_url: must begin with https://, http:// or file://, got {base_url!r}"
+                    f"{at}: must begin with https://, http:// or file://, got {without_password(base_url)!r}"
                 )
             if folder is not None:
                 if not self.sources[name].is_corpus:
@@ -69,6 +107,74 @@ class Locations:
                     raise UserError(f"config: corpora.{name}: give either folder or base_url, not both")
                 if not Path(folder).is_dir():
                     raise UserError(f"config: corpora.{name}.folder: no such folder: {folder}")
+
+    def _check_own(self, name: str, setting: Mapping) -> None:
+        """Raise a UserError for what is wrong with a corpus of the user's own."""
+        at, kind = f"config: corpora.{name}", setting.get("kind")
+        if kind is None:
+            raise UserError(
+                f"{at}: unknown corpus; {nearest(name, self.sources)} (a corpus of your own needs kind: speech, pairs, "
+                "noise or response, and folder)"
+            )
+        if not OWN_NAME.fullmatch(name):
+            proposal = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:40] or "mine"
+            raise UserError(
+                f"{at}: the name of a corpus must be of at most 40 letters, digits, - and _, such as {proposal}"
+            )
+        for known in self.sources:
+            if known.casefold() == name.casefold():
+                raise UserError(f"{at}: clashes with the published corpus {known}; choose another name")
+        for key in ("base_url", "verify"):
+            if setting.get(key) is not None:
+                raise UserError(f"{at}.{key}: is for downloads, and {name} is a corpus of your own; remove {key}")
+        if kind == "pairs":
+            given = [key for key in ("folder", "clean", "noisy") if setting.get(key)]
+            if given not in (["folder"], ["clean", "noisy"]):
+                raise UserError(
+                    f"{at}: pairs need clean and noisy, two folders of recordings with the same names, or instead "
+                    f"folder, which has both in it; given is {' and '.join(given) or 'neither'}"
+                )
+        else:
+            for key in ("clean", "noisy"):
+                if setting.get(key) is not None:
+                    raise UserError(f"{at}.{key}: is for kind: pairs, and {name} is {kind}; give its folder alone")
+            if not setting.get("folder"):
+                raise UserError(f"{at}.folder: is missing: the folder of the recordings")
+        if kind in ("noise", "response") and setting.get("min_bak", 1.0) > 1:
+            raise UserError(f"{at}.min_bak: judges speech, and {name} is {kind}; remove it")
+        for key in FOLDERS:
+            value = setting.get(key)
+            if isinstance(value, str) and not Path(value).is_dir():
+                share = "; a share is a number such as 0.1" if key in ("validation", "test") else ""
+                raise UserError(f"{at}.{key}: no such folder: {value}{share}")
+        if len(set(map(os.path.realpath, self.folders(name)))) < len(self.folders(name)):
+            raise UserError(f"{at}: names one folder twice; each needs recordings of its own")
+
+    def refuse_outputs_inside(self, results: str, demo_speech: str | None = None) -> None:
+        """Raise a UserError if results or resources are inside a folder of recordings, of which they would become part.
+
+        demo_speech: the folder of the demo's recordings, if they are used.
+        """
+        folders = [(f"corpora.{name}", folder) for name in self.settings for folder in self.folders(name)]
+        folders += [("demo_speech", demo_speech)] if demo_speech else []
+        for option, folder in folders:
+            for key, output in (("results", results), ("resources", self.resources)):
+                if is_inside(output, folder):
+                    raise UserError(
+                        f"config: {key}: {output} is inside {folder} ({option}), where what is written would be taken "
+                        f"for recordings; put {key} elsewhere, or the recordings into a folder of their own"
+                    )
+
+    def refuse_unknown(self, network: str, manifests: Iterable[str]) -> None:
+        """Raise a UserError for a manifest of a corpus that is not known, unless it exists."""
+        known = [*(name for name, source in self.sources.items() if source.is_corpus), *self.own]
+        for path in manifests:
+            name = path.removeprefix(f"{self.resources}/prepared/").split("/")[0]
+            if name not in known and not Path(path).exists():
+                raise UserError(
+                    f"networks.{network}: {path}: no corpus is called {name}; {nearest(name, known)} (one of your own "
+                    "must be described in the config, under corpora)"
+                )
 
     def source(self, name: str) -> Source:
         """The source of this name, or a UserError with the nearest."""
@@ -87,9 +193,30 @@ class Locations:
         base_url = self.base_url(name)
         return f"{base_url}/{file if local_path(base_url) is not None else quote(file)}"
 
+    @property
+    def own(self) -> list[str]:
+        """The names of the user's own corpora."""
+        return [name for name in self.settings if name not in self.sources]
+
     def own_folder(self, name: str) -> str | None:
-        """The folder of recordings that replaces the corpus, if the config sets one."""
-        return self.settings.get(name, {}).get("folder")
+        """The folder of a corpus of the user's own, or that replaces a published one, if the config sets one.
+
+        Of pairs in two folders, that of the clean recordings.
+        """
+        setting = self.settings.get(name, {})
+        return setting.get("folder") or setting.get("clean")
+
+    def folders(self, name: str) -> list[str]:
+        """All local folders that the config names for a corpus."""
+        setting = self.settings.get(name, {})
+        named = (setting.get(key) for key in FOLDERS)
+        return [value for value in named if isinstance(value, str)]
+
+    def own_options(self, name: str) -> str:
+        """How to read a corpus of the user's own: words of the command line of scripts/prepare.py."""
+        setting = self.settings[name]
+        given = {key: setting.get(key) for key in ("kind", "noisy", "validation", "test")}
+        return shlex.join(f"--{key}={value}" for key, value in given.items() if value is not None)
 
     def local_files(self, name: str, *files: str) -> list[str]:
         """The local files that these (default: all) are copied from if the base URL is `file://`, otherwise none.
@@ -128,18 +255,18 @@ class Locations:
 
     def downloads(self, name: str) -> list[str]:
         """All downloads of a corpus or weight, as in the rules."""
-        source = self.source(name)
         if self.own_folder(name):
             return []
+        source = self.source(name)
         if source.unpack == "files":
             return [self.downloaded(name, COLLECTION)]
         return [self.downloaded(name, file.name) for file in source.files]
 
     def unpacked(self, name: str) -> list[str]:
         """The files that mark a corpus as completely unpacked; none for a user's folder."""
-        source = self.source(name)
         if self.own_folder(name):
             return []
+        source = self.source(name)
         archives = {"files": [COLLECTION], "simulated": [SIMULATED]}.get(
             source.unpack, [file.name for file in source.files]
         )
@@ -154,7 +281,8 @@ class Locations:
     def packs(self) -> bool:
         """Whether the config fetches anything from the archives that the demo packs."""
         return any(
-            (local_path(self.base_url(name)) or "").rstrip("/") == self.archives_folder(name) for name in self.settings
+            (local_path(self.base_url(name)) or "").rstrip("/") == self.archives_folder(name)
+            for name in self.settings.keys() & self.sources.keys()
         )
 
     def archives_folder(self, name: str) -> str:
@@ -170,24 +298,29 @@ class Locations:
         return self.settings.get(name, {}).get("accept_cut", False)
 
     def fingerprint(self, name: str) -> str:
-        """Changes whenever a folder that replaces the corpus changes; empty if there is none."""
-        folder = self.own_folder(name)
-        return folder_fingerprint(folder) if folder else ""
+        """Changes whenever a local folder of the corpus changes; empty if it has none."""
+        return "".join(map(folder_fingerprint, self.folders(name)))
 
 
 def files_below(folder: str | Path, hidden: bool = False) -> Iterator[str]:
     """Relative paths of all files below `folder` (links followed, hidden files omitted), folder by folder, sorted.
 
-    hidden: search hidden folders too.
+    hidden: search hidden folders too. Raises UserError for a folder that cannot be listed.
     """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(
+            f"{error.filename}: cannot be listed ({error.strerror}); allow it, or move the folder out of {folder}"
+        ) from error
+
     seen = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
         real = os.path.realpath(place)
         if real in seen:  # a link back to a folder that was visited
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if hidden or not name.startswith("."))
+        folders[:] = sorted(n for n in folders if n not in OF_SYSTEMS and (hidden or not n.startswith(".")))
         for name in sorted(names):
             if not name.startswith("."):
                 yield Path(place, name).relative_to(folder).as_posix()
@@ -197,11 +330,12 @@ def folder_fingerprint(folder: str | Path) -> str:
     """A digest of the names and sizes of all files below `folder`, and of their contents if it is small (32 MB).
 
     For a larger folder, modification times are used instead: reading gigabytes at every start would take too long.
+    Links to nothing, and pipes, which reading would wait for, do not count.
     """
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such folder of recordings")
     paths = [(name, Path(folder, name)) for name in sorted(files_below(folder))]
-    stats = [(name, path, path.stat()) for name, path in paths if path.exists()]
+    stats = [(name, path, path.stat()) for name, path in paths if path.is_file()]
     small = sum(stat.st_size for _, _, stat in stats) <= 32_000_000
     digest = hashlib.sha256()
     for name, path, stat in stats:

@@ -2,8 +2,8 @@
 
 Columns: `path` (relative to the CSV's folder), `samples`, `rate` (Hz), `speaker` (empty for noises and impulse
 responses), `split`, `peak` (largest magnitude, to within a step of 16 bits), `source_checksum` (SHA-256 of the source
-file), `gain` (1, or the factor by which a recording was scaled to fit its peak into 16 bits). VoiceBank's rows also
-have `noisy_path`, those of impulse responses `offset`, the sample of the direct path.
+file), `gain` (1, or the factor by which a recording was scaled to fit its peak into 16 bits). Those of pairs also have
+`noisy_path`, those of impulse responses `offset`, the sample of the direct path.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import csv
 import io
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import numpy as np
 from finallyse import atomic
 from finallyse.errors import UserError
 
+LONGEST_NAME = 150  # bytes of an utterance's name: files named after it add to it, and file systems allow 255
 COLUMNS = ("path", "samples", "rate", "speaker", "split", "peak", "source_checksum", "gain")
 
 
@@ -49,6 +51,7 @@ class Manifest:
         path: a CSV, or a list of CSVs of one rate; one that is listed twice counts twice.
 
     Attributes:
+        files: the CSVs.    file: the first of them.
         rate: Hz, the same in all rows.
         samples: int64 [N].
         offsets: int64 [N], 0 if the manifest has none.
@@ -61,8 +64,7 @@ class Manifest:
         files = [Path(path)] if isinstance(path, (str, Path)) else [Path(file) for file in path]
         if not files:
             raise UserError("a manifest is an empty list; name at least one CSV")
-        self.file = files[0]
-        self.folders = tuple(file.parent for file in files)
+        self.files, self.file = tuple(files), files[0]
         rows = _Rows()
         ends = []
         for file in files:
@@ -79,7 +81,8 @@ class Manifest:
                 )
         self.peaks = np.array(rows.peaks, dtype=np.float32)
         self.paths = Strings(rows.paths)
-        self.noisy_paths = Strings(rows.noisy_paths) if len(rows.noisy_paths) == len(rows.paths) else None
+        self.noisy_paths = None if rows.unpaired else Strings(rows.noisy_paths)
+        self._unpaired = rows.unpaired
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -91,12 +94,18 @@ class Manifest:
     def noisy_path(self, index: int) -> Path:
         """The noisy counterpart's file (VoiceBank)."""
         if self.noisy_paths is None:
-            raise UserError(f"{self.file}: has no column 'noisy_path': pairs of clean and noisy recordings are needed")
+            raise UserError(
+                f"{self._unpaired}: has no column 'noisy_path': pairs of clean and noisy recordings are needed"
+            )
         return self._folder(index) / self.noisy_paths[index]
+
+    def part(self, index: int) -> int:
+        """Which of the CSVs lists a recording."""
+        return int(np.searchsorted(self._ends, range(len(self))[index], side="right"))
 
     def _folder(self, index: int) -> Path:
         """The folder of the CSV that lists a recording."""
-        return self.folders[np.searchsorted(self._ends, range(len(self))[index], side="right")]
+        return self.files[self.part(index)].parent
 
     def name(self, index: int) -> str:
         """The recording's name: its path without `wav/`, `clean/` and the suffix, usable as a file name.
@@ -104,7 +113,7 @@ class Manifest:
         If there are several manifests, it begins with the corpus' name (of `<corpus>/<rate>/<split>.csv`).
         """
         name = utterance_name(self.paths[index])
-        return name if len(self.folders) == 1 else f"{self._folder(index).parent.name}_{name}"
+        return name if len(self.files) == 1 else f"{self._folder(index).parent.name}_{name}"
 
 
 class _Rows:
@@ -115,6 +124,7 @@ class _Rows:
         self.noisy_paths: list[bytes] = []
         self.numbers = {"samples": array("q"), "rate": array("q"), "offset": array("q")}
         self.peaks = array("f")
+        self.unpaired: Path | None = None  # the first CSV without noisy counterparts
 
     def read(self, file: Path) -> None:
         """Append the rows of a manifest, after checking them."""
@@ -129,6 +139,8 @@ class _Rows:
                 if missing:
                     raise UserError(f"{file}: not a manifest: it has no column {missing[0]!r}")
                 at = {column: position for position, column in enumerate(header)}
+                if "noisy_path" not in at:
+                    self.unpaired = self.unpaired or file
                 for row in reader:
                     if len(row) != len(header):
                         raise UserError(f"{file}: line {reader.line_num} has {len(row)} columns, not {len(header)}")
@@ -138,13 +150,13 @@ class _Rows:
                     for column, values in self.numbers.items():
                         values.append(int(row[at[column]]) if column in at else 0)
                     self.peaks.append(float((row[at["peak"]] if "peak" in at else "") or "nan"))
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise UserError(f"{file}: line {reader.line_num} is not a manifest's row ({error})") from None
         except csv.Error as error:
             raise UserError(f"{file}: cannot be read ({error})") from error
         samples, rates = self.numbers["samples"][first:], self.numbers["rate"][first:]
         if not samples:
-            raise UserError(f"{file}: lists no recordings; prepare its corpus again")
+            raise UserError(f"{file}: lists no recordings: its corpus has none of this split; name another manifest")
         if min(rates) != max(rates):
             raise UserError(f"{file}: lists recordings of different sample rates; prepare its corpus again")
         if min(samples) <= 0:
@@ -154,6 +166,17 @@ class _Rows:
 def utterance_name(path: str) -> str:
     """`wav/clean/p232_001.wav` -> `p232_001`; `wav/p225/p225_001.wav` -> `p225_p225_001`."""
     return path.removeprefix("wav/").removeprefix("clean/").removesuffix(".wav").replace("/", "_")
+
+
+def short_name(name: str) -> str:
+    """The name itself, or of one that is longer than LONGEST_NAME the beginning and a hash of it all."""
+    encoded = name.encode("utf-8", "surrogateescape")
+    if len(encoded) <= LONGEST_NAME:
+        return name
+    tag = "-" + sha256(encoded).hexdigest()[:12]
+    while len(name.encode("utf-8", "surrogateescape")) > LONGEST_NAME - len(tag):
+        name = name[:-1]
+    return name + tag
 
 
 def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:

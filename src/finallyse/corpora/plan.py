@@ -14,7 +14,7 @@ from rich.table import Table
 
 from finallyse.config import paths_below, read_config
 from finallyse.corpora.collection import files_of_collection
-from finallyse.corpora.locations import COLLECTION, Locations, local_path
+from finallyse.corpora.locations import COLLECTION, Locations, local_path, without_password
 from finallyse.corpora.sources import RemoteFile, Source, read_sources
 from finallyse.corpora.space import RESERVE, free_space
 from finallyse.progress import data_size
@@ -55,7 +55,10 @@ class Cost:
 
 
 def costs(config: dict) -> list[Cost]:
-    """The size of every source in the registry under a configuration (`finallyse.config.load_pipeline`)."""
+    """The size of every source in the registry, and the user's own corpora, under a configuration.
+
+    config: of `finallyse.config.load_pipeline`.
+    """
     locations = Locations(read_sources(), config["corpora"], config["resources"])
     needed = _needed(config)
     rows = []
@@ -64,7 +67,11 @@ def costs(config: dict) -> list[Cost]:
         base_url = locations.base_url(name)
         path = local_path(base_url)
         origin = (
-            f"folder {folder}" if folder else path if path is not None else urlsplit(base_url).netloc or "simulated"
+            f"folder {folder}"
+            if folder
+            else path
+            if path is not None
+            else urlsplit(without_password(base_url)).netloc or "simulated"
         )
         networks, paths = needed.get(name, ([], []))
         cost = Cost(source, origin, networks, source.is_corpus and bool(paths) and all(map(os.path.isfile, paths)))
@@ -76,6 +83,12 @@ def costs(config: dict) -> list[Cost]:
                     continue  # missing at the source
                 cost.add(*_size(locations, name, file), *_here(Path(locations.downloaded(name, file.name))))
         rows.append(cost)
+    for name in locations.own:
+        origin = "folder " + ", ".join(locations.folders(name))
+        what = f"your own {locations.settings[name]['kind']}"
+        source = Source(name, what, "", [what], "", "", unpack="files")
+        networks, paths = needed.get(name, ([], []))
+        rows.append(Cost(source, origin, networks, bool(paths) and all(map(os.path.isfile, paths))))
     return rows
 
 

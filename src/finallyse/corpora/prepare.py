@@ -4,8 +4,8 @@ Every file is decoded, mixed to mono, resampled once and written as 16-bit PCM, 
 decoding the rest (impulse responses: 32-bit float, since 16 bits would lose their tails). Files are excluded only for
 one of the reasons below, each with a line in `dropped.csv`; nothing is cut from speech or noise:
 
-- it cannot be decoded, is cut short or damaged (unless that is accepted), has no samples, or has values that are not
-  finite;
+- it is no file, or cannot be decoded, is cut short or damaged (unless that is accepted), has no samples, values that
+  are not finite, or a sample rate that no recording has;
 - it is silent: its peak is below -60 dBFS (impulse responses: it has no energy);
 - it is shorter than 0.1 s (speech and noise);
 - a clean recording has no noisy counterpart, or one of another length;
@@ -35,16 +35,19 @@ import numpy as np
 
 from finallyse.audio.io import decode, mono, read, write_wav
 from finallyse.audio.resample import resample
-from finallyse.corpora.layouts import Kind, Recording, assign_splits, corpus_by_name, find_recordings
+from finallyse.corpora.layouts import Corpus, Recording, assign_splits, corpus_by_name, find_recordings
+from finallyse.corpora.locations import is_inside
 from finallyse.corpora.manifest import COLUMNS, write_csv
 from finallyse.errors import UserError
 from finallyse.hashes import sha256
 from finallyse.journal import Journal
+from finallyse.options import CorpusKind
 from finallyse.processes import process_pool
 from finallyse.progress import Progress, duration
 
 SILENT_PEAK = 1e-3  # -60 dBFS
 SHORTEST = 0.1  # seconds of speech or noise
+RATES = range(1000, 1_000_001)  # Hz of recordings; others are from damaged headers, and would take all memory
 LEAD = 0.0025  # seconds kept before the direct path of an impulse response
 NEGLIGIBLE_LEAD, NEGLIGIBLE_TAIL = 1e-3, 1e-6  # shares of an impulse response's energy that may be cut
 WORST_BAK = 1.0  # of DNSMOS' scale
@@ -59,7 +62,7 @@ class Task:
     """
 
     recording: Recording
-    kind: Kind
+    kind: CorpusKind
     source: Path
     output: Path
     rate: int
@@ -78,13 +81,14 @@ def prepare(
     max_dropped: float = 0.5,
     min_bak: float = WORST_BAK,
     accept_cut: bool = False,
+    own: Corpus | None = None,
 ) -> dict[str, int]:
     """Prepare a corpus: writes wav/, one manifest per split and dropped.csv to `output`.
 
     Prints progress to stdout.
 
     Args:
-        corpus: name in `layouts.CORPORA`.
+        corpus: name in `layouts.CORPORA`, or any other with `own`.
         source: its folder, or a folder of user recordings.
         output: folder to write to.
         rate: Hz.
@@ -93,18 +97,26 @@ def prepare(
         max_dropped: share of unusable recordings above which to stop.
         min_bak: minimum DNSMOS BAK of the 9 s in the middle of a recording; 1: not measured.
         accept_cut: take what there is of recordings that are cut short or damaged.
+        own: how to read a corpus that is not in `layouts.CORPORA` (`layouts.own_corpus`).
 
     Returns:
         The number of recordings per split.
 
     Raises:
-        UserError: if there are no or too few usable recordings.
+        UserError: if there are no or too few usable recordings, or `output` is among them.
     """
     source, output = Path(source), Path(output)
-    kind = corpus_by_name(corpus).kind
+    entry = own or corpus_by_name(corpus)
+    kind = entry.kind
+    for folder in filter(None, (source, entry.noisy, *entry.folders.values())):
+        if is_inside(output, folder):
+            raise UserError(
+                f"{output}: is inside {folder}, where what is written would be taken for recordings; choose an output "
+                "elsewhere, or put the recordings into a folder of their own"
+            )
     if min_bak > WORST_BAK and kind not in ("speech", "pairs"):
         raise UserError(f"{corpus}: min_bak={min_bak:g} judges speech, and this is a corpus of another kind; remove it")
-    recordings, remarks = find_recordings(corpus, source)
+    recordings, remarks = find_recordings(corpus, source, own)
     label = f"{corpus} {rate} Hz"
     progress = _Progress(label, len(recordings), jobs)
 
@@ -115,8 +127,9 @@ def prepare(
     _make_folders(output, recordings)
 
     settings = {"format": FORMAT, "corpus": corpus, "rate": rate} | ({"accept_cut": True} if accept_cut else {})
+    settings |= {"kind": kind} if own else {}
     journal = Journal(output / "journal.jsonl", settings)
-    known = {entry["source"]: entry for entry in journal.read()}
+    known = {entry["source"]: entry for entry in journal.read() if "source" in entry}
     journal.write(known.values())
     tasks = [
         Task(r, kind, source, output, rate, known.get(r.source), min_bak > WORST_BAK, accept_cut) for r in recordings
@@ -148,14 +161,14 @@ def prepare(
             f"{source}: {len(dropped)} of {len(recordings)} recordings of {corpus} are unusable, more than "
             f"{max_dropped:.0%} ({reasons}); see {output / 'dropped.csv'}"
         )
-    usable, remarks = assign_splits(usable, corpus, seed)
+    usable, remarks = assign_splits(usable, corpus, seed, own)
     say(*remarks)
 
     _remove_stale(output / "wav", usable)
     columns = (*COLUMNS, *{"pairs": ("noisy_path",), "response": ("offset",)}.get(kind, ()))
     counts = {}
-    # Every corpus has these two, of which one may be empty; train.csv last: if it exists, so do all the others.
-    for split in reversed(dict.fromkeys(("train", "validation", *corpus_by_name(corpus).splits))):
+    # Every corpus has all three, of which some may be empty; train.csv last: if it exists, so do all the others.
+    for split in ("test", "validation", "train"):
         rows = [
             {
                 **results[r.source],
@@ -169,7 +182,7 @@ def prepare(
             if r.split == split
         ]
         write_csv(output / f"{split}.csv", columns, rows)
-        if split in corpus_by_name(corpus).splits:
+        if rows or split in entry.splits:
             counts[split] = len(rows)
     say(", ".join(f"{split} {count}" for split, count in reversed(counts.items())))
     return counts
@@ -186,7 +199,7 @@ def prepare_recording(task: Task) -> dict:
     `samples`, `peak`, `gain`, `bytes` of the result (and `offset`; `bak` if it is scored).
     """
     entry = _prepared(task)
-    if task.known and "bak" in task.known and task.known["source_checksum"] == entry["source_checksum"]:
+    if task.known and "bak" in task.known and task.known["source_checksum"] == entry.get("source_checksum"):
         entry["bak"] = task.known["bak"]  # known even if the result was removed because of it
     if task.scored and not {"dropped", "bak"} & set(entry):
         from finallyse.metrics.dnsmos import background  # ONNX Runtime: not every preparation needs it
@@ -205,42 +218,68 @@ def _prepared(task: Task) -> dict:
         outputs.append(task.output / "wav" / recording.noisy_output)
     if recording.noisy_source:
         sources.append(task.source / recording.noisy_source)
-    status = [path.stat() for path in sources]
-    entry = {
-        "source": recording.source,
-        "outputs": [recording.output, recording.noisy_output],
-        "size": [s.st_size for s in status],
-        "mtime": [s.st_mtime_ns for s in status],
-    }
-    if _is_finished(task.known, outputs, entry, ("size", "mtime")):
-        return {**task.known, "kept": True}
-    entry["source_checksum"] = sha256(*sources)
+    entry = {"source": recording.source, "outputs": [recording.output, recording.noisy_output]}
+    try:
+        status = [_status(path) for path in sources]
+        entry |= {"size": [s.st_size for s in status], "mtime": [s.st_mtime_ns for s in status]}
+        if _is_finished(task.known, outputs, entry, ("size", "mtime")):
+            return {**task.known, "kept": True}
+        entry["source_checksum"] = sha256(*sources)
+    except UserError as error:
+        return {**entry, "dropped": _reason(error, sources)}
+    except OSError as error:
+        return {**entry, "dropped": f"cannot be read ({error.strerror})"}
     if _is_finished(task.known, outputs, entry, ("size", "source_checksum")):  # touched, or unpacked again
         return {**task.known, **entry}
     if recording.noisy_source == "":
         return {**entry, "dropped": "no noisy counterpart"}
     try:
-        wavs, rates = zip(*(decode(path, task.accept_cut) for path in sources), strict=True)
+        wavs, rates = zip(*(_decode(path, task.accept_cut) for path in sources), strict=True)
     except UserError as error:
         return {**entry, "dropped": _reason(error, sources)}
     if len({(wav.shape[1], rate) for wav, rate in zip(wavs, rates, strict=True)}) > 1:
         lengths = ", ".join(f"{wav.shape[1]} samples at {rate} Hz" for wav, rate in zip(wavs, rates, strict=True))
         return {**entry, "dropped": f"clean and noisy differ in length: {lengths}"}
     entry["seconds"] = wavs[0].shape[1] / rates[0]
+    try:
+        return {**entry, **_written(task, outputs, wavs, rates)}
+    except MemoryError:
+        return {**entry, "dropped": f"{entry['seconds']:.0f} s need more memory than there is; cut it into pieces"}
+
+
+def _status(path: Path) -> os.stat_result:
+    if not path.is_file():  # reading a pipe would wait
+        kind = "is not a file" if path.exists() else "is a link to nothing" if path.is_symlink() else "no such file"
+        raise UserError(f"{path}: {kind}")
+    return path.stat()
+
+
+def _decode(path: Path, accept_cut: bool) -> tuple[np.ndarray, int]:
+    try:
+        wav, rate = decode(path, accept_cut)
+    except MemoryError:
+        raise UserError(f"{path}: needs more memory than there is; cut it into pieces") from None
+    if rate not in RATES:
+        raise UserError(f"{path}: its header gives {rate} Hz, which no recording has")
+    return wav, rate
+
+
+def _written(task: Task, outputs: Sequence[Path], wavs: Sequence[np.ndarray], rates: Sequence[int]) -> dict:
+    """Write the decoded recording, or pair, and return the fields of its entry."""
     if task.kind == "response":
-        return {**entry, **_prepare_response(wavs[0], rates[0], task.rate, outputs[0])}
+        return _prepare_response(wavs[0], rates[0], task.rate, outputs[0])
     wavs = [resample(mono(wav), rate, task.rate) for wav, rate in zip(wavs, rates, strict=True)]
     length = len(wavs[0])
     if length < SHORTEST * task.rate:
-        return {**entry, "dropped": f"shorter than {SHORTEST} s"}
+        return {"dropped": f"shorter than {SHORTEST} s"}
     peaks = [float(np.abs(wav).max()) for wav in wavs]
     if peaks[0] < SILENT_PEAK:
-        return {**entry, "dropped": f"silent: peak {peaks[0]:.2g}, below {SILENT_PEAK:g}"}
+        return {"dropped": f"silent: peak {peaks[0]:.2g}, below {SILENT_PEAK:g}"}
     gain = min(1.0, 1.0 / max(peaks))
     for path, wav in zip(outputs, wavs, strict=True):
         write_wav(path, wav if gain == 1.0 else wav * np.float32(gain), task.rate)
     size = [path.stat().st_size for path in outputs]
-    return {**entry, "samples": length, "peak": round(peaks[0] * gain, 6), "gain": round(gain, 6), "bytes": size}
+    return {"samples": length, "peak": round(peaks[0] * gain, 6), "gain": round(gain, 6), "bytes": size}
 
 
 def _prepare_response(wav: np.ndarray, from_rate: int, rate: int, output: Path) -> dict:
@@ -269,10 +308,10 @@ def _prepare_response(wav: np.ndarray, from_rate: int, rate: int, output: Path) 
 
 
 def _is_finished(known: dict | None, outputs: Sequence[Path], entry: dict, same: Iterable[str]) -> bool:
-    if known is None or known["outputs"] != entry["outputs"] or any(known[key] != entry[key] for key in same):
+    if known is None or any(known.get(key) != entry[key] for key in ("outputs", *same)):
         return False
-    if "dropped" in known:
-        return True
+    if "dropped" in known or len(known.get("bytes", ())) != len(outputs):
+        return "dropped" in known
     return all(path.is_file() and path.stat().st_size == n for path, n in zip(outputs, known["bytes"], strict=True))
 
 

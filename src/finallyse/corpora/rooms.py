@@ -41,11 +41,12 @@ def simulate_rooms(folder: str | Path, count: int, rate: int, rt60_s: tuple[floa
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"room{number:04d}.wav" for number in range(count)]
-    settings, written = json.dumps({"rate": rate, "rt60_s": list(rt60_s), "seed": seed}), folder / "settings.json"
-    same = written.is_file() and written.read_text() == settings
+    settings = json.dumps({"rate": rate, "rt60_s": list(rt60_s), "seed": seed}).encode()
+    written = folder / "settings.json"
+    same = written.is_file() and written.read_bytes() == settings
     for path in set(folder.glob("room*.wav")) - (set(paths) if same else set()):
         path.unlink()
-    atomic.write_bytes(written, settings.encode())
+    atomic.write_bytes(written, settings)
     with Progress("simulating rooms", count, "rooms") as progress:
         for number, path in enumerate(paths):
             if path.is_file():

@@ -76,7 +76,7 @@ def read_sources(path: str | Path = REGISTRY) -> dict[str, Source]:
     path = Path(path)
     try:
         tables = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tables, dict) or set(tables) != {"corpora", "weights"}:
         raise UserError(f"{path}: must contain exactly the two tables `corpora` and `weights`")

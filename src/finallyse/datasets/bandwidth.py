@@ -19,7 +19,7 @@ class BandwidthDataset(ManifestDataset):
     """Speech as target, low-passed at `input_freq` as input (HiFi++, arXiv 2203.13086, section 4.1).
 
     Args:
-        manifest: CSV of prepared speech.
+        manifest: CSV of prepared speech, or a list of them; one that is listed twice is used twice per epoch.
         input_freq: highest frequency of the input, Hz; 2 * input_freq must divide sample_rate.
         segment: samples per item; null: whole recordings.
         lowpass: `polyphase` (resample to 2 * input_freq and back), `decimate` (downsample with scipy's decimate
@@ -37,7 +37,7 @@ class BandwidthDataset(ManifestDataset):
 
     def __init__(
         self,
-        manifest: str,
+        manifest: str | list[str],
         input_freq: int,
         segment: int | None = 8192,
         lowpass: Literal["random", "polyphase", "decimate"] = "random",

@@ -86,7 +86,7 @@ class ManifestDataset(ItemDataset):
         self.manifest = Manifest(manifest)
         if self.manifest.rate != sample_rate:
             raise UserError(
-                f"{manifest}: holds {self.manifest.rate} Hz recordings, {sample_rate} Hz are asked for; "
+                f"{self.manifest.file}: holds {self.manifest.rate} Hz recordings, {sample_rate} Hz are asked for; "
                 f"name the manifest prepared at {sample_rate} Hz"
             )
         self.segment, self.seed = segment, seed

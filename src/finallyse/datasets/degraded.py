@@ -75,7 +75,7 @@ class AugmentedLibriTTS(DegradedDataset):
     """LibriTTS-R, degraded: a short segment to enhance, in a long context that WavLM sees.
 
     Args:
-        manifest: CSV of prepared speech.
+        manifest: CSV of prepared speech, or a list of them; one that is listed twice is used twice per epoch.
         augmentations: list of {name, probability, args}.
         segment: samples to enhance; null: whole recordings, which are then their own context.
         context: samples degraded as a whole; the segment is cut from them.
@@ -94,7 +94,7 @@ class AugmentedLibriTTS(DegradedDataset):
 
     def __init__(
         self,
-        manifest: str,
+        manifest: str | list[str],
         augmentations: list[dict],
         segment: int | None = 8192,
         context: int = 65536,
@@ -170,7 +170,8 @@ class AugmentedDaps(DegradedDataset):
     """DAPS, degraded at 48 kHz; the input is then resampled to 16 kHz.
 
     Args:
-        manifest: CSV of prepared speech at `output_rate`.
+        manifest: CSV of prepared speech at `output_rate`, or a list of them; one that is listed twice is drawn twice as
+            often.
         augmentations: list of {name, probability, args}, with noises and impulse responses at `output_rate`.
         segment: samples of the target; null: whole recordings, one item per row of the manifest, which are then their
             own context.
@@ -197,7 +198,7 @@ class AugmentedDaps(DegradedDataset):
 
     def __init__(
         self,
-        manifest: str,
+        manifest: str | list[str],
         augmentations: list[dict],
         segment: int | None = 24576,
         context: int | None = 196608,

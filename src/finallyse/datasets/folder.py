@@ -9,7 +9,7 @@ from pathlib import Path
 from finallyse.audio.io import decode, mono
 from finallyse.audio.resample import resample
 from finallyse.corpora.layouts import audio_files
-from finallyse.corpora.manifest import Strings
+from finallyse.corpora.manifest import Strings, short_name
 from finallyse.datasets import datasets_registry
 from finallyse.datasets.base import ItemDataset, tensor
 from finallyse.errors import UserError
@@ -51,4 +51,5 @@ def _names(files: Sequence[str]) -> list[str]:
     """Names usable as file names, with the suffix if two recordings differ only in that."""
     names = [file.removesuffix(Path(file).suffix).replace("/", "_") for file in files]
     count = Counter(names)
-    return [file.replace("/", "_") if count[name] > 1 else name for file, name in zip(files, names, strict=True)]
+    named = zip(files, names, strict=True)
+    return [short_name(file.replace("/", "_") if count[name] > 1 else name) for file, name in named]

@@ -16,7 +16,8 @@ class VoiceBank(ManifestDataset):
     """Noisy speech as input, its clean counterpart as target.
 
     Args:
-        manifest: CSV of prepared pairs (with `noisy_path`).
+        manifest: CSV of prepared pairs (with `noisy_path`), or a list of them; one that is listed twice is used twice
+            per epoch.
         segment: samples per item; null: whole recordings.
         sample_rate: sample rate of the manifest's recordings, Hz.
         peak: peak to which input and target are each normalised.
@@ -31,7 +32,7 @@ class VoiceBank(ManifestDataset):
 
     def __init__(
         self,
-        manifest: str,
+        manifest: str | list[str],
         segment: int | None = 8192,
         sample_rate: int = 16000,
         peak: float = PEAK,
@@ -60,9 +61,9 @@ class VctkDemand(ManifestDataset):
     """VoiceBank-DEMAND's test set for FINALLY's validation: whole utterances, levels not normalised.
 
     Args:
-        manifest: CSV of prepared pairs at the input rate, 16 kHz.
-        target_manifest: CSV of the same pairs at the output rate (48 kHz) for the clean target; null: the target is at
-            the input rate.
+        manifest: CSV of prepared pairs at the input rate, 16 kHz, or a list of them.
+        target_manifest: CSV of the same pairs at the output rate (48 kHz) for the clean target, or a list of them in
+            the same order; null: the target is at the input rate.
         limit: number of utterances, evenly spread over the list; null: all.
         sample_rate: sample rate of the input, Hz.
 
@@ -72,8 +73,8 @@ class VctkDemand(ManifestDataset):
 
     def __init__(
         self,
-        manifest: str,
-        target_manifest: str | None = None,
+        manifest: str | list[str],
+        target_manifest: str | list[str] | None = None,
         limit: int | None = None,
         sample_rate: int = 16000,
     ):
@@ -87,14 +88,23 @@ class VctkDemand(ManifestDataset):
         if self.output_rate % self.input_rate:
             raise UserError(f"{target_manifest}: {self.output_rate} Hz is not a multiple of {self.input_rate} Hz")
 
-    def _targets(self, path: str) -> tuple[Manifest, np.ndarray]:
+    def _targets(self, path: str | list[str]) -> tuple[Manifest, np.ndarray]:
         """The manifest of the targets, and its row for each item."""
         targets = Manifest(path)
-        row_of = {targets.paths[row]: row for row in range(len(targets))}
-        missing = [self.manifest.paths[i] for i in self.chosen if self.manifest.paths[i] not in row_of]
-        if missing:
-            raise UserError(f"{path}: lists no {missing[0]}, which {self.manifest.file} does; prepare both again")
-        return targets, np.array([row_of[self.manifest.paths[i]] for i in self.chosen])
+        if len(targets.files) != len(self.manifest.files):
+            raise UserError(
+                f"vctk-demand: manifest has {len(self.manifest.files)} files and target_manifest {len(targets.files)}; "
+                "list the same corpora in both"
+            )
+        row_of = {(targets.part(row), targets.paths[row]): row for row in range(len(targets))}
+        wanted = [(self.manifest.part(row), self.manifest.paths[row]) for row in self.chosen]
+        for part, name in wanted:
+            if (part, name) not in row_of:
+                raise UserError(
+                    f"{targets.files[part]}: lists no {name}, which {self.manifest.files[part]} does; prepare both "
+                    "again"
+                )
+        return targets, np.array([row_of[key] for key in wanted])
 
     def __len__(self) -> int:
         return len(self.chosen)

@@ -18,7 +18,7 @@ class MelDataset(ManifestDataset):
     """Speech with the log-mel spectrograms of HiFi-GAN's input and of its mel loss (arXiv 2010.05646).
 
     Args:
-        manifest: CSV of prepared speech.
+        manifest: CSV of prepared speech, or a list of them; one that is listed twice is used twice per epoch.
         segment: samples per item, a multiple of `hop`; null: whole recordings, cut to a multiple of `hop`.
         sample_rate: sample rate of the manifest's recordings, Hz.
         peak: peak to which the whole recording is normalised; silence is unchanged.
@@ -40,7 +40,7 @@ class MelDataset(ManifestDataset):
 
     def __init__(
         self,
-        manifest: str,
+        manifest: str | list[str],
         segment: int | None = 8192,
         sample_rate: int = 16000,
         peak: float = PEAK,
@@ -62,7 +62,7 @@ class MelDataset(ManifestDataset):
         peaks = self.manifest.peaks
         if mels_folder is None and not (np.isfinite(peaks) & (peaks >= 0)).all():
             raise UserError(
-                f"{manifest}: does not give every recording's `peak`, by which it is normalised; "
+                f"{self.manifest.file}: does not give every recording's `peak`, by which it is normalised; "
                 "prepare its corpus again"
             )
         self.mel = LogMel(sample_rate, n_fft, hop, win, n_mels, fmin, fmax)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import re
 import shutil
 import sys
@@ -22,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from finallyse import atomic
 from finallyse.audio.blocks import BlockReader
 from finallyse.audio.formats import SUFFIXES, is_recording
 from finallyse.audio.io import decode, mono
@@ -292,7 +294,9 @@ def _write(table: Path, pieces: list[Piece], left_out: dict[str, str]) -> None:
         name = f"{numbers[piece.speaker]}/{count[piece.speaker]:03d}.flac"
         (table.parent / name).parent.mkdir(parents=True, exist_ok=True)
         wav = piece.wav / max(1.0, np.abs(piece.wav).max())
-        soundfile.write(table.parent / name, wav, piece.rate, format="FLAC", subtype="PCM_16")
+        flac = io.BytesIO()  # libsndfile does not say that a disk is full
+        soundfile.write(flac, wav, piece.rate, format="FLAC", subtype="PCM_16")
+        atomic.write_bytes(table.parent / name, flac.getbuffer())
         rows.append(
             {
                 "file": name,
@@ -313,7 +317,10 @@ def read_speech(table: str | Path) -> dict[str, list[Path]]:
     if not table.is_file():
         raise UserError(f"{table}: no such table of speech; make it with scripts/collect_demo_speech.py")
     speakers = defaultdict(list)
-    with table.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        for row in csv.DictReader(file):
-            speakers[row["speaker"]].append(table.parent / row["file"])
+    try:
+        with table.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            for row in csv.DictReader(file):
+                speakers[row["speaker"]].append(table.parent / row["file"])
+    except (KeyError, TypeError, csv.Error) as error:
+        raise UserError(f"{table}: not a table of speech ({error}); delete it to have it made again") from error
     return dict(speakers)
