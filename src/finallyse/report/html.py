@@ -566,7 +566,7 @@ def _published(report: Report) -> list[dict[str, Any]]:
         scores = {s.metric: s for s in network.scores}
         rows = []
         for entry in report.published:
-            if entry.network != network.name:
+            if entry.network != network.recipe:
                 continue
             score = scores.get(entry.metric)
             label = PUBLISHED_LABELS.get(entry.metric) or label_of(entry.metric)
