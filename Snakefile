@@ -66,7 +66,13 @@ onstart:
     require_goals()
     retry_trainings()
     keep_checkpoints()
+    tell_progress()
+
+
+onsuccess:
+    end_progress()
 
 
 onerror:
+    end_progress()
     tell_errors(log)

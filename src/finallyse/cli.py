@@ -24,10 +24,29 @@ def positive(text: str) -> int:
 def status(parser: ArgumentParser, words: Sequence[str]) -> None:
     """Show which outputs exist, which jobs are running, and the step and time left of each training."""
     _add_pipeline(parser)
+    text = "show the trainings only, again and again until Ctrl-C (default: every 5 s); once if not on a terminal"
+    parser.add_argument("--watch", nargs="?", const=5.0, action=_Seconds, metavar="SECONDS", help=text)
     options = parser.parse_intermixed_args(words)
-    from finallyse.status import show
+    from finallyse.status import show, watch
 
-    show([*options.config, *options.more])
+    arguments = [*options.config, *options.more]
+    if options.watch is None:
+        show(arguments)
+    else:
+        watch(arguments, options.watch)
+
+
+class _Seconds(argparse.Action):
+    """A number of seconds, which may be left out also where a config file or a KEY=VALUE follows."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        try:
+            seconds = float(values)
+        except ValueError:
+            seconds, namespace.config = self.const, [*namespace.config, values]
+        if not 0.1 <= seconds <= 86400:
+            parser.error(f"argument {option_string}: {values} is not between 0.1 and 86400 seconds")
+        setattr(namespace, self.dest, seconds)
 
 
 def config(parser: ArgumentParser, words: Sequence[str]) -> None:

@@ -307,6 +307,12 @@ class Pipeline:
     rooms: Rooms = option(Rooms, "the simulated rooms")
     prepare_jobs: int = option(8, "processes that prepare one corpus", minimum=1)
     evaluate_jobs: int = option(4, "processes that measure one network's files", minimum=1)
+    progress_minutes: float | None = option(
+        1.0,
+        "minutes after which Snakemake's output tells again how far the running trainings are; null: never",
+        exclusiveMinimum=0,
+        defines=False,
+    )
     metrics: list[str] = option([], "metrics of the report")
     compare: dict = option(
         {},
