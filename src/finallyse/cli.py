@@ -98,6 +98,39 @@ def enhance(parser: ArgumentParser, words: Sequence[str]) -> int:
     return run(**options, suffix=suffix, window_s=window_s)
 
 
+def compare(parser: ArgumentParser, words: Sequence[str]) -> int:
+    """Compare trained networks on the same recordings: one page with players, scores, curves and configurations.
+
+    A SYSTEM is a checkpoint, a network that comes with the package, or RESULTS:NETWORK; NAME=SYSTEM gives it another
+    name. The others are compared with the first. Without --data, networks of folders of results are compared by the
+    validation items that they have in common. A recording that cannot be read does not stop the others; it is listed
+    in the page and the exit status is 1.
+    """
+    from pathlib import Path
+
+    add = parser.add_argument
+    add("systems", nargs="+", metavar="SYSTEM", help="checkpoint, or RESULTS:NETWORK")
+    text = "folder of recordings, or with folders clean/ and noisy/ of files of the same names"
+    add("--data", type=Path, metavar="DIR", help=text)
+    add("-o", "--output", type=Path, default=Path("compare.html"), metavar="FILE", help="page (default: %(default)s)")
+    text = "metrics by name, or all that can be computed (default: the usual ones that can be)"
+    add("--metrics", nargs="+", metavar="NAME", help=text)
+    add("--resources", default="resources", metavar="DIR", help="folder that contains weights/ of metrics")
+    add("--limit", type=positive, metavar="N", help="recordings, evenly spread over the list (default: all)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto, cpu, cuda (default: %(default)s)")
+    add("--threads", type=positive, metavar="N", help="CPU threads that enhance (default: PyTorch's own)")
+    add("--jobs", type=positive, metavar="N", help="processes that measure (default: one per core)")
+    add("--wavlm", metavar="DIR", help="folder of WavLM, if the path in a checkpoint no longer exists")
+    add("--utterances", type=positive, default=6, metavar="N", help="recordings with players (default: %(default)s)")
+    text = "maximum length of a recording in a player, in s (default: %(default)s)"
+    add("--seconds", type=positive, default=8, metavar="S", help=text)
+    add("--force", action="store_true", help="overwrite an existing file")
+    options = vars(parser.parse_intermixed_args(words))
+    from finallyse.report.comparison import Options, compare
+
+    return compare(options.pop("systems"), options.pop("output"), Options(**options))
+
+
 def pack(parser: ArgumentParser, words: Sequence[str]) -> None:
     """Write a self-contained checkpoint: drops the discriminators, embeds WavLM and a model card."""
     add = parser.add_argument
@@ -173,7 +206,7 @@ def _add_pipeline(parser: ArgumentParser) -> None:
     parser.add_argument("--config", **REPEATED, metavar=kinds, help="the same, as for Snakemake; may be repeated")
 
 
-COMMANDS = {command.__name__: command for command in (status, config, enhance, pack, data, convert, models)}
+COMMANDS = {command.__name__: command for command in (status, config, enhance, compare, pack, data, convert, models)}
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -274,6 +274,11 @@ class Compared:
     folder: str | None = option(
         None, "folder of its files, matched by name with the network's validation items; any format and rate"
     )
+    results: str | None = option(
+        None,
+        "instead of `folder`: another folder of results, whose network of the same name is the system, or "
+        "`FOLDER:NETWORK` for one of another name; the report shows its training's curves as well",
+    )
     network: str | None = option(None, "the network beside which the report shows the system")
 
 
@@ -316,8 +321,8 @@ class Pipeline:
     metrics: list[str] = option([], "metrics of the report")
     compare: dict = option(
         {},
-        "name of another system -> its enhanced files, measured and shown in the report beside a network's; null "
-        "removes one of an overlaid file",
+        "name of another system, or of an earlier run -> its enhanced files, measured and shown in the report beside a "
+        "network's; null removes one of an overlaid file",
         defines=False,
     )
 

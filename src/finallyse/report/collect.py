@@ -124,6 +124,9 @@ class Compared:
     """Metric -> the network's output minus the system's, utterance by utterance."""
     utterances: dict[str, Utterance]
     """By name; only those that the system has a file of."""
+    history: pandas.DataFrame | None = None
+    validation: pandas.DataFrame | None = None
+    """Of the training of a run in another folder of results."""
 
     def verdict(self, score: Score) -> Verdict | None:
         """Whether the network is better in the metric of `score`; None for those best at 0, and without pairs."""
@@ -477,19 +480,19 @@ def _kind(experiment: Experiment) -> tuple[str | None, ...]:
 
 def _differences(config: Mapping[str, Any], recipe: Experiment) -> list[tuple[str, str, str]]:
     """Options that define the result and differ between run and recipe, both complete with their defaults."""
-    of_recipe, of_run = _flat(dataclasses.asdict(recipe)), _flat(config)
+    of_recipe, of_run = flat_options(dataclasses.asdict(recipe)), flat_options(config)
     keys = [key for key in [*of_run, *(k for k in of_recipe if k not in of_run)] if defines_run(key)]
     return [
         (key, of_recipe.get(key, "–"), of_run.get(key, "–")) for key in keys if of_recipe.get(key) != of_run.get(key)
     ]
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, str]:
+def flat_options(value: Any, prefix: str = "") -> dict[str, str]:
     """Nested options as `a.b.c` -> value in YAML's flow style; lists are values."""
     if isinstance(value, Mapping) and value:
         flat: dict[str, str] = {}
         for key, inner in value.items():
-            flat |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+            flat |= flat_options(inner, f"{prefix}.{key}" if prefix else str(key))
         return flat
     text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False).strip()
     return {prefix: text.removesuffix("...").strip()}
@@ -506,8 +509,23 @@ def read_scores(results: Path, network: str) -> list[Score]:
 
 def read_validation(results: Path, network: str) -> pandas.DataFrame | None:
     """The validations during a network's training: `step` and a column for each metric; None if there are none."""
-    path = results / "state" / network / "validation.csv"
-    return _table(path, ["step"]) if path.exists() else None
+    return _of_training(results, network, "validation.csv")
+
+
+def read_config_of(results: Path, network: str) -> dict[str, Any] | None:
+    """The complete experiment of a network, as the workflow has written it; None if it has not."""
+    path = results / "configs" / f"{network}.yaml"
+    return _yaml(path) if path.exists() else None
+
+
+def read_history(results: Path, network: str) -> pandas.DataFrame | None:
+    """The losses of a network's training: `step` and a column for each of them; None if there are none."""
+    return _of_training(results, network, "history.csv")
+
+
+def _of_training(results: Path, network: str, table: str) -> pandas.DataFrame | None:
+    path = results / "state" / network / table
+    return _table(path, ["step"]) if path.exists() and path.stat().st_size else None
 
 
 def _scores(path: Path, utterances: Path | None) -> list[Score]:
@@ -609,7 +627,15 @@ def _compared(results: Path, system: System) -> Compared:
         for row in theirs.to_dict("records")
         if row["utterance"] in files
     }
-    return Compared(system, scores, {metric: found for metric, found in differences.items() if found}, utterances)
+    run = system.run
+    return Compared(
+        system,
+        scores,
+        {metric: found for metric, found in differences.items() if found},
+        utterances,
+        read_history(run.results, run.network) if run else None,
+        read_validation(run.results, run.network) if run else None,
+    )
 
 
 def _training_data(experiment: Experiment) -> TrainingData | None:
