@@ -24,19 +24,20 @@ from finallyse.audio.io import decode, mono
 from finallyse.audio.resample import resample
 from finallyse.compare import Run, run_of
 from finallyse.errors import UserError
-from finallyse.metrics import MetricSet, Summary, headlines, label_of, metric_of, metrics_registry
+from finallyse.metrics import MetricSet, Scores, Summary, headlines, label_of, metric_of, metrics_registry, summarise
 from finallyse.metrics.base import LENGTH_TOLERANCE_S
-from finallyse.metrics.evaluate import Evaluation, evaluate, files_by_name
+from finallyse.metrics.evaluate import evaluate, files_by_name
 from finallyse.options import defines_run
 from finallyse.pretrained import checkpoint_file
 from finallyse.report.collect import flat_options, read_config_of, read_history, read_validation
-from finallyse.report.figures import Interval, counted, number, with_interval
+from finallyse.report.figures import Interval, counted, number, style_of, with_interval
 from finallyse.report.html import ARROWS, COLOURS, curves, legend, render_page
 from finallyse.report.listen import Sounds, player, spread
 from finallyse.report.paired import paired_difference, verdict
 
 CLEAN, NOISY = "clean", "noisy"  # folders of pairs
 INPUT, REFERENCE = "Input", "Clean"  # rows of the tables beside the systems
+KEYS = {"noisy": "input", "reference": "reference"}  # their kinds -> the class of their keys
 UNTOLD = ("exp.config_path", "exp.run_name", "exp.results", "exp.resources")  # names and folders
 SAME_RATE, SAME = 8000, 0.5  # Hz; correlation above which two references are of the same recording
 
@@ -77,24 +78,25 @@ class Candidate:
 
 @dataclasses.dataclass
 class Row:
-    """Signals that are measured: those of a system, the input, or the reference. Names -> files."""
+    """Signals that are measured: those of a system, the input, or the reference. Names -> files, and their scores.
+
+    kind: of the player's tracks: noisy, enhanced, compared (and its colour), reference.
+    summaries: of each number that can be computed for them.
+    """
 
     title: str
-    kind: str  # of the player's tracks: noisy, enhanced, compared, reference
+    kind: str
     files: dict[str, Path]
     references: dict[str, Path]
-    result: Evaluation | None = None
+    scores: dict[str, Scores] = dataclasses.field(default_factory=dict)
+    summaries: dict[str, Summary] = dataclasses.field(default_factory=dict)
+    unreadable: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def table(self) -> pandas.DataFrame:
         """A row for each recording: `utterance`, and a column for each number."""
-        rows = self.result.rows if self.result else []
-        found = [{"utterance": row.utterance, **row.scores["enhanced"].values} for row in rows]
-        return pandas.DataFrame(found, columns=["utterance", *(self.summaries if self.result else ())])
-
-    @property
-    def summaries(self) -> dict[str, Summary]:
-        return self.result.summaries["enhanced"] if self.result else {}
+        rows = [{"utterance": name, **scores.values} for name, scores in self.scores.items()]
+        return pandas.DataFrame(rows, columns=["utterance", *self.summaries])
 
 
 def compare(systems: Sequence[str], output: Path, options: Options) -> int:
@@ -120,8 +122,7 @@ def compare(systems: Sequence[str], output: Path, options: Options) -> int:
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".compare-", dir=output.parent) as work:
         rows, failures = _signals(candidates, given, options, Path(work))
-        for row in rows:
-            _measure(row, metrics, options, Path(work))
+        _measure(rows, metrics, options, Path(work))
         page = _page(candidates, rows, given, failures, options)
         atomic.write_bytes(output, page.encode())
     for line in _told(rows, candidates):
@@ -306,8 +307,8 @@ def _signals(
         return {name: files[name] for name in names if name in files}
 
     rows = [Row(INPUT, "noisy", of(given.inputs), of(given.references))] if given.inputs else []
-    kinds = ["enhanced"] + ["compared"] * (len(candidates) - 1)
-    for candidate, kind in zip(candidates, kinds, strict=True):
+    for tone, candidate in enumerate(candidates):
+        kind = f"compared {style_of(tone)}" if tone else "enhanced"
         files, references = outputs[candidate.title]
         rows.append(Row(candidate.title, kind, of(files), of(references)))
     rows += [Row(REFERENCE, "reference", of(given.references), {})] if given.references else []
@@ -336,24 +337,33 @@ def _enhance(
     return {name: path for name, path in targets.items() if path.is_file()}, failures
 
 
-def _measure(row: Row, metrics: Sequence[str], options: Options, work: Path) -> None:
-    """Score the signals of a row: the reference's by the metrics that need none."""
-    needs = {name: metrics_registry[name].needs.reference for name in metrics}
-    possible = [name for name in metrics if row.references or not needs[name]]
-    if not possible:
-        return
-    with contextlib.ExitStack() as stack:
-        folders = [stack.enter_context(_linked(files, work)) for files in (row.files, row.references)]
-        print(f"{row.title}: {', '.join(possible)}", flush=True)
-        row.result = evaluate(
-            folders[0],
-            possible,
-            folders[0].with_suffix(".csv"),
-            reference=folders[1] if row.references else None,
+def _measure(rows: Sequence[Row], metrics: Sequence[str], options: Options, work: Path) -> None:
+    """Score all signals; those without references by the metrics that need none."""
+    found = MetricSet(metrics, options.resources, options.device)
+    files = {
+        f"{index}/{name}": path
+        for index, row in enumerate(rows)
+        for name, path in row.files.items()
+        if row.references or found.columns(reference=False)
+    }
+    references = {f"{index}/{name}": path for index, row in enumerate(rows) for name, path in row.references.items()}
+    with _linked(files, work) as enhanced, _linked(references, work) as clean:
+        done = evaluate(
+            enhanced,
+            metrics,
+            work / "scores.csv",
+            reference=clean if references else None,
             resources=options.resources,
             device=options.device,
             jobs=options.jobs,
         )
+    for measured in done.rows:
+        index, _, name = measured.utterance.partition("/")
+        row = rows[int(index)]
+        row.scores[name] = measured.scores["enhanced"]
+        row.unreadable += measured.unreadable
+    for row in rows:
+        row.summaries = summarise(row.scores.values(), found.columns(reference=None if row.references else False))
 
 
 @contextlib.contextmanager
@@ -428,7 +438,8 @@ def _told(rows: Sequence[Row], candidates: Sequence[Candidate]) -> Iterator[str]
     """The means and differences as lines of text."""
     for row in rows:
         means = [f"{label_of(c)} {with_interval(_interval(s))}" for c, s in row.summaries.items() if s.n]
-        yield f"{row.title}: {', '.join(means) or 'not measured'}"
+        if means:
+            yield f"{row.title}: {', '.join(means)}"
     for row in _differences(rows, candidates):
         cells = [f"{label_of(c)} {cell['text']}" for c, cell in row["cells"].items() if cell["pairs"]]
         yield f"{row['title']} − {candidates[0].title}: {', '.join(cells)}"
@@ -446,7 +457,7 @@ def _page(
     count = len(next(row for row in rows if row.title == titles[0]).files)
     players, listen = _players(rows, titles, columns, options)
     facts, different = _configurations(candidates)
-    charts, validations = _curves(candidates)
+    charts, validations, trained = _curves(candidates)
     missing = _missing(rows, given, failures)
     findings = _findings(differences, titles[0])
     now = datetime.datetime.now().astimezone()
@@ -458,7 +469,7 @@ def _page(
     ]
     return render_page(
         "comparison.html.j2",
-        title=" – ".join(titles) if len(titles) < 4 else f"{titles[0]} and {len(titles) - 1} others",
+        title=", ".join(titles) if len(titles) < 4 else f"{titles[0]} and {len(titles) - 1} others",
         subtitle=f"{counted(count, 'recording')}: {given.what} · {now:%d %B %Y, %H:%M %Z}",
         sections=[*sections, *([("missing", "Missing")] if missing else [])],
         banner={
@@ -472,11 +483,11 @@ def _page(
         rows=[
             {
                 "title": row.title,
-                "kind": row.kind,
-                "style": f"tone-{titles.index(row.title)}" if row.title in titles else "",
+                "style": style_of(titles.index(row.title)) if row.title in titles else KEYS[row.kind],
                 "cells": [with_interval(_interval(row.summaries.get(column))) for column in columns],
             }
             for row in rows
+            if row.summaries
         ],
         differences=[
             {"title": row["title"], "cells": [row["cells"][column] for column in columns]} for row in differences
@@ -486,14 +497,14 @@ def _page(
         own_references=bool(given.of),
         players=players,
         listen=listen,
-        facts=facts,
+        systems=facts,
         different=[row for row in different if row["defines"]],
         other=[row for row in different if not row["defines"]],
         titles=titles,
         charts=[chart for chart in charts if not chart["minor"]],
         minor=[chart for chart in charts if chart["minor"]],
         validations=validations,
-        legend=legend(titles),
+        legend=legend(trained),
         missing=missing,
         footer=(
             f"Made by finallyse {__version__}. The players use MP3 and are cut to {options.seconds:g} s; what was "
@@ -545,16 +556,21 @@ def _configurations(candidates: Sequence[Candidate]) -> tuple[list[dict[str, Any
     from finallyse.models.checkpoint import load_checkpoint
 
     facts, options = [], []
-    for candidate in candidates:
+    for tone, candidate in enumerate(candidates):
         loaded = load_checkpoint(candidate.checkpoint) if candidate.checkpoint else None
         config = loaded.config if loaded else read_config_of(candidate.run.results, candidate.run.network) or {}
-        told = [("From", candidate.source), ("Network", (config.get("generator") or {}).get("name") or "–")]
-        if loaded:
-            parameters = sum(t.numel() for n, t in loaded.generator.items() if not n.endswith("original0"))
-            told += [("Parameters", f"{parameters:,}"), ("Steps", f"{loaded.step:,}")]
-            told += [("Trained by", f"finallyse {loaded.package_version}")]
-            told += [("Trained on", ", ".join(loaded.devices))] if loaded.devices else []
-        facts.append({"title": candidate.title, "facts": told})
+        counted_tensors = [t for n, t in loaded.generator.items() if not n.endswith("original0")] if loaded else []
+        facts.append(
+            {
+                "title": candidate.title,
+                "style": style_of(tone),
+                "source": candidate.source,
+                "network": (config.get("generator") or {}).get("name") or "–",
+                "parameters": f"{sum(t.numel() for t in counted_tensors):,}" if loaded else "–",
+                "steps": f"{loaded.step:,}" if loaded else "–",
+                "trained": ", ".join([f"finallyse {loaded.package_version}", *loaded.devices]) if loaded else "–",
+            }
+        )
         options.append(_portable(config))
     keys = dict.fromkeys(key for of in options for key in of if key not in UNTOLD)
     different = [
@@ -576,17 +592,18 @@ def _portable(config: Mapping[str, Any]) -> dict[str, str]:
     return options
 
 
-def _curves(candidates: Sequence[Candidate]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Charts of losses and of validations over each other, of the trainings whose tables are there."""
+def _curves(candidates: Sequence[Candidate]) -> tuple[list[dict], list[dict], list[str | None]]:
+    """Charts of losses and of validations over each other; and the systems' titles, None where neither is there."""
+    tables = {
+        read: [(c.title, read(c.run.results, c.run.network) if c.run else None) for c in candidates]
+        for read in (read_history, read_validation)
+    }
     charts = []
-    for read, dots in ((read_history, False), (read_validation, True)):
-        first, *others = [
-            (candidate.title, read(candidate.run.results, candidate.run.network) if candidate.run else None)
-            for candidate in candidates
-        ]
-        drawn = curves(first[1], dots, others)
-        charts.append([chart | {"change": ""} for chart in drawn])  # of the first alone: the curves say it of all
-    return charts[0], charts[1]
+    for read, ((_, first), *others) in tables.items():
+        drawn = curves(first, read is read_validation, others)
+        charts.append([chart | {"change": ""} for chart in drawn])  # of the first alone
+    there = [any(of is not None for _, of in both) for both in zip(*tables.values(), strict=True)]
+    return charts[0], charts[1], [c.title if here else None for c, here in zip(candidates, there, strict=True)]
 
 
 def _missing(rows: Sequence[Row], given: Given, failures: Sequence[str]) -> list[str]:
@@ -597,5 +614,5 @@ def _missing(rows: Sequence[Row], given: Given, failures: Sequence[str]) -> list
             if summary.unscored:
                 counts = f"{summary.unscored} of {counted(len(row.files), 'recording')} not scored"
                 missing.append(f"{label_of(column)} of {row.title}: {counts}: {summary.reasons_text}")
-        missing += row.result.unreadable if row.result else []
+        missing += row.unreadable
     return list(dict.fromkeys(missing))

@@ -34,8 +34,8 @@ svg.chart .grid{stroke:var(--line);stroke-width:1;shape-rendering:crispEdges}
 svg.chart .raw{fill:none;stroke:var(--accent);stroke-width:1;opacity:.32}
 svg.chart .smooth{fill:none;stroke:var(--accent);stroke-width:1.8;stroke-linejoin:round}
 svg.chart .point{fill:var(--accent)}
-.of-1{--tone:var(--compared)}.of-2{--tone:var(--input);--dash:7 3}.of-3{--tone:var(--reference);--dash:2 2.5}
-.of-4{--tone:var(--muted);--dash:9 3 2 3}
+.of-0{--tone:var(--enhanced)}.of-1{--tone:var(--compared)}.of-2{--tone:var(--accent);--dash:7 3}
+.of-3{--tone:var(--muted);--dash:2 2.5}.of-4{--tone:var(--text);--dash:9 3 2 3}
 svg.chart path[class*=of-]{stroke:var(--tone);stroke-dasharray:var(--dash,none)}
 svg.chart circle[class*=of-]{fill:var(--tone)}
 svg.chart .input{stroke:var(--input);fill:none;stroke-width:1.8}
@@ -146,15 +146,10 @@ class Series:
     label: str = ""
     tone: int = 0
 
-    @property
-    def style(self) -> str:
-        """Its class beside that of its mark; empty for one's own."""
-        return style_of(self.tone)
-
 
 def style_of(tone: int) -> str:
-    """The class of a curve's colour and pattern; empty for one's own."""
-    return f"of-{(tone - 1) % (TONES - 1) + 1}" if tone else ""
+    """The class of a colour and pattern among several."""
+    return f"of-{(tone - 1) % (TONES - 1) + 1 if tone else 0}"
 
 
 def curve(
@@ -237,14 +232,14 @@ def curve(
             thin_x, thin_y = thin(x, transformed)
             parts.append(f'<path class="raw" d="{_path(place_x(thin_x), place_y(thin_y))}"/>')
         thin_x, thin_y = thin(x, smoothed(transformed, window))
-        kind = f"smooth {series.style}".strip()
-        parts.append(f'<path class="{kind}" d="{_path(place_x(thin_x), place_y(thin_y))}"/>')
+        style = f" {style_of(series.tone)}" if others else ""
+        parts.append(f'<path class="smooth{style}" d="{_path(place_x(thin_x), place_y(thin_y))}"/>')
         if dots or len(y) == 1:
-            kind = f"point {series.style}".strip()
             for a, b, value in zip(place_x(x), place_y(transformed), y, strict=True):
                 told = f"{series.label} {number(value)}".strip()
                 parts.append(
-                    f'<circle class="{kind}" cx="{a:.1f}" cy="{b:.1f}" r="2.6"><title>{escape(told)}</title></circle>'
+                    f'<circle class="point{style}" cx="{a:.1f}" cy="{b:.1f}" r="2.6">'
+                    f"<title>{escape(told)}</title></circle>"
                 )
     parts.append("</svg>")
     return "".join(parts)

@@ -418,9 +418,11 @@ def _series(table: pandas.DataFrame | None, column: str, name: str, tone: int) -
     return Series(present["step"], present[column], name, tone)
 
 
-def legend(names: Sequence[str]) -> list[dict[str, str]]:
-    """The names of the curves over each other, with their styles; none if there is one only."""
-    return [{"name": name, "style": style_of(tone)} for tone, name in enumerate(names)] if len(names) > 1 else []
+def legend(names: Sequence[str | None]) -> list[dict[str, str]]:
+    """The names of the curves over each other, with their styles; None: one that is not there; () for a single one."""
+    if len(names) < 2:
+        return []
+    return [{"name": name, "style": style_of(tone)} for tone, name in enumerate(names) if name]
 
 
 def balance(table: pandas.DataFrame | None) -> dict[str, Any] | None:
