@@ -239,7 +239,8 @@ def test_systems_have_titles_that_differ(checkpoints: dict[str, Path], results: 
     shutil.copy(checkpoints["identity"], best)
     found = parse_systems([str(best), f"x y={results}:hifipp_denoise", "small", f"{results}:finally_stage3"])
     assert [candidate.title for candidate in found] == ["identity.best", "x y", "small", "finally_stage3"]
-    assert found[0].run == Run(best.parent, "identity") and found[1].checkpoint == results / "hifipp_denoise.ckpt"
+    assert found[0].run == Run(best.parent, "identity") and not found[0].has_items, "only its training's curves"
+    assert found[1].has_items and found[1].checkpoint == results / "hifipp_denoise.ckpt"
     assert found[2].run is None
     twice = parse_systems([f"{results}:hifipp_denoise", f"{results / '.'}/:hifipp_denoise"])
     assert twice[0].title == f"hifipp_denoise ({results}:hifipp_denoise)" != twice[1].title
@@ -253,6 +254,7 @@ def test_systems_have_titles_that_differ(checkpoints: dict[str, Path], results: 
         (["small"], {}, r"small: give two systems or more"),
         (["smal", "small"], {}, r"^smal: no such checkpoint; did you mean 'small'\?$"),
         (["RESULTS:hifigan", "small"], {}, r"has neither hifigan\.ckpt nor enhanced/hifigan$"),
+        (["x=nowhere:hifigan", "small"], {}, r"^nowhere:hifigan: no such folder of results: nowhere$"),
         (["RESULTS", "small"], {}, r"is a folder; a network of a folder of results is given as .*results:NETWORK$"),
         (["small", "RESULTS:hifipp_denoise"], {}, r"^small: without --data DIR, all systems must be RESULTS:NETWORK"),
         (["small", "b=small"], {"data": "nowhere"}, r"^nowhere: no such folder$"),

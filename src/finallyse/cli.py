@@ -126,8 +126,12 @@ def compare(parser: ArgumentParser, words: Sequence[str]) -> int:
     add("--seconds", type=positive, default=8, metavar="S", help=text)
     add("--force", action="store_true", help="overwrite an existing file")
     options = vars(parser.parse_intermixed_args(words))
+    import signal
+
     from finallyse.report.comparison import Options, compare
 
+    # on termination, remove temporary files
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     return compare(options.pop("systems"), options.pop("output"), Options(**options))
 
 

@@ -40,6 +40,7 @@ INPUT, REFERENCE = "Input", "Clean"  # rows of the tables beside the systems
 KEYS = {"noisy": "input", "reference": "reference"}  # their kinds -> the class of their keys
 UNTOLD = ("exp.config_path", "exp.run_name", "exp.results", "exp.resources")  # names and folders
 SAME_RATE, SAME = 8000, 0.5  # Hz; correlation above which two references are of the same recording
+CHECKED = 12  # references that are compared, evenly spread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +69,17 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A system of the comparison: a checkpoint, a network of a folder of results, or both."""
+    """A system of the comparison: a checkpoint, or a network of a folder of results.
+
+    run: whose configuration and training it is; of a checkpoint that stands in a folder of results as well.
+    has_items: whether the run's enhanced files are its own: those beside a `.best.ckpt` are of the last step.
+    """
 
     title: str
     source: str
     checkpoint: Path | None
     run: Run | None
+    has_items: bool
 
 
 @dataclasses.dataclass
@@ -159,13 +165,16 @@ def _parse(text: str) -> Candidate:
         checkpoint = run.checkpoint if run.checkpoint.is_file() else None
         if not (checkpoint or run.signals.is_dir()):
             raise UserError(f"{rest}: {run.results} has neither {run.checkpoint.name} nor enhanced/{run.network}")
-        return Candidate(title or run.network, rest, checkpoint, run)
+        return Candidate(title or run.network, rest, checkpoint, run, run.signals.is_dir())
     if Path(rest).is_dir():
         raise UserError(f"{rest}: is a folder; a network of a folder of results is given as {rest.rstrip('/')}:NETWORK")
+    folder, colon, _ = rest.rpartition(":")
+    if colon and not Path(rest).is_file():
+        raise UserError(f"{rest}: no such folder of results: {folder}")
     checkpoint = checkpoint_file(rest)
     beside = Run(checkpoint.parent, checkpoint.stem.removesuffix(".best"))
     run = beside if (beside.results / "state" / beside.network).is_dir() else None
-    return Candidate(title or checkpoint.stem, rest, checkpoint, run)
+    return Candidate(title or checkpoint.stem, rest, checkpoint, run, False)
 
 
 @dataclasses.dataclass
@@ -215,11 +224,11 @@ def _validation_items(candidates: Sequence[Candidate]) -> Given:
     """The validation items that all candidates have enhanced, with the first one's inputs and references."""
     of, inputs, all_references = {}, {}, {}
     for candidate in candidates:
-        run = candidate.run
-        if run is None or not run.signals.is_dir():
+        if not candidate.has_items:
             raise UserError(
                 f"{candidate.source}: without --data DIR, all systems must be RESULTS:NETWORK with enhanced files"
             )
+        run = candidate.run
         folders = {kind: run.signals / kind for kind in ("enhanced", "reference", "noisy")}
         files = {kind: files_by_name(at) if at.is_dir() else {} for kind, at in folders.items()}
         of[candidate.title] = (files_by_name(run.enhanced), files["reference"])
@@ -229,7 +238,7 @@ def _validation_items(candidates: Sequence[Candidate]) -> Given:
     if not names:
         raise UserError(f"{candidates[0].source} and the others have no validation items in common; give --data DIR")
     for candidate in candidates[1:]:
-        for name in names:
+        for name in spread(names, CHECKED):
             pair = [all_references[title].get(name) for title in (first, candidate.title)]
             if all(pair) and not _same_recording(*pair):
                 sources = f"{candidates[0].source} and {candidate.source}"
