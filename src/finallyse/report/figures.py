@@ -225,7 +225,7 @@ def curve(
         parts.append(
             f'<text x="{place:.1f}" y="{height - 6}" text-anchor="{anchor}">{_tick_label(mark, x_ticks)}</text>'
         )
-    for series, x, y in drawn:
+    for series, x, y in reversed(drawn):  # one's own on top
         transformed = np.log(y) if log else y
         window = max(1, len(y) // 40) if len(y) >= 20 else 1
         if len(drawn) == 1 and window > 1:
