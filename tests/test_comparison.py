@@ -181,7 +181,7 @@ def test_recordings_without_references_have_only_metrics_that_need_none(
     with pytest.raises(UserError, match="enough"):
         compare(systems, tmp_path / "x.html", Options(data, device="cpu"))
     ((files, metrics, reference),) = computed
-    assert files == ["0/a.wav", "1/a.wav", "2/a.wav"] and reference is None  # the input and two outputs
+    assert files == ["0-input/a.wav", "1-identity/a.wav", "2-noise/a.wav"] and reference is None
     assert "dnsmos" in metrics and not any(metrics_registry[name].needs.reference for name in metrics)
     with pytest.raises(UserError, match=r"^--metrics stoi: needs references, which there are none of$"):
         compare(systems, tmp_path / "x.html", Options(data, metrics=["stoi"]))

@@ -7,7 +7,6 @@ results are compared by the validation items that all of them have enhanced, eac
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import datetime
 import math
@@ -22,7 +21,7 @@ import pandas
 from finallyse import __version__, atomic
 from finallyse.audio.io import decode, mono
 from finallyse.audio.resample import resample
-from finallyse.compare import Run, run_of
+from finallyse.compare import Run, run_of, slug
 from finallyse.errors import UserError
 from finallyse.metrics import MetricSet, Scores, Summary, headlines, label_of, metric_of, metrics_registry, summarise
 from finallyse.metrics.base import LENGTH_TOLERANCE_S
@@ -134,7 +133,7 @@ def compare(systems: Sequence[str], output: Path, options: Options) -> int:
     for line in _told(rows, candidates):
         print(line)
     print(f"{output}: {counted(len(rows[-1].files), 'recording')}, {len(page.encode()) / 1e6:.1f} MB")
-    return 1 if failures else 0
+    return 1 if failures or any(row.unreadable for row in rows) else 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -349,41 +348,37 @@ def _enhance(
 def _measure(rows: Sequence[Row], metrics: Sequence[str], options: Options, work: Path) -> None:
     """Score all signals; those without references by the metrics that need none."""
     found = MetricSet(metrics, options.resources, options.device)
-    files = {
-        f"{index}/{name}": path
-        for index, row in enumerate(rows)
-        for name, path in row.files.items()
-        if row.references or found.columns(reference=False)
-    }
-    references = {f"{index}/{name}": path for index, row in enumerate(rows) for name, path in row.references.items()}
-    with _linked(files, work) as enhanced, _linked(references, work) as clean:
-        done = evaluate(
-            enhanced,
-            metrics,
-            work / "scores.csv",
-            reference=clean if references else None,
-            resources=options.resources,
-            device=options.device,
-            jobs=options.jobs,
-        )
+    folders = {f"{index}-{slug(row.title)}": row for index, row in enumerate(rows)}
+    files, references = {}, {}
+    for folder, row in folders.items():
+        if row.references or found.columns(reference=False):
+            files |= {f"{folder}/{name}": path for name, path in row.files.items()}
+            references |= {f"{folder}/{name}": path for name, path in row.references.items()}
+    _link(files, work / "signals")
+    _link(references, work / "references")
+    done = evaluate(
+        work / "signals",
+        metrics,
+        work / "scores.csv",
+        reference=work / "references" if references else None,
+        resources=options.resources,
+        device=options.device,
+        jobs=options.jobs,
+    )
     for measured in done.rows:
-        index, _, name = measured.utterance.partition("/")
-        row = rows[int(index)]
-        row.scores[name] = measured.scores["enhanced"]
-        row.unreadable += measured.unreadable
+        folder, _, name = measured.utterance.partition("/")
+        folders[folder].scores[name] = measured.scores["enhanced"]
+        folders[folder].unreadable += measured.unreadable
     for row in rows:
         row.summaries = summarise(row.scores.values(), found.columns(reference=None if row.references else False))
 
 
-@contextlib.contextmanager
-def _linked(files: Mapping[str, Path], work: Path) -> Iterator[Path]:
-    """A folder with links to `files` under their names."""
-    with tempfile.TemporaryDirectory(dir=work) as folder:
-        for name, path in files.items():
-            link = Path(folder) / f"{name}{path.suffix}"
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(path.resolve())
-        yield Path(folder)
+def _link(files: Mapping[str, Path], folder: Path) -> None:
+    """Make links to `files` in `folder`, under their names."""
+    for name, path in files.items():
+        link = folder / f"{name}{path.suffix}"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path.resolve())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -446,7 +441,8 @@ def _findings(differences: Sequence[dict], first: str) -> list[str]:
 def _told(rows: Sequence[Row], candidates: Sequence[Candidate]) -> Iterator[str]:
     """The means and differences as lines of text."""
     for row in rows:
-        means = [f"{label_of(c)} {with_interval(_interval(s))}" for c, s in row.summaries.items() if s.n]
+        measured = [column for column in _columns(rows) if column in row.summaries and row.summaries[column].n]
+        means = [f"{label_of(column)} {with_interval(_interval(row.summaries[column]))}" for column in measured]
         if means:
             yield f"{row.title}: {', '.join(means)}"
     for row in _differences(rows, candidates):
@@ -536,16 +532,16 @@ def _players(
     scores = {row.title: row.table.set_index("utterance") for row in rows}
     names = list(by_title[titles[0]].files)
     ranking = next((c for c in columns if c in headlines() and all(c in scores[t] for t in titles[:2])), None)
-    what = f"{counted(len(names), 'recording')}"
+    order = ""
     if ranking:
         better = metrics_registry[metric_of(ranking)].better
         gains = scores[titles[1]][ranking] - scores[titles[0]][ranking]
         gains = (-gains if better == "lower" else gains).reindex(names).dropna().sort_values(ascending=False)
         names = list(gains.index) or names
-        what = f"from where {titles[1]} gains most over {titles[0]} in {label_of(ranking)} to where it gains least"
+        order = f", from where {titles[1]} gains most over {titles[0]} in {label_of(ranking)} to where it gains least"
     picked = spread(names, options.utterances)
-    if len(picked) < len(names):
-        what = f"{len(picked)} of {counted(len(names), 'recording')}, {what}"
+    what = counted(len(names), "recording")
+    what = f"{len(picked)} of {what}{order}" if len(picked) < len(names) else f"{what}{order}"
     sounds, players = Sounds(options.seconds), []
     for name in picked:
         signals = []
