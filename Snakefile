@@ -67,7 +67,13 @@ onstart:
     require_trainable_networks()
     retry_trainings()
     keep_checkpoints()
+    tell_progress()
+
+
+onsuccess:
+    end_progress()
 
 
 onerror:
+    end_progress()
     tell_errors(log)

@@ -49,8 +49,9 @@ parser.add_argument(
     nargs=3,
     action="append",
     default=[],
-    metavar=("NAME", "NETWORK", "DIR"),
-    help="another system to show beside NETWORK, its files in DIR; may be repeated",
+    metavar=("NAME", "NETWORK", "DIR|RESULTS:NETWORK"),
+    help="another system to show beside NETWORK: its files in DIR, or a network in another folder of results, whose "
+    "training's curves are shown as well; may be repeated",
 )
 parser.add_argument("--title", default="Run report", help="title of the report (default: %(default)s)")
 parser.add_argument(
@@ -88,7 +89,7 @@ def main() -> None:
             paper=arguments.paper,
             experiments=arguments.experiments,
             schema=arguments.schema,
-            compare=[System(name, network, Path(folder)) for name, network, folder in arguments.compare],
+            compare=[System.of(*system) for system in arguments.compare],
             title=arguments.title,
             require_all=arguments.require_all,
         )

@@ -92,3 +92,20 @@ def test_settings_of_the_pipeline(words, monkeypatch):
     monkeypatch.setattr("finallyse.status.show", shown.extend)
     assert not run("status", *words.split())
     assert shown == ["c.yaml", "d=2", "a.yaml", "b=1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "seconds", "arguments"),
+    [
+        ("--watch", 5.0, []),
+        ("--watch 2.5 c.yaml", 2.5, ["c.yaml"]),
+        ("--watch c.yaml a=1", 5.0, ["c.yaml", "a=1"]),
+        ("c.yaml --watch --config d=2", 5.0, ["d=2", "c.yaml"]),
+    ],
+)
+def test_the_seconds_of_watching_may_be_left_out(words, seconds, arguments, monkeypatch):
+    watched = []
+    monkeypatch.setattr("finallyse.status.watch", lambda *given: watched.append(given))
+    assert not run("status", *words.split())
+    assert watched == [(arguments, seconds)]
+    assert run("status", "--watch", "0") == 2

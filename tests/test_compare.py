@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 from finallyse.audio.io import read
-from finallyse.compare import System, compared_systems, slug
+from finallyse.compare import Run, System, compared_systems, slug
 from finallyse.config import load_pipeline
 from finallyse.errors import UserError
 from finallyse.metrics.evaluate import evaluate
@@ -100,7 +100,14 @@ def test_systems_are_overlaid_and_change_nothing_of_the_networks(in_project: Non
     ("text", "message"),
     [
         ("X: {folder: FOLDER}", r"compare\.X\.network is required"),
-        ("X: {network: hifigan}", r"compare\.X\.folder is required"),
+        ("X: {network: hifigan}", r"compare\.X: give one of folder .* and results"),
+        ("X: {network: hifigan, folder: FOLDER, results: FOLDER}", r"compare\.X: give one of folder .* and results"),
+        ("X: {network: hifigan, results: FOLDER/nowhere}", r"X\.results: no such folder of results: .*/nowhere$"),
+        (
+            "X: {network: hifigan, results: FOLDER}",
+            r"no enhanced files of hifigan in .*; name another network there by",
+        ),
+        ("X: {network: hifigan, results: 'FOLDER:x'}", r"X\.results: no enhanced files of x in "),
         ("X: {folder: FOLDER, netwrok: hifigan}", r"compare\.X\.netwrok: unknown key; did you mean 'network'"),
         ("X: {folder: FOLDER, network: hifigam}", r"network: unknown network 'hifigam'; did you mean 'hifigan'"),
         ("X: {folder: FOLDER/nowhere, network: hifigan}", r"compare\.X\.folder: no such folder: .*/nowhere$"),
@@ -117,6 +124,19 @@ def test_wrong_systems_are_one_line(text: str, message: str, in_project: None, t
     with pytest.raises(UserError, match=message) as error:
         pipeline(tmp_path, f"compare: {text}" if text[0] == "{" else f"compare: {{{text}}}")
     assert "\n" not in str(error.value)
+
+
+def test_a_run_of_another_folder_of_results_is_a_system_by_its_own_name_or_another(
+    in_project: None, tmp_path: Path
+) -> None:
+    for network in ("hifigan", "vocoder"):
+        (tmp_path / "enhanced" / network / "enhanced").mkdir(parents=True)
+    for text, network in (("FOLDER", "hifigan"), ("'FOLDER:vocoder'", "vocoder")):
+        (system,) = compared_systems(pipeline(tmp_path, f"compare: {{Old: {{results: {text}, network: hifigan}}}}"))
+        folder = tmp_path / "enhanced" / network / "enhanced"
+        assert system == System("Old", "hifigan", folder, Run(tmp_path, network))
+        assert system.source == f"{tmp_path}:{network}" and System.of("Old", "hifigan", system.source) == system
+    assert System.of("X", "hifigan", str(tmp_path)) == System("X", "hifigan", tmp_path)
 
 
 def test_slugs() -> None:
@@ -230,6 +250,25 @@ def test_the_page_has_a_row_and_a_player_for_each(results: Path, systems: list[S
     assert tracks == [*one, ("reference", "Reference")] * 2
     assert "Listen: ranked by SI-SDR" not in page and " that Nearly perfect (published) and Noisier have" in page
     assert re.search(rf"Noisier: 1 of 4 utterances of {NETWORK} .*not in {systems[1].folder}, e\.g\. ", page)
+
+
+def test_a_run_of_another_folder_of_results_has_rows_players_and_curves(results: Path, tmp_path: Path) -> None:
+    copy, old = (shutil.copytree(results, tmp_path / name) for name in ("results", "old"))
+    (old / "state" / NETWORK / "validation.csv").write_text("step,wb_pesq,items,seconds\n60,2.5,2,1\n240,2.75,2,1\n")
+    system = System.of("The old run", NETWORK, f"{old}:{NETWORK}")
+    assert measure(system, copy, NETWORK).returncode == 0
+    report = collect(copy, [NETWORK], compare=[system])
+    page = render(report, Options(utterances=1, seconds=1.0))
+    rows = re.findall(r'<tr class="compared">(.*?)</tr>', page, re.DOTALL)
+    assert len(rows) == 3 and all('<td class="n change ">0' in row for row in rows), "no difference from itself"
+    assert '<span class="label">The old run</span>' in page
+    curves = dict(re.findall(r'aria-label="(\w+): ([^"]*)"', page))
+    assert curves["wb_pesq"] == (
+        "from 1.30 at step 40 to 1.70 at step 120; The old run from 2.50 at step 60 to 2.75 at step 240"
+    )
+    assert re.match(r"from (.*); The old run from \1$", curves["l1_mel_loss"])
+    legend = re.findall(r'class="line (of-\d)".*?</svg>(.*?)</span>', page)
+    assert set(legend) == {("of-0", NETWORK), ("of-1", "The old run")}
 
 
 def test_without_systems_the_page_is_as_before(results: Path) -> None:

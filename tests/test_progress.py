@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import threading
+import time
 
 import pytest
 
-from finallyse.progress import AudioProgress, Progress, data_size, duration
+from finallyse.progress import AudioProgress, NowAndThen, Progress, data_size, duration
 
 
 def test_speed_and_time_left_count_only_this_run():
@@ -45,3 +47,25 @@ def test_durations(seconds, text):
 )
 def test_sizes(size, text):
     assert data_size(size) == text
+
+
+def test_lines_now_and_then_go_on_after_a_file_was_away_and_end_when_told():
+    heard, calls, enough = [], iter(range(1000)), threading.Event()
+
+    def lines():
+        call = next(calls)
+        if call == 1:
+            raise FileNotFoundError("history.csv")
+        return [f"call {call}"]
+
+    def write(line):
+        heard.append(line)
+        if len(heard) == 3:
+            enough.set()
+
+    telling = NowAndThen(lines, write, every_s=0.01)
+    assert enough.wait(10)
+    telling.stop()
+    told = list(heard)
+    time.sleep(0.05)
+    assert told == heard and told[:3] == ["call 0", "call 2", "call 3"]

@@ -21,12 +21,14 @@ import soundfile
 import torch
 
 from finallyse.audio.resample import resample
+from finallyse.config import merge
 from finallyse.errors import UserError
 from finallyse.report import figures, listen
 from finallyse.report.audio import KBPS, mp3
-from finallyse.report.collect import Interval, collect
-from finallyse.report.html import Options, _banner, _score_row, balance, curves, duration, findings, write
+from finallyse.report.collect import Interval, Recipes, collect
+from finallyse.report.html import Options, _banner, _published, _score_row, balance, curves, duration, findings, write
 from finallyse.report.paired import Change
+from finallyse.schema import read_schema
 from support import results as built
 
 NETWORKS = built.NETWORKS
@@ -183,6 +185,60 @@ def test_what_is_there_is_read(results: Path, root: Path) -> None:
     assert dict(network.facts)["Best validation"] == "WB-PESQ 1.70 at step 120"
 
 
+def _renamed(copy: Path, names: dict[str, str]) -> None:
+    """Rename networks, as they are after `networks: {<new>: {experiment: config/experiments/<old>.yaml}}`."""
+    for old, new in names.items():
+        for place in ("state", "enhanced"):
+            (copy / place / old).rename(copy / place / new)
+        for file in (f"configs/{old}.yaml", f"{old}.ckpt", f"metrics/{old}.csv", f"metrics/{old}.summary.csv"):
+            (copy / file).rename(copy / file.replace(old, new))
+        config = copy / f"configs/{new}.yaml"
+        config.write_text(config.read_text().replace(f"run_name: {old}", f"run_name: {new}"))
+
+
+def test_a_network_is_known_by_its_experiment_not_by_its_name(results: Path, copy: Path) -> None:
+    names = {"hifipp_denoise": "my_denoiser", "hifipp_bwe1": "hifigan_of_mine", "finally_stage3": "finally_stage1"}
+    before = collect(results, list(names), **built.RECIPES)
+    for place in ("state", "enhanced"):
+        shutil.rmtree(copy / place / "finally_stage1")
+    _renamed(copy, names)
+    after = collect(copy, list(names.values()), **built.RECIPES)
+    assert [(network.name, network.recipe) for network in after.networks] == [(new, old) for old, new in names.items()]
+    for one, other in zip(before.networks, after.networks, strict=True):
+        assert one.scale == other.scale and other.scale.recipe_steps and other.scale.recipe_parameters
+        assert one.differences == other.differences
+    assert _banner(after)["headline"] == "A demonstration, not a reproduction"
+    assert _banner(after)["lines"][0] == _banner(before)["lines"][0]
+    one, other = _published(before), _published(after)
+    assert [group["network"] for group in other] == list(names.values())
+    assert [group["rows"] for group in other] == [group["rows"] for group in one]
+
+
+def test_variations_of_a_recipe_are_compared_with_it_and_other_tasks_are_not(
+    results: Path, root: Path, tmp_path: Path
+) -> None:
+    experiments = shutil.copytree(root / "config" / "experiments", tmp_path / "experiments")
+    (experiments / "a_wider_one.yaml").write_text(
+        "extends: hifipp_denoise.yaml\ngenerator: {args: {hifi_input_channels: 256}}\n"
+    )
+    (experiments / "only_extended.yaml").write_text("trainer: hifi++_trainer\ndata: {train: {name: vctk}}\n")
+    (experiments / "own.yaml").write_text(
+        "extends: small.yaml\ngenerator: {args: {hifi_input_channels: 256}}\ntrain: {steps: 7}\n"
+    )
+    recipes = Recipes(experiments, read_schema(built.RECIPES["schema"]), {"hifipp_denoise": {}})
+    config = collect(results, ["hifipp_denoise"]).networks[0].config
+    wider = merge(config, {"generator": {"args": {"hifi_input_channels": 256}}})
+    assert recipes.find(config) == recipes.find(wider) == "hifipp_denoise", "the published one comes first"
+    own = dataclasses.asdict(recipes.complete("own", config))
+    assert recipes.find(own) == "own"
+    assert recipes.find(merge(own, {"generator": {"args": {"hifi_input_channels": 32}}})) == "small"
+    other_task = merge(
+        collect(results, ["hifipp_bwe1"]).networks[0].config, {"data": {"train": {"args": {"input_freq": 500}}}}
+    )
+    assert recipes.find(other_task) is None
+    assert recipes.find(merge(config, {"trainer": "hifigan_trainer"})) is None
+
+
 def test_tables_of_the_evaluation_are_read(results: Path, copy: Path) -> None:
     """What finallyse.metrics.evaluate writes reads as what the fixture wrote."""
     from finallyse.metrics.evaluate import evaluate
@@ -251,9 +307,9 @@ def test_the_recipes_sizes_are_those_of_their_networks(root: Path) -> None:
 
 def test_published_numbers_name_known_networks_metrics_and_sources(root: Path) -> None:
     from finallyse.metrics import metrics_registry
-    from finallyse.report.collect import _published
+    from finallyse.report.collect import _published as read_published
 
-    entries = _published(root / "resources" / "paper" / "results.csv")
+    entries = read_published(root / "resources" / "paper" / "results.csv")
     networks = {path.stem for path in (root / "config/experiments").glob("*.yaml")}
     assert len(entries) > 15
     for entry in entries:

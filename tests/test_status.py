@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import fcntl
+import functools
 import json
+import os
 import pickle
+import pty
+import select
+import signal
 import subprocess
 import sys
 import time
@@ -42,8 +48,14 @@ def write_state(folder: Path, steps: int, seconds: float, saved: int) -> None:
     (folder / "lock").touch()
 
 
+@functools.cache
+def config_of(*arguments: str) -> dict:
+    """The pipeline's config, which nothing here changes."""
+    return read_config(arguments or DEMO)
+
+
 def network(name: str, *arguments: str) -> status.Network:
-    config = read_config(arguments or DEMO)
+    config = config_of(*arguments)
     return next(n for n in status.collect(config).networks if n.name == name)
 
 
@@ -76,7 +88,7 @@ def test_a_stopped_training_is_told_by_its_saved_step(project):
     stopped = network("hifigan")
     assert (stopped.state, stopped.step) == ("stopped", 20)
     assert stopped.eta_s == pytest.approx(40.0)
-    clips = {data.name: data.clips for data in status.collect(read_config(DEMO)).data}
+    clips = {data.name: data.clips for data in status.collect(config_of()).data}
     assert clips["vctk 16000 train"] == 2 and clips["daps 48000 train"] is None
 
 
@@ -113,7 +125,7 @@ def test_a_training_runs_while_its_process_holds_the_lock(project):
 def test_jobs_of_snakemake_are_listed_also_when_their_names_are_long(project):
     begin_job(project, "results/demo/hifigan.ckpt")
     begin_job(project, "results/demo/enhanced/hifigan")
-    found = status.collect(read_config(DEMO))
+    found = status.collect(config_of())
     assert {job.output for job in found.jobs} == {"results/demo/hifigan.ckpt", "results/demo/enhanced/hifigan"}
     assert found.locked and network("hifigan").state == "starting"
     record = next((project / ".snakemake/incomplete").iterdir())
@@ -164,7 +176,7 @@ def test_a_trained_network_says_what_was_made_with_it(project):
 
 def recipe_of_config(name: str, *arguments: str) -> tuple[dict, int]:
     """The recipe of a network as a training would record it, and its steps."""
-    experiment = from_dict(Experiment, read_config(arguments or DEMO)["experiments"][name])
+    experiment = from_dict(Experiment, config_of(*arguments)["experiments"][name])
     defaults = argument_defaults(read_schema("config/schema.json"))
     return recipe_of(experiment, defaults).record(), experiment.train.steps
 
@@ -210,6 +222,132 @@ def test_states_of_another_recipe_are_not_counted_and_named(project):
     stopped = network("hifigan", *DEMO[:1], "common={train: {steps: 40}, generator: {ema_decay: 0.5}}")
     assert (stopped.state, stopped.step) == ("ready", 0)
     assert "not after step" in stopped.detail
+
+
+def test_a_training_tells_its_last_validation_its_wait_for_data_and_its_mistake(project):
+    state, log = project / "results/demo/state/hifigan", project / "results/demo/logs/train_network/hifigan.log"
+    write_state(state, steps=25, seconds=2.0, saved=20)
+    (state / "validation.csv").write_text("step,wb_pesq,stoi,items,seconds\n15,1.5,,2,4\n20,1.61803,0.8,2,6\n30,1.")
+    log.parent.mkdir(parents=True)
+    log.write_text(
+        "12:00:00 step 20/40 50.0% | 0.5 it/s | ETA 40 s | generator 1.5 | lr_generator 0.001 | data_wait 0.9\n"
+        "12:00:10 step 25/40 62.5% | 0.5 it/s | ETA 30 s | generator 1.4 | lr_generator 0.001 | data_wait 0.25\n"
+        "12:00:12 step 30/40 62.5% | 0.5 it/s | ETA 30 s | generator 1.4 | lr_generator 0.001 | data_wait 1.9"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(state / "lock")], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        running = network("hifigan")
+    finally:
+        holder.kill()
+        holder.wait()
+    assert running.validation == "step 20: wb_pesq 1.618, stoi 0.8"
+    assert running.data_wait == pytest.approx(0.125) and running.error == ""
+    assert (running.validations_left, running.seconds_per_validation) == (2, 5.0)  # after steps 30 and 40
+    assert running.eta_s == pytest.approx(15 * 2.0 + 2 * 5.0)
+    with log.open("a") as file:
+        file.write("\nerror: step 31: not finite: generator\nerror: cut off here")
+    stopped = network("hifigan")
+    assert stopped.error == "error: step 31: not finite: generator" and stopped.data_wait is None
+    log.write_text("Traceback (most recent call last):\n  File x\ntorch.OutOfMemoryError: no memory\n12:00 the end\n")
+    assert network("hifigan").error == "torch.OutOfMemoryError: no memory"
+
+
+def made(name: str, state: str, seconds: float | None, *starts_from: str) -> status.Network:
+    """A network with 100 steps left, or none."""
+    step = 200 if state == "trained" else 100
+    return status.Network(name, state, "", step, 200, seconds, starts_from=starts_from)
+
+
+def test_what_is_left_is_in_the_order_of_training_with_its_time(project):
+    networks = [
+        made("last", "waiting", 3.0, "middle"),
+        made("middle", "waiting", 2.0, "first"),
+        made("first", "trained", 9.0),
+        made("alone", "stopped", 4.0),
+        made("new", "waiting", None, "alone"),
+        made("circle", "waiting", None, "circle"),
+        made("now", "training", 1.0),
+    ]
+    left = status.training_left(networks)
+    assert left.order == ["now", "middle", "last", "alone", "new", "circle"]
+    assert (left.in_turn_s, left.at_once_s) == (1000.0, 500.0)  # middle, then last
+    assert left.unknown == ["new", "circle"]
+    assert status.training_left(networks[2:3]).order == []
+
+
+def test_dependencies_and_paces_are_those_of_the_experiments(project):
+    write_state(project / "results/demo/state/hifipp_bwe1", steps=25, seconds=2.0, saved=20)
+    found = {network.name: network for network in status.collect(config_of()).networks}
+    assert found["finally_stage2"].starts_from == ("finally_stage1",) and found["hifigan"].starts_from == ()
+    assert {name for name, network in found.items() if network.pace_of} == {"hifipp_bwe2", "hifipp_bwe4"}
+    assert found["hifipp_bwe4"].pace_of == "hifipp_bwe1" and found["hifipp_bwe4"].eta_s == 80.0
+    told = "\n".join(str(line) for line in status._notes(status.collect(config_of())))
+    assert "Left to train, in order: hifigan, hifipp_bwe1, hifipp_bwe2, " in told
+    assert "About 3:20 one after another, 1:20 if none waits but for those that it starts from." in told
+    assert "as fast as another: hifipp_bwe2 as hifipp_bwe1, hifipp_bwe4 as hifipp_bwe1." in told
+    assert "have not made a step yet: hifigan, hifipp_denoise, finally_stage1, " in told
+
+
+def test_running_trainings_are_told_of_when_there_is_news(project):
+    folder = project / "results/demo/state/hifigan"
+    write_state(folder, steps=25, seconds=2.0, saved=20)
+    running = status.Running("results/demo", {"hifigan": 1000, "hifipp_bwe1": 30})
+    assert running.lines() == []
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(folder / "lock")], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        assert running.lines() == ["hifigan: step 25 of 1,000, 2 s/step, 32:30 left"]
+        assert running.lines() == []
+        with (folder / "history.csv").open("a") as file:
+            file.writelines(f"{step},0.5,2.0\n" for step in range(26, 36))
+        assert running.lines() == ["hifigan: step 35 of 1,000, 2 s/step, 32:10 left"]
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_files_that_vanish_while_they_are_read_are_looked_at_again(project, monkeypatch):
+    whole, looks = status.collect, []
+
+    def collect(config):
+        looks.append(config)
+        if len(looks) < 3:
+            raise FileNotFoundError("step-00000010.json")
+        return whole(config)
+
+    monkeypatch.setattr(status, "collect", collect)
+    assert len(status.look(config_of()).networks) == 9 and len(looks) == 3
+    monkeypatch.setattr(status, "collect", lambda config: Path("nowhere").stat())
+    with pytest.raises(FileNotFoundError):
+        status.look({})
+
+
+def test_watching_is_in_place_on_a_terminal_until_ctrl_c_and_once_elsewhere(project):
+    write_state(project / "results/demo/state/hifigan", steps=25, seconds=2.0, saved=20)
+    command = [FINALLYSE, "status", "--watch", "0.2", *DEMO]
+    plain = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert plain.returncode == 0, plain.stderr
+    assert plain.stdout.count("Networks") == 1 and "\x1b" not in plain.stdout and "20/40" in plain.stdout
+    ours, theirs = pty.openpty()
+    watching = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    try:
+        while shown.count(b"Networks") < 3:
+            assert select.select([ours], [], [], 30)[0], shown.decode()
+            shown += os.read(ours, 1 << 16)
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(10) == 0
+        with contextlib.suppress(OSError):  # the end of a terminal
+            while rest := os.read(ours, 1 << 16):
+                shown += rest
+    finally:
+        watching.kill()
+        os.close(ours)
+    text = shown.decode()
+    assert "Traceback" not in text and "every 0.2 s; Ctrl-C ends this" in text
+    assert "\x1b[1A" in text and text.rstrip().endswith("\x1b[?25h"), "in place, and the cursor is back"
 
 
 def test_only_the_end_of_a_long_history_is_read_and_half_lines_do_not_count(tmp_path):

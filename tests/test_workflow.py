@@ -212,6 +212,16 @@ what = pathlib.Path("what").read_text().split()[attempt]
 if what == "mistake":
     print("error: wrong shape", flush=True)
     sys.exit(2)
+if what == "slow":
+    import fcntl, time
+    folder = pathlib.Path("r/state/hifigan")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / "lock").open("a")
+    fcntl.lockf(lock, fcntl.LOCK_EX)
+    for step in range(1, 13):
+        (folder / "history.csv").write_text("step,seconds\\n" + "".join(f"{n},0.5\\n" for n in range(1, step + 1)))
+        time.sleep(0.15)
+    what = "0"
 if what == "signal":
     os.kill(os.getpid(), signal.SIGKILL)
 if what != "0":
@@ -239,7 +249,8 @@ def stubbed(root, tmp_path):
         (tmp_path / "attempts").unlink(missing_ok=True)
         (tmp_path / "what").write_text(what)
         command = ["hifigan", "--cores", "1", "--configfile", "config/demo.yaml", *arguments]
-        done = snakemake(tmp_path, *command, "--config", "results=r", "resources=s")
+        place = ["results=r", "resources=s"]
+        done = snakemake(tmp_path, *command, *([] if "--config" in arguments else ["--config"]), *place)
         made = tmp_path / "attempts"
         return done, len(made.read_text()) if made.exists() else 0, done.stdout + done.stderr
 
@@ -276,6 +287,16 @@ def test_only_what_defines_a_network_trains_it_again_in_the_workflow(stubbed, tm
     for other in ("{train: {steps: 77}}", "{generator: {ema_decay: 0.5}}"):
         done, attempts, told = stubbed("0", overlay(f"common: {other}"))
         assert done.returncode == 0 and attempts == 1, told
+
+
+def test_snakemake_tells_how_far_the_trainings_are_unless_it_is_to_be_quiet(stubbed):
+    often = "progress_minutes=0.005"
+    done, _, told = stubbed("slow", "--config", often)
+    lines = re.findall(r"^hifigan: step (\d+) of 30, 0.5 s/step, \d+ s left$", told, re.MULTILINE)
+    assert done.returncode == 0 and len(lines) >= 2, told
+    assert sorted(map(int, lines)) == list(map(int, lines)) and len(set(lines)) == len(lines)
+    done, attempts, told = stubbed("slow", "-R", "train_network", "--quiet", "progress", "--config", often)
+    assert done.returncode == 0 and attempts == 1 and "hifigan: step" not in told
 
 
 def test_after_a_kill_of_snakemake_unlocking_is_enough(stubbed, tmp_path):

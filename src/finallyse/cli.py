@@ -24,10 +24,29 @@ def positive(text: str) -> int:
 def status(parser: ArgumentParser, words: Sequence[str]) -> None:
     """Show which outputs exist, which jobs are running, and the step and time left of each training."""
     _add_pipeline(parser)
+    text = "show the trainings only, again and again until Ctrl-C (default: every 5 s); once if not on a terminal"
+    parser.add_argument("--watch", nargs="?", const=5.0, action=_Seconds, metavar="SECONDS", help=text)
     options = parser.parse_intermixed_args(words)
-    from finallyse.status import show
+    from finallyse.status import show, watch
 
-    show([*options.config, *options.more])
+    arguments = [*options.config, *options.more]
+    if options.watch is None:
+        show(arguments)
+    else:
+        watch(arguments, options.watch)
+
+
+class _Seconds(argparse.Action):
+    """A number of seconds, which may be left out also where a config file or a KEY=VALUE follows."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        try:
+            seconds = float(values)
+        except ValueError:
+            seconds, namespace.config = self.const, [*namespace.config, values]
+        if not 0.1 <= seconds <= 86400:
+            parser.error(f"argument {option_string}: {values} is not between 0.1 and 86400 seconds")
+        setattr(namespace, self.dest, seconds)
 
 
 def config(parser: ArgumentParser, words: Sequence[str]) -> None:
@@ -95,6 +114,43 @@ def enhance(parser: ArgumentParser, words: Sequence[str]) -> int:
 
     suffix, window_s = f".{options.pop('format').lower().lstrip('.')}", options.pop("chunk")
     return run(**options, suffix=suffix, window_s=window_s)
+
+
+def compare(parser: ArgumentParser, words: Sequence[str]) -> int:
+    """Compare trained networks on the same recordings: one page with players, scores, curves and configurations.
+
+    A SYSTEM is a checkpoint, a network that comes with the package, or RESULTS:NETWORK; NAME=SYSTEM gives it another
+    name. The others are compared with the first. Without --data, networks of folders of results are compared by the
+    validation items that they have in common. A recording that cannot be read does not stop the others; it is listed
+    in the page and the exit status is 1.
+    """
+    from pathlib import Path
+
+    add = parser.add_argument
+    add("systems", nargs="+", metavar="SYSTEM", help="checkpoint, or RESULTS:NETWORK")
+    text = "folder of recordings, or with folders clean/ and noisy/ of files of the same names"
+    add("--data", type=Path, metavar="DIR", help=text)
+    add("-o", "--output", type=Path, default=Path("compare.html"), metavar="FILE", help="page (default: %(default)s)")
+    text = "metrics by name, or all that can be computed (default: the usual ones that can be)"
+    add("--metrics", nargs="+", metavar="NAME", help=text)
+    add("--resources", default="resources", metavar="DIR", help="folder that contains weights/ of metrics")
+    add("--limit", type=positive, metavar="N", help="recordings, evenly spread over the list (default: all)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto, cpu, cuda (default: %(default)s)")
+    add("--threads", type=positive, metavar="N", help="CPU threads that enhance (default: PyTorch's own)")
+    add("--jobs", type=positive, metavar="N", help="processes that measure (default: one per core)")
+    add("--wavlm", metavar="DIR", help="folder of WavLM, if the path in a checkpoint no longer exists")
+    add("--utterances", type=positive, default=6, metavar="N", help="recordings with players (default: %(default)s)")
+    text = "maximum length of a recording in a player, in s (default: %(default)s)"
+    add("--seconds", type=positive, default=8, metavar="S", help=text)
+    add("--force", action="store_true", help="overwrite an existing file")
+    options = vars(parser.parse_intermixed_args(words))
+    import signal
+
+    from finallyse.report.comparison import Options, compare
+
+    # on termination, remove temporary files
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    return compare(options.pop("systems"), options.pop("output"), Options(**options))
 
 
 def pack(parser: ArgumentParser, words: Sequence[str]) -> None:
@@ -172,7 +228,9 @@ def _add_pipeline(parser: ArgumentParser) -> None:
     parser.add_argument("--config", **REPEATED, metavar=kinds, help="the same, as for Snakemake; may be repeated")
 
 
-COMMANDS = {command.__name__: command for command in (status, config, check, enhance, pack, data, convert, models)}
+COMMANDS = {
+    command.__name__: command for command in (status, config, check, enhance, compare, pack, data, convert, models)
+}
 
 
 def main(words: Sequence[str] | None = None) -> None:

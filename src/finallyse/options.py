@@ -305,6 +305,11 @@ class Compared:
     folder: str | None = option(
         None, "folder of its files, matched by name with the network's validation items; any format and rate"
     )
+    results: str | None = option(
+        None,
+        "instead of `folder`: another folder of results, whose network of the same name is the system, or "
+        "`FOLDER:NETWORK` for one of another name; the report shows its training's curves as well",
+    )
     network: str | None = option(None, "the network beside which the report shows the system")
 
 
@@ -340,11 +345,17 @@ class Pipeline:
     rooms: Rooms = option(Rooms, "the simulated rooms")
     prepare_jobs: int = option(8, "processes that prepare one corpus", minimum=1)
     evaluate_jobs: int = option(4, "processes that measure one network's files", minimum=1)
+    progress_minutes: float | None = option(
+        1.0,
+        "minutes after which Snakemake's output tells again how far the running trainings are; null: never",
+        exclusiveMinimum=0,
+        defines=False,
+    )
     metrics: list[str] = option([], "metrics of the report")
     compare: dict = option(
         {},
-        "name of another system -> its enhanced files, measured and shown in the report beside a network's; null "
-        "removes one of an overlaid file",
+        "name of another system, or of an earlier run -> its enhanced files, measured and shown in the report beside a "
+        "network's; null removes one of an overlaid file",
         defines=False,
     )
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterable
 from typing import TextIO
 
 
@@ -96,6 +99,35 @@ class AudioProgress(Progress):
         amount = duration(self.done) if self.total is None else f"{duration(self.done)} of {duration(self.total)}"
         factor = f", real-time factor {elapsed / self.done:.3g}" if self.done else ""
         return f"{amount} of audio{factor}{self.left(elapsed)}"
+
+
+class NowAndThen:
+    """Prints lines from a thread while this process does something else.
+
+    Args:
+        lines: gives the lines to print, which may be none. An OSError skips them once: they are read from files that
+            others write.
+        write: prints one.
+        every_s: seconds between calls.
+    """
+
+    def __init__(self, lines: Callable[[], Iterable[str]], write: Callable[[str], None], every_s: float):
+        self.lines, self.write, self.every_s = lines, write, every_s
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)  # it does not keep the process alive
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._ended.wait(self.every_s):
+            with contextlib.suppress(OSError):
+                for line in self.lines():
+                    if not self._ended.is_set():
+                        self.write(line)
+
+    def stop(self) -> None:
+        """Print nothing from now on."""
+        self._ended.set()
+        self._thread.join(timeout=1)
 
 
 def duration(seconds: float) -> str:

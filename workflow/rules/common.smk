@@ -9,6 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from snakemake.jobs import Job
+from snakemake.logging import logger
+from snakemake.settings.enums import Quietness
 
 from finallyse.compare import compared_systems
 from finallyse.config import has_input, load_pipeline, paths_below
@@ -17,8 +19,10 @@ from finallyse.hardware import visible_gpus
 from finallyse.finished import keep
 from finallyse.metrics import metrics_registry
 from finallyse.options import Experiment, from_dict
+from finallyse.progress import NowAndThen
 from finallyse.recipe import choices
 from finallyse.schema import argument_defaults, read_schema
+from finallyse.status import Running
 
 # Jobs run `python scripts/...`, which must be the Python that runs Snakemake, even if its environment is not activated.
 # Conda environments and containers prepend their own to PATH, and find the package through PYTHONPATH.
@@ -255,6 +259,28 @@ def retry_trainings():
 
     # Snakemake knows the number of retries of a rule only, and asks the job for it after a failure.
     Job.restart_times = property(restart_times)
+
+
+PROGRESS = []
+
+
+def tell_progress():
+    """Print how far the running trainings are, every `progress_minutes`, unless Snakemake is to be quiet about it."""
+    if workflow.is_main_process and config["progress_minutes"]:
+        steps = {name: EXPERIMENTS[name]["train"]["steps"] for name in NETWORKS}
+        PROGRESS.append(
+            NowAndThen(
+                Running(RESULTS, steps).lines,
+                lambda line: logger.info(line, extra={"quietness": Quietness.PROGRESS}),
+                60 * config["progress_minutes"],
+            )
+        )
+
+
+def end_progress():
+    """Stop what `tell_progress` started."""
+    for progress in PROGRESS:
+        progress.stop()
 
 
 def errors_in(path):

@@ -67,7 +67,7 @@ rule report:
         compared=[
             word
             for system in COMPARED.values()
-            for word in ("--compare", system.name, system.network, str(system.folder))
+            for word in ("--compare", system.name, system.network, system.source)
         ],
     message:
         "Writing {output.page}"

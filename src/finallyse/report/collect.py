@@ -124,6 +124,9 @@ class Compared:
     """Metric -> the network's output minus the system's, utterance by utterance."""
     utterances: dict[str, Utterance]
     """By name; only those that the system has a file of."""
+    history: pandas.DataFrame | None = None
+    validation: pandas.DataFrame | None = None
+    """Of the training of a run in another folder of results."""
 
     def verdict(self, score: Score) -> Verdict | None:
         """Whether the network is better in the metric of `score`; None for those best at 0, and without pairs."""
@@ -152,6 +155,8 @@ class Network:
     utterances: list[Utterance]
     facts: list[tuple[str, str]]
     """Further (name, value) pairs: version, device, WavLM."""
+    recipe: str | None
+    """The recipe that it is trained by, whatever the network is called; None: none of those known."""
     differences: list[tuple[str, str, str]]
     """(option, the recipe's value, this run's value)."""
     missing: list[str]
@@ -168,6 +173,7 @@ class Published:
     """One published number (a row of resources/paper/results.csv)."""
 
     network: str
+    """The recipe of the network that it is of."""
     metric: str
     dataset: str
     value: str
@@ -232,10 +238,10 @@ def collect(
         if system.network not in networks:
             raise UserError(f"--compare {system.name}: {system.network} is not one of --networks")
     sizes = {row["network"]: row for row in _of_paper(paper / "recipes.csv").to_dict("records")} if paper else {}
-    options = _schema(schema) if experiments else {}
+    recipes = Recipes(experiments, _schema(schema), sizes) if experiments else None
     found, absent = [], []
     for name in networks:
-        network = _network(results, name, sizes.get(name), experiments, options)
+        network = _network(results, name, recipes)
         network.compared = [_compared(results, system) for system in compare if system.network == name]
         if require_all and network.missing:
             raise UserError(f"{name}: {network.missing[0]}; run the workflow up to it, or leave out --require-all")
@@ -269,9 +275,7 @@ def _table(path: Path, columns: Sequence[str] = ()) -> pandas.DataFrame:
     return table
 
 
-def _network(
-    results: Path, name: str, size: Mapping[str, str] | None, experiments: Path | None, schema: dict
-) -> Network:
+def _network(results: Path, name: str, recipes: Recipes | None) -> Network:
     missing: list[str] = []
 
     def present(path: Path, what: str) -> Path | None:
@@ -292,7 +296,9 @@ def _network(
     experiment = from_dict(Experiment, config) if config else None
     checkpoint = _checkpoint(checkpoint_path) if checkpoint_path else None
     validation = _table(validation_path, ["step"]) if validation_path else None
-    recipe = _recipe(experiments / f"{name}.yaml", config, schema) if config and experiments else None
+    trained_by = recipes.find(config) if config and recipes else None
+    recipe = recipes.complete(trained_by, config) if trained_by else None
+    size = recipes.sizes.get(trained_by) if trained_by else None
     return Network(
         name=name,
         task=_task(experiment),
@@ -306,6 +312,7 @@ def _network(
         scores=_scores(summary_path, scores_path) if summary_path else [],
         utterances=_utterances(audio, scores_path) if audio else [],
         facts=_facts(experiment, checkpoint) + _best(experiment, validation),
+        recipe=trained_by,
         differences=_differences(config, recipe) if config and recipe else [],
         missing=missing,
     )
@@ -411,31 +418,81 @@ def _best(experiment: Experiment | None, validation: pandas.DataFrame | None) ->
     return [("Best validation", f"{label_of(column)} {number(value)} at step {step:,}")]
 
 
-def _recipe(path: Path, config: Mapping[str, Any], schema: dict) -> Experiment | None:
-    """The complete experiment at `path` with the folders of the run of `config`; None if there is no such file."""
-    from finallyse.config import complete_experiment, merge, read_yaml
+class Recipes:
+    """The recipes that a run is compared with, which it is told to be one of by what is trained, not by its name.
 
-    if not path.is_file():
-        return None
-    complete = complete_experiment(merge(read_yaml(path), {"exp": config["exp"]}), str(path), schema)
-    return from_dict(Experiment, complete)
+    A network is of the recipe with the same trainer, the same generator, and the same training dataset with the same
+    task (for bandwidth extension: the same cut-off), according to the configuration that the workflow has written. So
+    another name, sizes, steps, folders and corpora make no difference, nor does an experiment file of one's own that
+    extends a recipe; another task does. Of several such recipes, one of a publication comes first, then the one with
+    the fewest differences.
+
+    Args:
+        folder: the recipes' experiment files, `<recipe>.yaml`.
+        schema: JSON schema with the defaults that complete them.
+        sizes: recipe -> its row of resources/paper/recipes.csv.
+    """
+
+    def __init__(self, folder: Path, schema: dict, sizes: Mapping[str, Mapping[str, str]]):
+        from finallyse.config import read_yaml
+
+        self.schema, self.sizes = schema, sizes
+        self._files = {path.stem: (path, read_yaml(path)) for path in sorted(folder.glob("*.yaml"))}
+        if not self._files:
+            raise UserError(f"--experiments {folder}: contains no experiment files")
+        self._kinds = {name: self._kind_of_file(*file) for name, file in self._files.items()}
+
+    def find(self, config: Mapping[str, Any]) -> str | None:
+        """The recipe of a network trained with the complete experiment `config`; None: none."""
+        kind = _kind(from_dict(Experiment, config))
+        of_kind = [name for name, other in self._kinds.items() if kind == other]
+        if len(of_kind) < 2:
+            return next(iter(of_kind), None)
+
+        def distance(name: str) -> tuple[bool, int]:
+            return name not in self.sizes, len(_differences(config, self.complete(name, config)))
+
+        return min(of_kind, key=distance)
+
+    def complete(self, name: str, config: Mapping[str, Any]) -> Experiment:
+        """The complete experiment of a recipe, with the folders of the run of `config`."""
+        from finallyse.config import complete_experiment, merge
+
+        path, values = self._files[name]
+        return from_dict(Experiment, complete_experiment(merge(values, {"exp": config["exp"]}), str(path), self.schema))
+
+    def _kind_of_file(self, path: Path, values: dict) -> tuple[str | None, ...] | None:
+        """None for a file that is not complete, which only others extend."""
+        from finallyse.schema import check_required
+
+        experiment = from_dict(Experiment, values)
+        try:
+            check_required(values, self.schema["$defs"]["experiment"], self.schema, str(path))
+        except UserError:
+            return None
+        return _kind(experiment) if experiment.data.train.name else None
+
+
+def _kind(experiment: Experiment) -> tuple[str | None, ...]:
+    """Trainer, generator, dataset and task."""
+    return experiment.trainer, experiment.generator.name, experiment.data.train.name, _task(experiment).text
 
 
 def _differences(config: Mapping[str, Any], recipe: Experiment) -> list[tuple[str, str, str]]:
     """Options that define the result and differ between run and recipe, both complete with their defaults."""
-    of_recipe, of_run = _flat(dataclasses.asdict(recipe)), _flat(config)
+    of_recipe, of_run = flat_options(dataclasses.asdict(recipe)), flat_options(config)
     keys = [key for key in [*of_run, *(k for k in of_recipe if k not in of_run)] if defines_run(key)]
     return [
         (key, of_recipe.get(key, "–"), of_run.get(key, "–")) for key in keys if of_recipe.get(key) != of_run.get(key)
     ]
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, str]:
+def flat_options(value: Any, prefix: str = "") -> dict[str, str]:
     """Nested options as `a.b.c` -> value in YAML's flow style; lists are values."""
     if isinstance(value, Mapping) and value:
         flat: dict[str, str] = {}
         for key, inner in value.items():
-            flat |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+            flat |= flat_options(inner, f"{prefix}.{key}" if prefix else str(key))
         return flat
     text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False).strip()
     return {prefix: text.removesuffix("...").strip()}
@@ -452,8 +509,23 @@ def read_scores(results: Path, network: str) -> list[Score]:
 
 def read_validation(results: Path, network: str) -> pandas.DataFrame | None:
     """The validations during a network's training: `step` and a column for each metric; None if there are none."""
-    path = results / "state" / network / "validation.csv"
-    return _table(path, ["step"]) if path.exists() else None
+    return _of_training(results, network, "validation.csv")
+
+
+def read_config_of(results: Path, network: str) -> dict[str, Any] | None:
+    """The complete experiment of a network, as the workflow has written it; None if it has not."""
+    path = results / "configs" / f"{network}.yaml"
+    return _yaml(path) if path.exists() else None
+
+
+def read_history(results: Path, network: str) -> pandas.DataFrame | None:
+    """The losses of a network's training: `step` and a column for each of them; None if there are none."""
+    return _of_training(results, network, "history.csv")
+
+
+def _of_training(results: Path, network: str, table: str) -> pandas.DataFrame | None:
+    path = results / "state" / network / table
+    return _table(path, ["step"]) if path.exists() and path.stat().st_size else None
 
 
 def _scores(path: Path, utterances: Path | None) -> list[Score]:
@@ -555,7 +627,15 @@ def _compared(results: Path, system: System) -> Compared:
         for row in theirs.to_dict("records")
         if row["utterance"] in files
     }
-    return Compared(system, scores, {metric: found for metric, found in differences.items() if found}, utterances)
+    run = system.run
+    return Compared(
+        system,
+        scores,
+        {metric: found for metric, found in differences.items() if found},
+        utterances,
+        read_history(run.results, run.network) if run else None,
+        read_validation(run.results, run.network) if run else None,
+    )
 
 
 def _training_data(experiment: Experiment) -> TrainingData | None:

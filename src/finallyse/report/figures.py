@@ -34,6 +34,10 @@ svg.chart .grid{stroke:var(--line);stroke-width:1;shape-rendering:crispEdges}
 svg.chart .raw{fill:none;stroke:var(--accent);stroke-width:1;opacity:.32}
 svg.chart .smooth{fill:none;stroke:var(--accent);stroke-width:1.8;stroke-linejoin:round}
 svg.chart .point{fill:var(--accent)}
+.of-0{--tone:var(--enhanced)}.of-1{--tone:var(--compared)}.of-2{--tone:var(--accent);--dash:7 3}
+.of-3{--tone:var(--muted);--dash:2 2.5}.of-4{--tone:var(--text);--dash:9 3 2 3}
+svg.chart path[class*=of-]{stroke:var(--tone);stroke-dasharray:var(--dash,none)}
+svg.chart circle[class*=of-]{fill:var(--tone)}
 svg.chart .input{stroke:var(--input);fill:none;stroke-width:1.8}
 svg.chart .enhanced{stroke:var(--enhanced);stroke-width:2}
 svg.chart .reference{stroke:var(--reference);stroke-width:2;stroke-dasharray:3 2}
@@ -129,32 +133,58 @@ def smoothed(values: np.ndarray, window: int) -> np.ndarray:
     return (total[high] - total[low]) / (high - low)
 
 
+TONES = 5
+"""Curves in one chart that have a colour and a pattern of their own; further ones begin again with the second."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """One quantity over training steps. tone: 0 for one's own, 1, 2, ... for others, each drawn differently."""
+
+    steps: Sequence[float]
+    values: Sequence[float]
+    label: str = ""
+    tone: int = 0
+
+
+def style_of(tone: int) -> str:
+    """The class of a colour and pattern among several."""
+    return f"of-{(tone - 1) % (TONES - 1) + 1 if tone else 0}"
+
+
 def curve(
     steps: Sequence[float],
     values: Sequence[float],
     title: str,
     *,
     dots: bool = False,
+    others: Sequence[Series] = (),
     width: int = 320,
     height: int = 150,
 ) -> str:
     """One quantity over training steps as SVG; logarithmic if positive values span more than a factor of 30.
 
     Values that are not finite are left out and counted in the description.
+
+    others: the same quantity of others, over it; of several curves only the smoothed ones are drawn.
     """
-    x_all, y_all = np.asarray(steps, dtype=float), np.asarray(values, dtype=float)
-    finite = np.isfinite(y_all)
-    x, y = x_all[finite], y_all[finite]
-    if len(y) == 0:
+    given = [Series(steps, values), *others]
+    drawn, skipped = [], 0
+    for series in given:
+        x, y = np.asarray(series.steps, dtype=float), np.asarray(series.values, dtype=float)
+        finite = np.isfinite(y)
+        skipped += int((~finite).sum())
+        if finite.any():
+            drawn.append((series, x[finite], y[finite]))
+    if not drawn:
         return ""
-    log = bool(y.min() > 0 and y.max() / y.min() > 30)
-    window = max(1, len(y) // 40) if len(y) >= 20 else 1
-    smooth = smoothed(np.log(y) if log else y, window)
-    transformed = np.log(y) if log else y
-    low, high = float(transformed.min()), float(transformed.max())
+    every = np.concatenate([y for *_, y in drawn])
+    log = bool(every.min() > 0 and every.max() / every.min() > 30)
+    low, high = (float(limit) for limit in (every.min(), every.max()))
+    low, high = (math.log(low), math.log(high)) if log else (low, high)
     pad = (high - low) * 0.06 or abs(high) * 0.05 or 0.5
     low, high = low - pad, high + pad
-    x_low, x_high = float(x.min()), float(x.max())
+    x_low, x_high = min(float(x.min()) for _, x, _ in drawn), max(float(x.max()) for _, x, _ in drawn)
     if x_high == x_low:
         x_low, x_high = x_low - 0.5, x_high + 0.5
     left, right, top, bottom = 46, 10, 8, 22
@@ -178,8 +208,11 @@ def curve(
         y_labels = [_tick_label(m, y_ticks) for m in y_ticks]
     x_ticks = ticks(x_low, x_high, 4)
 
-    skipped = int((~finite).sum())
-    described = f"{title}: from {number(y[0])} at step {x[0]:,.0f} to {number(y[-1])} at step {x[-1]:,.0f}"
+    courses = [
+        f"{series.label} from {number(y[0])} at step {x[0]:,.0f} to {number(y[-1])} at step {x[-1]:,.0f}".strip()
+        for series, x, y in drawn
+    ]
+    described = f"{title}: {'; '.join(courses)}"
     if skipped:
         described += f"; {skipped} values that are not finite are left out"
     parts = [_open(width, height, described)]
@@ -192,16 +225,22 @@ def curve(
         parts.append(
             f'<text x="{place:.1f}" y="{height - 6}" text-anchor="{anchor}">{_tick_label(mark, x_ticks)}</text>'
         )
-    thin_x, thin_y = thin(x, transformed)
-    parts.append(f'<path class="{"raw" if window > 1 else "smooth"}" d="{_path(place_x(thin_x), place_y(thin_y))}"/>')
-    if window > 1:
-        thin_x, thin_y = thin(x, smooth)
-        parts.append(f'<path class="smooth" d="{_path(place_x(thin_x), place_y(thin_y))}"/>')
-    if dots or len(y) == 1:
-        for a, b, value in zip(place_x(x), place_y(transformed), y, strict=True):
-            parts.append(
-                f'<circle class="point" cx="{a:.1f}" cy="{b:.1f}" r="2.6"><title>{number(value)}</title></circle>'
-            )
+    for series, x, y in reversed(drawn):  # one's own on top
+        transformed = np.log(y) if log else y
+        window = max(1, len(y) // 40) if len(y) >= 20 else 1
+        if len(drawn) == 1 and window > 1:
+            thin_x, thin_y = thin(x, transformed)
+            parts.append(f'<path class="raw" d="{_path(place_x(thin_x), place_y(thin_y))}"/>')
+        thin_x, thin_y = thin(x, smoothed(transformed, window))
+        style = f" {style_of(series.tone)}" if others else ""
+        parts.append(f'<path class="smooth{style}" d="{_path(place_x(thin_x), place_y(thin_y))}"/>')
+        if dots or len(y) == 1:
+            for a, b, value in zip(place_x(x), place_y(transformed), y, strict=True):
+                told = f"{series.label} {number(value)}".strip()
+                parts.append(
+                    f'<circle class="point{style}" cx="{a:.1f}" cy="{b:.1f}" r="2.6">'
+                    f"<title>{escape(told)}</title></circle>"
+                )
     parts.append("</svg>")
     return "".join(parts)
 

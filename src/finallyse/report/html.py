@@ -17,13 +17,13 @@ import pandas
 import yaml
 from markupsafe import Markup
 
-from finallyse import atomic
+from finallyse import __version__, atomic
 from finallyse.errors import UserError
 from finallyse.losses import losses_registry
 from finallyse.metrics import headlines, label_of, metrics_registry
 from finallyse.report import figures
 from finallyse.report.collect import Compared, Network, Report, Score
-from finallyse.report.figures import Interval, counted, number, with_interval
+from finallyse.report.figures import Interval, Series, counted, number, style_of, with_interval
 from finallyse.report.listen import (
     SIGNALS,
     Options,
@@ -59,13 +59,6 @@ def write(report: Report, output: Path, options: Options, augmentations: Path | 
 
 def render(report: Report, options: Options, augmentations: str | None = None) -> str:
     """The page; `augmentations`: address of the page of augmentations, relative to it."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     sounds = Sounds(options.seconds)
     stages = _stages(report, options, sounds)  # first, since a sound is embedded at its first use
     networks = [_network(network, report, options, sounds) for network in report.networks]
@@ -76,12 +69,10 @@ def render(report: Report, options: Options, augmentations: str | None = None) -
     sections += [("networks", "Networks")]
     sections += [("published", "Published numbers")] if published else []
     sections += [("missing", "Missing"), ("run", "The run")]
-    return environment.get_template("template.html.j2").render(
+    return render_page(
+        "report.html.j2",
         title=report.title,
         subtitle=f"{counted(len(report.networks), 'network')} · {report.results} · {report.made:%d %B %Y, %H:%M %Z}",
-        version=report.environment["finallyse"],
-        style=Markup((FOLDER / "style.css").read_text() + figures.CHART_STYLE),
-        script=Markup((FOLDER / "player.js").read_text()),
         sections=sections,
         banner=_banner(report),
         overview=_overview(report),
@@ -112,6 +103,23 @@ def render(report: Report, options: Options, augmentations: str | None = None) -
             f"at 64 kbit/s (16 kHz) and 128 kbit/s (48 kHz), cut to {options.seconds:g} s; the metrics were computed "
             f"from the whole WAV files in {report.results}/enhanced. This file loads nothing from elsewhere."
         ),
+    )
+
+
+def render_page(template: str, **content: Any) -> str:
+    """A page that extends page.html.j2, which needs title, subtitle, sections (id, title), banner and footer."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(
+        version=__version__,
+        style=Markup((FOLDER / "style.css").read_text() + figures.CHART_STYLE),
+        script=Markup((FOLDER / "player.js").read_text()),
+        **content,
     )
 
 
@@ -331,7 +339,8 @@ def _network(network: Network, report: Report, options: Options, sounds: Sounds)
         if start:
             facts.append(("Starts from", Path(start).stem))
     facts += network.facts
-    history = curves(network.history)
+    trained = [c for c in network.compared if c.history is not None or c.validation is not None]
+    history = curves(network.history, others=[(c.system.name, c.history) for c in trained])
     has_input = any(s.input is not None for s in network.scores)
     score = ranking_metric(network, options.rank_by)
     listen = f"Listen: ranked by {score.label}" if score else "Listen"
@@ -356,7 +365,8 @@ def _network(network: Network, report: Report, options: Options, sounds: Sounds)
         "curves": [chart for chart in history if not chart["minor"]],
         "balance": balance(network.history),
         "minor_curves": [chart for chart in history if chart["minor"]],
-        "validations": curves(network.validation, dots=True),
+        "validations": curves(network.validation, True, [(c.system.name, c.validation) for c in trained]),
+        "legend": legend([network.name, *(c.system.name for c in trained)]),
         "players": network_players(network, options, sounds),
         "listen": listen,
         "config": yaml.safe_dump(network.config, sort_keys=False, width=100) if network.config else "",
@@ -364,36 +374,55 @@ def _network(network: Network, report: Report, options: Options, sounds: Sounds)
     }
 
 
-def curves(table: pandas.DataFrame | None, dots: bool = False) -> list[dict[str, Any]]:
-    """A chart of every quantity over `step`; quantities that are monitored rather than minimised are `minor`."""
+def curves(
+    table: pandas.DataFrame | None,
+    dots: bool = False,
+    others: Sequence[tuple[str, pandas.DataFrame | None]] = (),
+) -> list[dict[str, Any]]:
+    """A chart of every quantity over `step`; quantities that are monitored rather than minimised are `minor`.
+
+    others: names and tables of other trainings, drawn over it, the first with tone 1.
+    """
+    tables = [("", table), *others]
+    columns = dict.fromkeys(column for _, of in tables if of is not None for column in of)
     charts = []
-    columns = [] if table is None else sorted(table.columns, key=lambda c: c.startswith("disc") or "_disc" in c)
-    for column in columns:  # the generator's first
-        if (
-            column in ("step", "items", "seconds")
-            or column.startswith(BALANCE)
-            or not pandas.api.types.is_numeric_dtype(table[column])
-        ):
+    for column in sorted(columns, key=lambda c: c.startswith("disc") or "_disc" in c):  # the generator's first
+        if column in ("step", "items", "seconds") or column.startswith(BALANCE):
             continue
-        present = table[["step", column]].dropna()
-        terms = SUMS.get(column, ())
-        if any(term in table and np.allclose(table[term], table[column], equal_nan=True) for term in terms):
-            continue  # the sum of a single loss of weight 1
-        svg = figures.curve(present["step"], present[column], column, dots=dots) if len(present) else ""
+        own, *over = [_series(of, column, name, tone) for tone, (name, of) in enumerate(tables)]
+        svg = figures.curve(own.steps, own.values, column, dots=dots, others=over)
         if not svg:  # nothing finite
             continue
-        values = present[column].to_numpy()
+        values = np.asarray(own.values, dtype=float)
         tenth = max(1, len(values) // 10)  # single steps are noisy: the ends are means of a tenth of the run
-        first, last = (number(float(np.nanmean(part))) for part in (values[:tenth], values[-tenth:]))
+        ends = [number(float(part.mean())) for part in (values[:tenth], values[-tenth:])] if len(values) else []
         charts.append(
             {
                 "title": _title(column, validation=dots),
-                "change": last if dots and len(values) == 1 else f"{first} → {last}",
+                "change": " → ".join(ends[-1:] if dots and len(values) == 1 else ends),
                 "minor": column.startswith(("lr_", "grad_norm_")),
                 "svg": Markup(svg),
             }
         )
     return charts
+
+
+def _series(table: pandas.DataFrame | None, column: str, name: str, tone: int) -> Series:
+    """A column of a training's table; empty for text, and for the sum of a single loss of weight 1."""
+    if table is None or column not in table or not pandas.api.types.is_numeric_dtype(table[column]):
+        return Series((), (), name, tone)
+    terms = [term for term in SUMS.get(column, ()) if term in table]
+    if any(np.allclose(table[term], table[column], equal_nan=True) for term in terms):
+        return Series((), (), name, tone)
+    present = table[["step", column]].dropna()
+    return Series(present["step"], present[column], name, tone)
+
+
+def legend(names: Sequence[str | None]) -> list[dict[str, str]]:
+    """The names of the curves over each other, with their styles; None: one that is not there; () for a single one."""
+    if len(names) < 2:
+        return []
+    return [{"name": name, "style": style_of(tone)} for tone, name in enumerate(names) if name]
 
 
 def balance(table: pandas.DataFrame | None) -> dict[str, Any] | None:
@@ -566,7 +595,7 @@ def _published(report: Report) -> list[dict[str, Any]]:
         scores = {s.metric: s for s in network.scores}
         rows = []
         for entry in report.published:
-            if entry.network != network.name:
+            if entry.network != network.recipe:
                 continue
             score = scores.get(entry.metric)
             label = PUBLISHED_LABELS.get(entry.metric) or label_of(entry.metric)
