@@ -167,6 +167,9 @@ def _message(error: ValidationError, source: str) -> str:
         unknown = next(k for k in error.instance if k not in known)
         dotted = f"{key}.{unknown}" if key else str(unknown)
         return f"{source}: {dotted}: unknown key; {nearest(unknown, known)}"
+    if error.validator == "required":
+        missing = [name for name in error.validator_value if name not in error.instance]
+        return f"{source}: {key and key + ': '}without {', '.join(missing)}"
     if error.validator == "enum":
         known = [v for v in error.validator_value if v is not None]
         return f"{source}: {key}: unknown value {_short(error.instance)}; {nearest(error.instance, known)}"

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-import copy
 import contextlib
+import copy
 import dataclasses
 import os
 import re
@@ -220,7 +220,9 @@ def _resolve(config: dict, source: str, recorded: Collection[str] | None = None)
         return resolved
     except OmegaConfBaseException as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{source}: {reason.removeprefix('UserError raised while resolving interpolation: ')}") from None
+        raise UserError(
+            f"{source}: {reason.removeprefix('UserError raised while resolving interpolation: ')}"
+        ) from None
     except RecursionError:
         raise UserError(f"{source}: an interpolation refers to itself") from None
 
@@ -250,7 +252,7 @@ def _at_home(value: Any, source: str, key: str) -> Any:
         return [_at_home(inner, source, f"{key}.{index}") for index, inner in enumerate(value)]
     if not (isinstance(value, str) and (value == "~" or re.match(r"~[^/\s]*/", value))):
         return value
-    path = os.path.expanduser(value)
+    path = os.path.expanduser(value)  # noqa: PTH111  it keeps a / at the end
     if path.startswith("~"):
         raise UserError(f"{source}: {key}: {value!r}: there is no such user; write the path in full")
     return path
@@ -284,7 +286,7 @@ def _only_files_extend(values: dict, source: str) -> None:
 
 
 def _check_given(value: Any, source: str, key: str = "", argument: bool = False) -> None:
-    """Raise a UserError for the first MISSING value, but for arguments: `check_required` has more to say about those."""
+    """Raise a UserError for the first MISSING value, except arguments: `check_required` has more to say about those."""
     if isinstance(value, dict):
         for name, inner in value.items():
             _check_given(inner, source, f"{key}.{name}".lstrip("."), argument=key.endswith(".args"))

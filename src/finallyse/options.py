@@ -23,7 +23,7 @@ T = TypeVar("T")
 # them to a cluster quotes. `x-pattern` is the error message.
 NAME = {
     "pattern": r"^(?!.*\.\.)\w[\w.+-]*$(?!\n)",
-    "x-pattern": "is not fit for a name of files: letters, digits and _ . + - are, with no - at the beginning and no ..",
+    "x-pattern": "is not fit for a name of files: letters, digits and _ . + - are, without - at the beginning and ..",
 }
 TITLE = {
     "pattern": r"^(?!-)(?!.*\.\.)[^$`'\"{}/\\\x00-\x1f\x7f]+$(?!\n)",
@@ -31,8 +31,8 @@ TITLE = {
 }
 FOLDER = {
     "pattern": r"^(?!-)(?!(.*/)?\.\.(/|$))[^$`'\"{}\\\x00-\x1f\x7f]+$(?!\n)",
-    "x-pattern": "is not fit for a folder: $ ` ' \" { } \\, line breaks, a - at the beginning and .. are not allowed; give "
-    "the absolute path, or a link",
+    "x-pattern": "is not fit for a folder: $ ` ' \" { } \\, line breaks, a - at the beginning and .. are not allowed; "
+    "give the absolute path, or a link",
 }
 
 

@@ -20,7 +20,8 @@ from torch.nn.utils import parametrize
 from finallyse.errors import UserError
 from finallyse.models import models_registry
 from finallyse.models.base import Generator
-from finallyse.models.checkpoint import FORMAT, load_strictly, load_tensors, save_checkpoint
+from finallyse.models.checkpoint import FORMAT, save_checkpoint
+from finallyse.models.tensors import load_strictly, load_tensors
 
 RENAMED = {"pre_upsampler_proccessing.": "pre_upsampler_processing."}
 CONSTANTS = ("spec_transform.window",)  # saved in some formats, computed here
