@@ -28,7 +28,8 @@ def replacing(path: str | Path, durable: bool = False) -> Iterator[Path]:
         if durable:
             sync(path.parent)
     except BaseException:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a disk that cannot be written at all, as the error itself says
+            part.unlink(missing_ok=True)
         raise
 
 

@@ -149,7 +149,7 @@ def read_schema(path: str | Path) -> dict:
     path = Path(path)
     try:
         return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable ({error}); regenerate it with `make schema`") from error
 
 

@@ -38,6 +38,7 @@ from finallyse.schema import argument_defaults, read_schema
 
 PACE_STEPS = 200  # recent steps whose mean duration gives the time left, without start-up
 FRESH_S = 180  # a history written to within so many seconds counts as alive where files cannot be locked
+NUMBER = r"[0-9]+(\.[0-9]*)?(e[+-]?[0-9]{1,2})?"  # as history.csv has them
 SQUEUE_S = 1.0  # a busy SLURM controller must not make this wait longer
 
 
@@ -255,16 +256,16 @@ def read_history(path: Path) -> tuple[int, float | None]:
     if not path.is_file():
         return 0, None
     with path.open("rb") as file:
-        header = next(csv.reader([file.readline().decode()]), [])
+        header = next(csv.reader([file.readline().decode(errors="replace")]), [])
         start = max(file.tell(), path.stat().st_size - (1 << 16))
         file.seek(start)
         lines = file.read().decode(errors="replace").splitlines(keepends=True)
     complete = [line for line in lines if line.endswith("\n")]
     rows = [row for row in csv.DictReader(complete, fieldnames=header) if None not in row.values()]
-    rows = [row for row in rows if row.get("step", "").isdigit() and None not in row][-PACE_STEPS:]
+    rows = [row for row in rows if re.fullmatch(r"[0-9]{1,18}", row.get("step", "")) and None not in row][-PACE_STEPS:]
     if not rows:
         return 0, None
-    seconds = [float(row["seconds"]) for row in rows if row.get("seconds")]
+    seconds = [float(row["seconds"]) for row in rows if re.fullmatch(NUMBER, row.get("seconds") or "")]
     return int(rows[-1]["step"]), sum(seconds) / len(seconds) if seconds else None
 
 
@@ -291,6 +292,8 @@ def snakemake_jobs(folder: Path) -> list[Job]:
         try:
             output = base64.urlsafe_b64decode(encoded).decode()
             record = json.loads(path.read_text() or "{}")
+            if not isinstance(record, dict):
+                raise ValueError(f"{path}: no record")
         except (ValueError, FileNotFoundError):  # no record of Snakemake's, or the job ended while we looked
             continue
         jobs.append(Job(output, record.get("external_jobid")))
@@ -310,6 +313,7 @@ def with_slurm_states(jobs: list[Job], checkpoints: set[str]) -> list[Job]:
             ["squeue", "--me", "--noheader", "--format=%i|%T|%r|%k|%Z"],
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=SQUEUE_S,
             check=False,
         )
