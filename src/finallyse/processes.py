@@ -32,6 +32,10 @@ def process_pool(jobs: int, initializer: Callable[..., Any] | None = None, *args
     pool = _Pool(jobs, mp_context=context, initializer=_start, initargs=(initializer, args))
     try:
         yield pool
+    except KeyboardInterrupt:
+        for process in multiprocessing.active_children():  # nobody waits for what they are doing
+            process.kill()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
         os.environ.update({name: value for name, value in before.items() if value is not None})
