@@ -512,7 +512,7 @@ def read_config(arguments: Sequence[str]) -> dict:
     files, overrides = [], {}
     for argument in arguments:
         key, separator, value = argument.partition("=")
-        if separator and not Path(argument).is_file():
+        if separator and not os.path.isfile(argument):  # noqa: PTH113  also for what can be no name of a file
             overrides[key] = yaml_value(value, f"{key}={value}")
         else:
             files.append(argument)
