@@ -52,7 +52,7 @@ BOMB = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else '1'] * 10)}]"
         ("common: &a [*a]", ", line 1, column 9: refers to itself"),
         ("results: *b", ", line 1, column 10: found undefined alias 'b'"),
         (BOMB, ": more than 100000 values; this is no config file"),
-        ("[" * 400, ": nested too deeply for a config"),
+        ("[" * 1000, ": nested too deeply for a config"),
         ("#" * 5_000_000, ": larger than 4 MB; this is no config file"),
         ("results: !!python/object:os.system x", ", line 1, column 10: could not determine a constructor for the tag"),
         ("? [a]\n: b", ", line 1, column 3: found unhashable key"),

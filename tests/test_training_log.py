@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from finallyse.training.log import Table
@@ -37,3 +39,13 @@ def test_rows_beyond_the_state_are_removed_and_new_columns_added(tmp_path):
     opened.append([{"step": 3, "loss": 0.5, "lr": 0.25}])
     opened.close()
     assert path.read_text() == "step,loss,lr\n1,0.9,\n2,0.8,\n3,0.5,0.25\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_names_the_table(tmp_path):
+    opened = Table(tmp_path / "history.csv", 0)
+    opened.close()
+    opened.columns, opened._file = ["step"], Path("/dev/full").open("a")  # noqa: SIM115  to close it would fail as well
+    with pytest.raises(OSError, match="No space left on device") as error:
+        opened.append([{"step": 1}])
+    assert error.value.filename == str(tmp_path / "history.csv")

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finallyse.errors import UserError
+from finallyse.errors import UserError, naming
 from finallyse.options import Experiment, Train
 from finallyse.progress import duration
 from finallyse.training.distributed import Group
@@ -205,12 +205,14 @@ class Table:
             self.columns += list(dict.fromkeys(new))
             self._rewrite(self._read(None))
         writer = csv.DictWriter(self._file, self.columns, restval="", lineterminator="\n")
-        writer.writerows({key: _text(value) for key, value in row.items()} for row in rows)
-        self._file.flush()
+        with naming(self.path):
+            writer.writerows({key: _text(value) for key, value in row.items()} for row in rows)
+            self._file.flush()
 
     def sync(self) -> None:
         """Flush appended rows to the disk: a state that is saved next must not be ahead of them."""
-        os.fsync(self._file.fileno())
+        with naming(self.path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()
