@@ -18,10 +18,8 @@ import sys
 from pathlib import Path
 
 from finallyse.cli import positive
-from finallyse.errors import one_line_errors
+from finallyse.errors import one_line_errors, printable
 from finallyse.metrics import metrics_registry
-from finallyse.metrics.evaluate import evaluate
-from finallyse.metrics.measure import describe
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -65,12 +63,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print the summary, return the exit status."""
     options = vars(parse(arguments))
+    from finallyse.metrics.evaluate import evaluate  # slow to import: from here on Ctrl-C is told in one line
+    from finallyse.metrics.measure import describe
+
     skip_missing = options.pop("skip_missing")
     result = evaluate(options.pop("enhanced"), options.pop("metrics"), options.pop("output"), **options)
     print(describe(result.summaries["enhanced"], result.missing, result.summaries.get("noisy")))
     failed = {} if skip_missing else result.failed
     for message in (*result.unreadable, *(f"metric {name}: {reason}" for name, reason in failed.items())):
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {printable(message)}", file=sys.stderr)
     return 1 if result.unreadable or failed else 0
 
 

@@ -33,8 +33,8 @@ Files: <results>/<run_name>.ckpt; <run_name>.best.ckpt, the weights of the best 
 <results>/state/<run_name>/: history.csv (every step), validation.csv, samples/ (audio), step-*.pt (saved states to
 resume from; the last two are kept).
 Exit status: 0 finished; 2 an error in the command, the config or the data, reported in one line; 75 stopped by SIGTERM,
-SIGINT or train.stop_after and saved, or another process trains into the same folder: run again. A second Ctrl-C quits
-immediately.
+SIGINT or train.stop_after and saved, or after a loader process has died, or another process trains into the same
+folder: run again. A second Ctrl-C quits immediately.
 """
 
 

@@ -7,7 +7,8 @@ import torch
 
 from finallyse.errors import UserError
 from finallyse.models import models_registry
-from finallyse.models.checkpoint import load_checkpoint, load_strictly, save_checkpoint
+from finallyse.models.checkpoint import load_checkpoint, save_checkpoint
+from finallyse.models.tensors import load_strictly
 
 SMALL = {"resblock": "2", "upsample_initial_channel": 16, "resblock_dilation_sizes": [[1, 2], [1], [3]]}
 CONFIG = {"generator": {"name": "hifigan_gen", "args": SMALL}, "train": {"steps": 3}}

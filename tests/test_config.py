@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from finallyse import provenance
+from finallyse import checks, provenance
 from finallyse import schema as schemas
 from finallyse.cli import main
 from finallyse.config import load_experiment, load_pipeline, read_yaml
@@ -59,7 +59,7 @@ def test_every_argument_of_every_part_is_described(schema):
                 described(inner, f"{at}/{index}")
 
     described(schema)
-    assert schemas.descriptions(models_registry["finally_gen"]).keys() >= {"ssl_dim", "waveunet_input", "norm_type"}
+    assert checks.descriptions(models_registry["finally_gen"]).keys() >= {"ssl_dim", "waveunet_input", "norm_type"}
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_stages_start_from_one_another(schema):
         ("networks: {mine: {}}", r"networks\.mine\.experiment is required"),
         ("networks: {mine: {experiment: nowhere.yaml}}", r"nowhere\.yaml: no such config file"),
         ("results: ${resultz}", r"my\.yaml: Interpolation key 'resultz' not found"),
-        ("a: b: c", r"my\.yaml: not readable as YAML"),
+        ("a: b: c", r"my\.yaml, line 1, column 5: mapping values are not allowed here"),
         ("- a", r"my\.yaml: must hold keys and values"),
     ],
 )

@@ -132,7 +132,7 @@ def test_experiment_gives_name_and_arguments(tmp_path):
     assert checkpoint.config["trainer"] == "hifi++_trainer" and checkpoint.level == {"peak": 0.5}
     check_generator(tmp_path / "out.ckpt", model, torch.randn(1, 1, 3000))
     with pytest.raises(UserError, match=r"its generator is a2a_hifi\+\+_gen, not hifi\+\+_gen"):
-        convert(tmp_path / "in.pth", tmp_path / "out.ckpt", ["hifi++_gen"], experiment=experiment)
+        convert(tmp_path / "in.pth", tmp_path / "other.ckpt", ["hifi++_gen"], experiment=experiment)
 
 
 def test_every_misfit_is_listed_and_nothing_is_written(tmp_path):
@@ -164,6 +164,19 @@ def test_command_line(tmp_path, capsys):
     assert not stop.value.code and "out.ckpt written" in capsys.readouterr().out
     assert load_checkpoint(tmp_path / "out.ckpt").level == {"peak": 0.95}
     check_generator(tmp_path / "out.ckpt", model, torch.randn(1, 80, 5))
+    (tmp_path / "out.ckpt").write_text("mine")
+    with pytest.raises(SystemExit):
+        main([*command, *arguments])
+    assert capsys.readouterr().err == f"error: {tmp_path / 'out.ckpt'}: exists; give --force to replace it\n"
+    assert (tmp_path / "out.ckpt").read_text() == "mine"
+    with pytest.raises(SystemExit) as stop:
+        main([*command, *arguments, "--force"])
+    assert not stop.value.code and load_checkpoint(tmp_path / "out.ckpt").step == 0
+    for wrong in ("a=[", "a: b: c=1", "upsample_initial_channel=!!python/name:os.system", "resblock=x", "ups=1"):
+        with pytest.raises(SystemExit) as stop:
+            main([*command, *arguments, "--force", f"--arg={wrong}"])
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1, wrong
 
 
 def test_wrong_input_is_a_one_line_error(tmp_path):

@@ -1,8 +1,10 @@
 """finallyse enhance and finallyse.load: windows without seams, any recording, nothing clipped or half-written."""
 
+import errno
 import io
 import itertools
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -23,7 +25,7 @@ from finallyse.errors import UserError
 from finallyse.inference import renderer as renderer_module
 from finallyse.inference.command import run
 from finallyse.inference.enhancer import Enhancer
-from finallyse.inference.files import Options, enhance_file, plan_outputs
+from finallyse.inference.files import FORMATS, Options, _Spool, _write, enhance_file, plan_outputs
 from finallyse.inference.pack import pack
 from finallyse.inference.validation import enhance_item
 from finallyse.inference.windows import join, length_at, plan
@@ -604,6 +606,52 @@ def test_outputs_are_whole_or_not_there(tmp_path, minute):
     with pytest.raises(UserError, match="not finite"):
         enhance_file(Enhancer(Broken(), device="cpu"), str(tmp_path / "in.wav"), str(tmp_path / "out.wav"), Options())
     assert [path.name for path in tmp_path.iterdir()] == ["in.wav"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_of_runs_at_once_the_first_one_makes_the_output(tmp_path, minute, monkeypatch, links):
+    sf.write(tmp_path / "in.wav", minute[:8000], 16000)
+    source, target = str(tmp_path / "in.wav"), tmp_path / "out.wav"
+
+    class Other(Generator):
+        """Another run writes the output while this network works."""
+
+        input_kind, alignment = "wav", 1
+
+        def forward(self, wav):
+            target.write_text("of the other run")
+            return wav
+
+    if not links:
+
+        def refuse(*_arguments):
+            raise OSError(errno.EPERM, "no links here")
+
+        monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(UserError, match=r"out\.wav: exists, since another run has just made it"):
+        enhance_file(Enhancer(Other(), device="cpu"), source, str(target), Options())
+    assert target.read_text() == "of the other run"
+    enhance_file(Enhancer(Other(), device="cpu"), source, str(target), Options(force=True))
+    assert sf.info(target).frames == 8000
+    target.unlink()
+    enhance_file(Enhancer(Loud(), device="cpu"), source, str(target), Options())
+    assert sf.info(target).frames == 8000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.wav", "out.wav"]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_full_disk_is_told_as_such(tmp_path, suffix):
+    """libsndfile says no more than "System error."."""
+    made = _Spool(tmp_path / "spool", 1)
+    made.append(np.random.default_rng(0).uniform(-0.5, 0.5, (1, 48000)).astype(np.float32))
+    container, subtype = FORMATS[suffix]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # as near to a full disk as a test comes
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            _write(made, tmp_path / f"out{suffix}", 16000, container, subtype)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_which_files_go_where(tmp_path):

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from finallyse import atomic
+from finallyse.audio.io import write_wav
 from finallyse.corpora.manifest import Manifest
 from finallyse.corpora.sources import read_sources
 from finallyse.errors import UserError, naming, one_line_errors
+from finallyse.models.tensors import save_tensors
+from finallyse.progress import Progress
 from finallyse.report.collect import collect
+from finallyse.training.state import write_whole
 
 
 def said(capsys, status: int, action, *arguments) -> str:
@@ -131,6 +137,71 @@ def test_scripts_end_with_one_line(tmp_path, root, command):
     arguments = [part.replace("{folder}", str(tmp_path)) for part in command]
     done = subprocess.run([sys.executable, *arguments], cwd=root, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_a_disk_that_cannot_be_written_at_all_is_the_error(tmp_path, capsys, monkeypatch):
+    """On a read-only disk even the removal of a draft that is not there fails."""
+
+    def refuse(self, *_args, **_options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    monkeypatch.setattr(type(tmp_path), "open", refuse)
+    monkeypatch.setattr(type(tmp_path), "unlink", refuse)
+    scores = tmp_path / "scores.csv"
+    assert said(capsys, 2, atomic.write_bytes, scores, b"x") == f"{scores}: Read-only file system"
+    wav = tmp_path / "a.wav"
+    assert said(capsys, 2, write_wav, wav, np.zeros(10), 16000) == f"{wav}: Read-only file system"
+    line = said(capsys, 2, save_tensors, tmp_path / "x.ckpt", {})
+    assert (
+        line
+        == f"{tmp_path / 'x.ckpt'}: could not be written: [Errno 30] Read-only file system: '{tmp_path / 'x.ckpt'}'"
+    )
+    line = said(capsys, 2, write_whole, tmp_path / "state", lambda file: file.write(b"x"))
+    assert line == f"{tmp_path / 'state'}: cannot be written (Read-only file system); what was saved before is kept"
+
+
+def test_a_message_is_one_line_without_commands_to_the_terminal(capsys):
+    def refuse():
+        raise UserError("a\x1b[2J\nb\u202e\udcff.wav: ä cannot be read")
+
+    assert said(capsys, 2, refuse) == "a\\x1b[2J b\\u202e\\udcff.wav: ä cannot be read"
+    Progress("x\x1b[2J.wav", 1, "files", sys.stderr).say("y\x1b[1m")
+    assert capsys.readouterr().err == "y\\x1b[1m\n"
+    assert Progress("x\x1b[2J.wav", 1, "files").line().startswith("x\\x1b[2J.wav: ")
+
+
+WORK = """
+import concurrent.futures, time
+from finallyse.errors import one_line_errors
+from finallyse.processes import process_pool
+with one_line_errors():
+    with process_pool(2) as pool:
+        tasks = [pool.submit(time.sleep, 60) for _ in range(2)]
+        print("started", flush=True)
+        try:
+            time.sleep(60)
+        finally:
+            print("stopping", flush=True)
+            time.sleep({pause})
+"""
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_is_one_word_however_often_it_comes(root, times):
+    process = subprocess.Popen(
+        [sys.executable, "-c", WORK.replace("{pause}", str(60 * (times - 1)))],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "started\n"
+    for _ in range(times):
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers as well, which only just begin
+        assert process.stdout.readline() in ("stopping\n", "")
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (130, "interrupted\n")
 
 
 def test_a_reader_that_leaves_is_no_error(root):

@@ -21,6 +21,10 @@ def test_entries_survive_a_kill(tmp_path):
         assert path.read_text().count("\n") == 3, "each entry is written at once"
     with path.open("a") as file:
         file.write('{"source": "tor')
+    damaged = (
+        b'\n{"source": "\xff"}\n["source"]\n' + b"[" * 100_000 + b"\n"
+    )  # bytes of another file, as disks leave them
+    path.write_bytes(path.read_bytes() + damaged)
     assert Journal(path, SETTINGS).read() == [{"source": "a"}, {"source": "b"}]
 
 
@@ -29,6 +33,8 @@ def test_other_settings_start_over(tmp_path):
     Journal(path, SETTINGS).write([{"source": "a"}])
     assert Journal(path, SETTINGS | {"format": 2}).read() == []
     path.write_text(path.read_text()[5:])  # the settings themselves are damaged
+    assert Journal(path, SETTINGS).read() == []
+    path.write_bytes(b"\xff\n" + path.read_bytes())
     assert Journal(path, SETTINGS).read() == []
     path.write_text("")
     assert Journal(path, SETTINGS).read() == []

@@ -8,6 +8,7 @@ from pathlib import Path
 
 LAYERS = (
     ("errors", "hashes"),
+    ("checks",),
     ("atomic", "compare", "hardware", "options", "precision", "progress", "registry"),
     ("journal", "processes", "recipe"),
     ("finished",),

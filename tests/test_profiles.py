@@ -265,6 +265,65 @@ def test_a_job_that_is_gone_has_failed_and_a_silent_cluster_says_nothing(kuberne
     assert capsys.readouterr().out.split() == ["failed", "running"]
 
 
+class Overloaded(http.server.BaseHTTPRequestHandler):
+    """An API server that answers, and something in its place: (status, body) of each request, the last for all others.
+
+    Two Jobs are left, and gone once it has said so.
+    """
+
+    answers: list[tuple[int, bytes]]
+
+    def do_GET(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"] or 0))
+        code, body = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        self.send_response(code)
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_DELETE = do_POST = do_GET
+
+    def log_message(self, *_) -> None:
+        """Nothing: the tests' output is no place for requests."""
+
+
+BUSY, LEFT, GONE = (503, b'{"kind": "Status", "message": "busy"}'), (200, b'{"items": [1, 2]}'), (200, b'{"items": []}')
+PAGE = (200, b"<html>Sign in</html>")
+
+
+def test_an_overloaded_cluster_is_not_taken_for_an_empty_one(kubernetes_jobs, monkeypatch, capsys):
+    monkeypatch.setattr(kubernetes_jobs, "PAUSE_S", 0.01)
+    answers = [BUSY, (200, b"{}"), BUSY, LEFT, PAGE, (200, b"{}"), BUSY, LEFT, GONE]
+    server = serve(type("BusyCluster", (Overloaded,), {"answers": answers}))
+    monkeypatch.setenv("KUBERNETES_API", f"http://127.0.0.1:{server.server_port}")
+    kubernetes_jobs.clear()
+    assert capsys.readouterr().out.count("waiting for 2 jobs") == 2 and answers == [GONE]
+    answers[:] = [BUSY]
+    monkeypatch.setattr(kubernetes_jobs, "ATTEMPTS", 3)
+    with pytest.raises(SystemExit, match="error: Kubernetes has not answered 3 times; Jobs of the driver before may"):
+        kubernetes_jobs.clear()
+    server.shutdown()
+
+
+@pytest.mark.parametrize("answer", [None, BUSY, PAGE, (403, b'{"message": "forbidden"}'), (200, b"[]"), (201, b"{}")])
+def test_a_cluster_that_does_not_answer_is_one_line(answer, kubernetes_jobs, monkeypatch, capsys, tmp_path):
+    server = serve(type("SilentCluster", (Overloaded,), {"answers": [answer]}))
+    monkeypatch.setenv("KUBERNETES_API", f"http://127.0.0.1:{server.server_port}")
+    if answer is None:
+        server.shutdown()
+        server.server_close()
+    script = tmp_path / "job.sh"
+    properties = {"rule": "x", "threads": 1, "resources": {"runtime": 1, "mem_mb": 1}}
+    script.write_text(f"# properties = {json.dumps(properties)}\n")
+    with pytest.raises(SystemExit, match=r"^error: [^\n]*$"):
+        kubernetes_jobs.submit(str(script))
+    kubernetes_jobs.status("x")
+    assert capsys.readouterr().out == "running\n"
+    if answer != (201, b"{}"):
+        with pytest.raises(SystemExit, match=r"^error: not deleted: x: [^\n]*$"):
+            kubernetes_jobs.cancel("x")
+    server.shutdown()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # S3 and containers
 

@@ -544,6 +544,46 @@ def _spoil_config(folder: Path) -> None:
     (folder / "configs/hifigan.yaml").write_text("train: [")
 
 
+def _spoil_state_bytes(folder: Path) -> None:
+    (folder / "state/hifigan/history.csv").write_bytes(b"step,a\n1,\xff\n")
+
+
+def _spoil_state_number(folder: Path) -> None:
+    (folder / "state/hifigan/history.csv").write_text("step,a\n1,many\n")
+
+
+def _spoil_state_step(folder: Path) -> None:
+    (folder / "state/hifigan/validation.csv").write_text("step,a\n,1\n")
+
+
+def _spoil_summary_bytes(folder: Path) -> None:
+    (folder / "metrics/hifigan.summary.csv").write_bytes(b"metric,mean\n\xff,1\n")
+
+
+def _spoil_config_section(folder: Path) -> None:
+    (folder / "configs/hifigan.yaml").write_text("generator: 5\n")
+
+
+def _spoil_config_value(folder: Path) -> None:
+    path = folder / "configs/hifigan.yaml"
+    path.write_text(path.read_text().replace("  batch_size:", "  batch_size: many  #"))
+
+
+def _spoil_config_dataset(folder: Path) -> None:
+    (folder / "configs/hifigan.yaml").write_text("data: {train: {name: [1]}}\n")
+
+
+def _spoil_config_bytes(folder: Path) -> None:
+    (folder / "configs/hifigan.yaml").write_bytes(b"train: \xff")
+
+
+def _spoil_wavlm(folder: Path) -> None:
+    (folder / "config.json").write_text('{"hidden_size": 24}')
+    path = folder / "configs/hifigan.yaml"
+    text = re.sub(r"^wavlm: .*$", f"wavlm: {folder}", path.read_text(), flags=re.MULTILINE)
+    path.write_text(text)
+
+
 def _spoil_benchmark(folder: Path) -> None:
     (folder / "benchmarks/pack_demo.tsv").write_text("nothing\n")
 
@@ -557,6 +597,15 @@ def _spoil_benchmark(folder: Path) -> None:
         (_spoil_audio, "enhanced/hifigan/enhanced/"),
         (_spoil_config, "hifigan.yaml"),
         (_spoil_benchmark, "pack_demo.tsv"),
+        (_spoil_state_bytes, "history.csv"),
+        (_spoil_state_number, "history.csv: column a"),
+        (_spoil_state_step, "validation.csv: column step"),
+        (_spoil_summary_bytes, "hifigan.summary.csv"),
+        (_spoil_config_section, "hifigan.yaml: generator: must be object, got 5"),
+        (_spoil_config_value, "hifigan.yaml: data.batch_size: must be integer, got 'many'"),
+        (_spoil_config_dataset, "hifigan.yaml: data.train.name: must be"),
+        (_spoil_config_bytes, "hifigan.yaml, line 1, column 8: byte 0xff is not UTF-8"),
+        (_spoil_wavlm, "config.json: not the configuration of a WavLM"),
     ],
 )
 def test_what_cannot_be_read_stops_the_report(copy: Path, tmp_path: Path, spoil, named: str) -> None:
@@ -568,6 +617,14 @@ def test_what_cannot_be_read_stops_the_report(copy: Path, tmp_path: Path, spoil,
     assert named in str(error.value) and "\n" not in str(error.value)
     assert output.read_text() == "the report of before"
     assert [p.name for p in tmp_path.iterdir() if "part" in p.name] == []
+
+
+def test_a_published_number_links_to_a_page_and_runs_nothing(copy: Path, root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "resources" / "paper", tmp_path / "paper")
+    table = tmp_path / "paper" / "results.csv"
+    table.write_text(re.sub(r"https://[^,\n]*", "javascript:alert(1)", table.read_text(), count=1))
+    with pytest.raises(UserError, match=r"results\.csv: url 'javascript:alert\(1\)': must begin with https://"):
+        collect(copy, ["hifigan"], paper=tmp_path / "paper")
 
 
 def test_what_is_missing_is_named_or_refused(copy: Path) -> None:

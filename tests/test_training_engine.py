@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ import torch
 
 from finallyse.audio.io import read
 from finallyse.audio.mel import LogMel
-from finallyse.errors import UserError
+from finallyse.datasets.degraded import AugmentedLibriTTS
+from finallyse.errors import TemporaryError, UserError
 from finallyse.hardware import processor
 from finallyse.models.checkpoint import load_checkpoint
 from finallyse.training import debugging
@@ -24,11 +26,13 @@ from finallyse.training.batches import Batch, collate
 from finallyse.training.criteria import Criteria
 from finallyse.training.distributed import Group
 from finallyse.training.engine import TRY_AGAIN, Run, train
+from finallyse.training.sampling import Order
 from finallyse.training.state import StateFolder
 from finallyse.training.trainers import BaseTrainer
 from finallyse.training.validation import Best, InTraining
 from support.speech import read_speech
 from support.training import (
+    CLIPS,
     ONE_OF_EACH_TRAINER,
     assert_same_bits,
     checkpoint,
@@ -125,6 +129,47 @@ def test_sigterm_saves_and_asks_for_another_start(resources, finished, tmp_path,
 def test_a_time_limit_stops_after_a_step_at_least_and_is_continued(resources, finished, tmp_path):
     limited = stage1(resources, tmp_path, train__stop_after=1e-9)
     assert [train(limited) for _ in range(4)] == [TRY_AGAIN] * 3 + [0]
+    assert_same_bits(checkpoint(tmp_path, "finally_stage1"), checkpoint(finished, "finally_stage1"))
+
+
+def kill_this_process() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_out_of_memory() -> None:
+    raise MemoryError
+
+
+def refuse() -> None:
+    raise UserError("clip.wav: cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("workers", "do", "error", "message"),
+    [
+        (1, kill_this_process, TemporaryError, "a loader process has died; if for want of memory, lower data.num_work"),
+        (1, run_out_of_memory, TemporaryError, "out of memory while loading an item"),
+        (1, refuse, UserError, "clip.wav: cannot be read"),
+    ],
+)
+def test_what_was_trained_before_a_batch_that_cannot_be_loaded_is_kept(
+    workers, do, error, message, resources, finished, tmp_path, monkeypatch
+):
+    settings = stage1(resources, tmp_path, data__num_workers=workers, train__checkpoint_step=100)
+    bad, whole = Order(len(CLIPS["train"]), 2, settings["exp"]["seed"]).at(3)[0], AugmentedLibriTTS.__getitem__
+
+    def item(self, key):
+        if key == bad:
+            time.sleep(0.5)  # until the batches before have left the process
+            do()
+        return whole(self, key)
+
+    with monkeypatch.context() as patch, pytest.raises(error, match=message) as failure:
+        patch.setattr(AugmentedLibriTTS, "__getitem__", item)
+        train(settings)
+    assert isinstance(failure.value, TemporaryError) == (error is TemporaryError)  # whether it is tried again
+    assert list((tmp_path / "state/finally_stage1").glob("step-0000000[23].json"))
+    assert train(settings) == 0
     assert_same_bits(checkpoint(tmp_path, "finally_stage1"), checkpoint(finished, "finally_stage1"))
 
 

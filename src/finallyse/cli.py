@@ -190,11 +190,12 @@ def convert(parser: ArgumentParser, words: Sequence[str]) -> None:
     add("--network", **REPEATED, required=True, metavar="NAME", help=text)
     add("--experiment", metavar="FILE", help="experiment file that describes the network")
     add("--arg", **REPEATED, metavar="NAME=VALUE", help="network argument, overriding its default; may be repeated")
+    add("--force", action="store_true", help="overwrite an existing file")
     options = parser.parse_intermixed_args(words)
     from finallyse.models.convert import convert, parse_arguments
 
     arguments = parse_arguments(options.arg)
-    for line in convert(options.source, options.output, options.network, options.experiment, arguments):
+    for line in convert(options.source, options.output, options.network, options.experiment, arguments, options.force):
         print(line)
     print(f"{options.output} written")
 

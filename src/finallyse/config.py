@@ -5,33 +5,49 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
 
 from finallyse.compare import compared_systems
 from finallyse.errors import UserError
 from finallyse.options import Compared, Experiment, Network, Pipeline, defaults, from_dict
-from finallyse.schema import build_schema, check_keys, check_required, fill_arguments, read_schema, validate
+from finallyse.progress import data_size
+from finallyse.schema import (
+    MISSING,
+    build_schema,
+    check_config,
+    check_keys,
+    check_required,
+    fill_arguments,
+    read_schema,
+)
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 
 PIPELINE = Path("config/config.yaml")
+LARGEST_BYTES, MOST_VALUES = 4_000_000, 100_000  # of a config file
+# Options of the pipeline whose values are recorded in experiments, and so in checkpoints.
+RECORDED = {"results", "resources", "seed", "common", "networks"}
 WORDS = {"true": True, "false": False, "null": None}
 # An interpolation of an experiment's option, in `common` or an override, is resolved with the experiment: until then it
 # begins with a character that no text has.
 _OF_EXPERIMENTS = {f.name for f in dataclasses.fields(Experiment)} - {f.name for f in dataclasses.fields(Pipeline)}
 INTERPOLATION = rf"\$\{{(?=(?:{'|'.join(sorted(_OF_EXPERIMENTS))})[.}}])"
 DEFERRED = "\ue000"
+LONGEST_NUMBER = 100  # characters; of more, Python may refuse to make a number
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -51,13 +67,13 @@ def read_layers(path: str | Path) -> list[Layer]:
     layers: dict[Path, Layer] = {}
 
     def read(path: Path, chain: tuple[Path, ...]) -> None:
-        key = path.resolve()
+        key = Path(os.path.realpath(path))  # unlike `resolve`, of circles of links, too
         if key in chain:
             circle = " extends ".join(map(str, [*chain[chain.index(key) :], key]))
             raise UserError(f"{path}: extends itself: {circle}")
         if key in layers:
             return
-        values = _read_file(path, chain)
+        values = read_file(path, chain)
         bases = values.pop("extends", [])
         bases = [bases] if isinstance(bases, str) else bases
         if not (isinstance(bases, list) and all(isinstance(base, str) for base in bases)):
@@ -70,17 +86,108 @@ def read_layers(path: str | Path) -> list[Layer]:
     return list(layers.values())
 
 
-def _read_file(path: Path, extended_by: Sequence[Path] = ()) -> dict:
+def read_file(path: str | Path, extended_by: Sequence[Path] = ()) -> dict:
+    """The keys and values of one YAML file, interpolations unresolved.
+
+    Raises UserError with file, line and column for what is not YAML, for a key that is there twice, for what refers to
+    itself, and for more than any configuration holds.
+    """
+    path = Path(path)
     if not path.is_file():
         asked = f", which {extended_by[-1]} extends" if extended_by else ""
         raise UserError(f"{path}: no such config file{asked}")
+    with path.open("rb") as file:
+        data = file.read(LARGEST_BYTES + 1)
+    if len(data) > LARGEST_BYTES:
+        raise UserError(f"{path}: larger than {data_size(LARGEST_BYTES)}; this is no config file")
     try:
-        loaded = OmegaConf.load(path)
-    except Exception as error:  # YAML scanner, OmegaConf grammar: all of them mean that the file cannot be read
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        line, column = _place(data, error.start)
+        raise UserError(
+            f"{path}, line {line}, column {column}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8"
+        ) from None
+    check_yaml(text, str(path))
+    try:
+        loaded = OmegaConf.create(text)
+    except yaml.MarkedYAMLError as error:
+        raise _misread(error, str(path)) from None
+    except Exception as error:  # OmegaConf's grammar, YAML's constructors: all of them mean that it cannot be read
         raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, DictConfig):
         raise UserError(f"{path}: must hold keys and values, found a list or a single value")
     return OmegaConf.to_container(loaded, resolve=False)
+
+
+def yaml_value(text: str, source: str) -> Any:
+    """The value of a YAML `text` of the command line. Raises UserError, with `source`, if it is none."""
+    check_yaml(text, source)
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # a tag without a value here, or a number without end
+        raise UserError(f"{source}: {' '.join(str(error).split())}") from None
+
+
+def check_yaml(text: str, source: str) -> None:
+    """Raise a UserError with line and column for the first thing in a YAML `text` that cannot be read."""
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.reader.ReaderError as error:
+        line, column = _place(text, error.position)
+        raise UserError(
+            f"{source}, line {line}, column {column}: the character U+{error.character:04X} is not allowed in YAML"
+        ) from None
+    except yaml.MarkedYAMLError as error:
+        raise _misread(error, source) from None
+    except RecursionError:
+        raise UserError(f"{source}: nested too deeply for a config") from None
+    if root is not None:
+        _count_values(root, source, {}, set())
+
+
+def _count_values(node: yaml.Node, source: str, counted: dict[int, int], inside: set[int]) -> int:
+    """The number of values in `node`, each anchor counted wherever it is used; UserError for too many of them."""
+    if id(node) in inside:
+        raise UserError(f"{source}{_at(node.start_mark)}: refers to itself")
+    if id(node) in counted:
+        return counted[id(node)]
+    inside.add(id(node))
+    children = []
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, yaml.Node] = {}
+        for key, value in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    first = seen[key.value].start_mark.line + 1
+                    raise UserError(f"{source}{_at(key.start_mark)}: {key.value}: given before, in line {first}")
+                seen[key.value] = key
+            children += [key, value]
+    elif isinstance(node, yaml.SequenceNode):
+        children = node.value
+    total = 1 + sum(_count_values(child, source, counted, inside) for child in children)
+    if total > MOST_VALUES:
+        raise UserError(f"{source}{_at(node.start_mark)}: more than {MOST_VALUES} values; this is no config file")
+    inside.discard(id(node))
+    counted[id(node)] = total
+    return total
+
+
+def _misread(error: yaml.MarkedYAMLError, source: str) -> UserError:
+    what = " ".join(str(error.problem or error.context).split())
+    if "'\\t'" in what:
+        what += "; YAML is indented with spaces, not with tabs"
+    return UserError(f"{source}{_at(error.problem_mark or error.context_mark)}: {what}")
+
+
+def _at(mark: yaml.Mark | None) -> str:
+    return f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+
+
+def _place(text: str | bytes, position: int) -> tuple[int, int]:
+    """Line and column of a position in `text`, counted from 1."""
+    before = text[:position]
+    newline = b"\n" if isinstance(text, bytes) else "\n"
+    return before.count(newline) + 1, position - (before.rfind(newline) + 1) + 1
 
 
 def read_yaml(path: str | Path) -> dict:
@@ -98,11 +205,57 @@ def merge(*layers: dict) -> dict:
     return merged
 
 
-def _resolve(config: dict, source: str) -> dict:
+def _resolve(config: dict, source: str, recorded: Collection[str] | None = None) -> dict:
+    """`config` with its interpolations resolved, and the home folder in place of a `~` that begins a path.
+
+    recorded: the keys whose values end in checkpoints, which must not show environment variables; None: all of them.
+    """
     try:
-        return OmegaConf.to_container(OmegaConf.create(config), resolve=True)
+        whole, resolved = OmegaConf.create(config), {}
+        for key in whole:
+            with _environment(hidden=recorded is None or key in recorded):
+                value = whole[key]
+                plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            resolved[key] = _at_home(plain, source, str(key))
+        return resolved
     except OmegaConfBaseException as error:
-        raise UserError(f"{source}: {str(error).splitlines()[0]}") from None
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(
+            f"{source}: {reason.removeprefix('UserError raised while resolving interpolation: ')}"
+        ) from None
+    except RecursionError:
+        raise UserError(f"{source}: an interpolation refers to itself") from None
+
+
+@contextlib.contextmanager
+def _environment(hidden: bool) -> Iterator[None]:
+    """Within the block, `${oc.env:NAME}` is refused if `hidden`."""
+
+    def refuse(name: str, *_default: str) -> None:
+        raise UserError(
+            f"${{oc.env:{name}}} would be stored in the checkpoint; write the value itself, or give it on the command "
+            f'line: key="${name}"'
+        )
+
+    OmegaConf.register_new_resolver("oc.env", refuse if hidden else oc.env, replace=True)
+    try:
+        yield
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+
+
+def _at_home(value: Any, source: str, key: str) -> Any:
+    """`value` with the home folder in place of a `~` that begins a path, in all its strings."""
+    if isinstance(value, dict):
+        return {name: _at_home(inner, source, f"{key}.{name}") for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_at_home(inner, source, f"{key}.{index}") for index, inner in enumerate(value)]
+    if not (isinstance(value, str) and (value == "~" or re.match(r"~[^/\s]*/", value))):
+        return value
+    path = os.path.expanduser(value)  # noqa: PTH111  it keeps a / at the end
+    if path.startswith("~"):
+        raise UserError(f"{source}: {key}: {value!r}: there is no such user; write the path in full")
+    return path
 
 
 def _swap(value: Any, pattern: str, replacement: str) -> Any:
@@ -114,21 +267,45 @@ def _swap(value: Any, pattern: str, replacement: str) -> Any:
     return re.sub(pattern, lambda _: replacement, value) if isinstance(value, str) else value
 
 
+def _of_experiments(config: dict, pattern: str, replacement: str) -> dict:
+    """The pipeline's `config` with `pattern` replaced in what goes into experiments: `common` and overrides."""
+    swapped = config | {"common": _swap(config["common"], pattern, replacement)}
+    if isinstance(config["networks"], dict):  # otherwise an interpolation
+        swapped["networks"] = {
+            name: network | {"override": _swap(network["override"], pattern, replacement)}
+            if isinstance(network, dict) and "override" in network
+            else network
+            for name, network in config["networks"].items()
+        }
+    return swapped
+
+
 def _only_files_extend(values: dict, source: str) -> None:
     if "extends" in values:
         raise UserError(f"{source}: extends: belongs at the top of a config file, where it names files to start from")
+
+
+def _check_given(value: Any, source: str, key: str = "", argument: bool = False) -> None:
+    """Raise a UserError for the first MISSING value, except arguments: `check_required` has more to say about those."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _check_given(inner, source, f"{key}.{name}".lstrip("."), argument=key.endswith(".args"))
+    elif value == MISSING and not argument:
+        raise UserError(f"{source}: {key} is required")
 
 
 def complete_experiment(config: dict, source: str, schema: dict) -> dict:
     """`config` over the defaults: resolved, without the parts set to null, with every argument's default, checked."""
     _only_files_extend(config, source)
     full = _resolve(merge(defaults(Experiment), config), source)
+    _check_given(full, source)
+    check_config(full, "experiment", schema, source, MISSING)
     for parts in (full["losses"]["generator"], full["losses"]["discriminator"], full["discriminators"]["parts"]):
         for name in [name for name, part in parts.items() if part is None]:
             del parts[name]
     fill_arguments(full, schema["$defs"]["experiment"], schema)
     check_required(full, schema["$defs"]["experiment"], schema, source)
-    validate(full, schema["$defs"]["experiment"], schema, source)
+    check_config(full, "experiment", schema, source)
     required = {
         "trainer": full["trainer"],
         "generator.name": full["generator"]["name"],
@@ -146,7 +323,7 @@ def experiment_layers(path: str | Path, schema: dict) -> list[Layer]:
     """The layers of an experiment file, each checked."""
     layers = read_layers(path)
     for layer in layers:
-        validate(layer.values, schema["$defs"]["experiment"], schema, layer.source)
+        check_config(layer.values, "experiment", schema, layer.source, "${")
     return layers
 
 
@@ -201,7 +378,7 @@ def parse_overrides(arguments: Sequence[str]) -> list[Override]:
 
     try:
         return OverridesParser.create().parse_overrides(list(arguments))
-    except HydraException as error:
+    except (HydraException, ValueError) as error:  # ValueError: a number without end
         raise UserError(
             f"command line: {' '.join(str(error).split())}. A value with other than letters, digits and -_./:+ needs "
             "quotes that the shell leaves there: \"key='value'\""
@@ -258,7 +435,7 @@ def pipeline_layers(files: Sequence[str | Path], overrides: dict, schema: dict) 
     _only_files_extend(overrides, "--config")
     layers = [*(layer for path in files for layer in read_layers(path)), Layer("--config", _typed(overrides))]
     for layer in layers:
-        validate(layer.values, schema["$defs"]["pipeline"], schema, layer.source)
+        check_config(layer.values, "pipeline", schema, layer.source, "${")
         for key in {"results", "resources"} & layer.values.keys():
             layer.values[key] = layer.values[key].rstrip("/")
     return layers
@@ -274,7 +451,7 @@ def _typed(value: Any) -> Any:
         return value
     if value.lower() in WORDS:
         return WORDS[value.lower()]
-    if not NUMBER.fullmatch(value):
+    if not NUMBER.fullmatch(value) or len(value) > LONGEST_NUMBER:
         return value
     return float(value) if set(value) & set(".eE") else int(value)
 
@@ -286,9 +463,8 @@ def load_pipeline(files: Sequence[str | Path], overrides: dict, schema: dict) ->
     """
     layers = pipeline_layers(files, overrides, schema)
     config = merge(defaults(Pipeline), *(layer.values for layer in layers))
-    config = _swap(
-        _resolve(_swap(config, INTERPOLATION, DEFERRED), str(files[-1]) if files else "config"), DEFERRED, "${"
-    )
+    config = _resolve(_of_experiments(config, INTERPOLATION, DEFERRED), str(files[-1]) if files else "config", RECORDED)
+    check_config(config, "pipeline", schema, "config", DEFERRED)
     config["networks"] = {
         name: merge(defaults(Network), network) for name, network in config["networks"].items() if network is not None
     }
@@ -296,7 +472,7 @@ def load_pipeline(files: Sequence[str | Path], overrides: dict, schema: dict) ->
     config["compare"] = {
         name: merge(defaults(Compared), system) for name, system in config["compare"].items() if system is not None
     }
-    validate(config, schema["$defs"]["pipeline"], schema, "config")
+    config = _of_experiments(config, DEFERRED, "${")
     compared_systems(config)  # for its checks
 
     config["experiments"] = {}
@@ -342,8 +518,8 @@ def read_config(arguments: Sequence[str]) -> dict:
     files, overrides = [], {}
     for argument in arguments:
         key, separator, value = argument.partition("=")
-        if separator and not Path(argument).is_file():
-            overrides[key] = yaml.safe_load(value)
+        if separator and not os.path.isfile(argument):  # noqa: PTH113  also for what can be no name of a file
+            overrides[key] = yaml_value(value, f"{key}={value}")
         else:
             files.append(argument)
     return load_pipeline(project_files(files), overrides, read_schema("config/schema.json"))

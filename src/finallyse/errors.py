@@ -12,10 +12,12 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+INTERRUPTED = 130  # exit status of a process that Ctrl-C has ended, as shells say it
 TRY_AGAIN = 75  # exit status (EX_TEMPFAIL) of work that may succeed if it is started again as it is
 
 
@@ -36,6 +38,12 @@ def nearest(name: object, known: Iterable[str]) -> str:
     return "known: " + ", ".join(known)
 
 
+def printable(text: str) -> str:
+    """`text` as one line for a terminal, with the codes of all characters that are none, such as its commands."""
+    shown = (c if c.isprintable() else " " if c in "\n\r\t" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(shown)
+
+
 @contextlib.contextmanager
 def naming(path: str | Path, part: Path | None = None) -> Iterator[None]:
     """Name `path` in an OSError without a file, since an open file does not know its name, or of `part`, its draft."""
@@ -51,15 +59,19 @@ def naming(path: str | Path, part: Path | None = None) -> Iterator[None]:
 def one_line_errors(status: int = 2) -> Iterator[None]:
     """Print a :class:`UserError`, or an OSError of the system, as one line on stderr and exit with `status`.
 
-    A :class:`TemporaryError` does not begin with `error: ` and exits with status 75.
+    A :class:`TemporaryError` does not begin with `error: ` and exits with status 75, Ctrl-C exits with 130.
     """
     try:
         yield
     except BrokenPipeError:  # whatever reads the output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the output that is still buffered
         sys.exit(1)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # another one ends the process at once
+        print("interrupted", file=sys.stderr, flush=True)
+        sys.exit(INTERRUPTED)
     except TemporaryError as error:
-        print(f"try again later: {error}", file=sys.stderr, flush=True)
+        print(f"try again later: {printable(str(error))}", file=sys.stderr, flush=True)
         sys.exit(TRY_AGAIN)
     except UserError as error:
         line = str(error)
@@ -70,5 +82,5 @@ def one_line_errors(status: int = 2) -> Iterator[None]:
         line = f"{' -> '.join(files) or 'a file'}: {error.strerror}"
     else:
         return
-    print(f"error: {line}", file=sys.stderr, flush=True)
+    print(f"error: {printable(line)}", file=sys.stderr, flush=True)
     sys.exit(status)

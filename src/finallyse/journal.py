@@ -27,11 +27,11 @@ class Journal:
         if not self.path.is_file():
             return []
         lines = []
-        with self.path.open(encoding="utf-8", errors="replace") as file:
+        with self.path.open("rb") as file:
             for line in file:
-                with contextlib.suppress(json.JSONDecodeError):  # a line truncated by a kill, or damaged
+                with contextlib.suppress(ValueError, RecursionError):  # a line truncated by a kill, or damaged
                     lines.append(json.loads(line))
-        return [line for line in lines[1:] if isinstance(line, dict)] if lines and lines[0] == self.settings else []
+        return [entry for entry in lines[1:] if isinstance(entry, dict)] if lines[:1] == [self.settings] else []
 
     def write(self, entries: Iterable[dict]) -> None:
         """Replace the journal by one with these entries."""

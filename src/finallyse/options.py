@@ -20,6 +20,22 @@ from typing import Any, Literal, TypeVar
 T = TypeVar("T")
 CorpusKind = Literal["speech", "pairs", "noise", "response"]
 
+# Names and folders become parts of paths, of Snakemake's patterns and of commands, which not everything that submits
+# them to a cluster quotes. `x-pattern` is the error message.
+NAME = {
+    "pattern": r"^(?!.*\.\.)\w[\w.+-]*$(?!\n)",
+    "x-pattern": "is not fit for a name of files: letters, digits and _ . + - are, without - at the beginning and ..",
+}
+TITLE = {
+    "pattern": r"^(?!-)(?!.*\.\.)[^$`'\"{}/\\\x00-\x1f\x7f]+$(?!\n)",
+    "x-pattern": "is not fit for a name: $ ` ' \" { } / \\, line breaks, .. and a - at the beginning are not allowed",
+}
+FOLDER = {
+    "pattern": r"^(?!-)(?!(.*/)?\.\.(/|$))[^$`'\"{}\\\x00-\x1f\x7f]+$(?!\n)",
+    "x-pattern": "is not fit for a folder: $ ` ' \" { } \\, line breaks, a - at the beginning and .. are not allowed; "
+    "give the absolute path, or a link",
+}
+
 
 def option(default: Any, help: str, *, defines: bool = True, **constraints: Any) -> Any:
     """A documented option.
@@ -68,10 +84,10 @@ class Exp:
 
     config_path: str | None = option(None, "the experiment file (command line only)", defines=False)
     run_name: str = option(
-        "train", "name of the checkpoint `<results>/<run_name>.ckpt` and of the state folder", defines=False
+        "train", "name of the checkpoint `<results>/<run_name>.ckpt` and of the state folder", defines=False, **NAME
     )
-    results: str = option("results", "folder of results", defines=False)
-    resources: str = option("resources", "folder of downloads and prepared data", defines=False)
+    results: str = option("results", "folder of results", defines=False, **FOLDER)
+    resources: str = option("resources", "folder of downloads and prepared data", defines=False, **FOLDER)
     seed: int = option(1234, "seed of weights, data order, segments and degradations", minimum=0)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "`auto` uses a GPU if available", defines=False)
     deterministic: bool = option(
@@ -326,8 +342,8 @@ class Rooms:
 class Pipeline:
     """The whole workflow (config/config.yaml and overlays)."""
 
-    results: str = option("results", "folder of results")
-    resources: str = option("resources", "folder of downloads and prepared data")
+    results: str = option("results", "folder of results", **FOLDER)
+    resources: str = option("resources", "folder of downloads and prepared data", **FOLDER)
     demo_speech: str | None = option(None, "recordings to build the demo's corpora from; null: the embedded ones")
     example: str | None = option(
         None, "a recording to enhance with the network that comes with the package, as `<results>/example.wav`"

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import connection
 from typing import Any
 
@@ -29,14 +29,29 @@ def process_pool(jobs: int, initializer: Callable[..., Any] | None = None, *args
     os.environ.update(dict.fromkeys(THREADS, "1"))
     # Spawned, not forked: a fork would inherit the locks of this process's threads. Workers start as tasks arrive.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start, initargs=(initializer, args))
+    pool = _Pool(jobs, mp_context=context, initializer=_start, initargs=(initializer, args))
     try:
         yield pool
+    except KeyboardInterrupt:
+        for process in multiprocessing.active_children():  # nobody waits for what they are doing
+            process.kill()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
         os.environ.update({name: value for name, value in before.items() if value is not None})
         for name in (name for name, value in before.items() if value is None):
             del os.environ[name]
+
+
+class _Pool(ProcessPoolExecutor):
+    """Workers are started without SIGINT, which would otherwise reach them before they can ignore it."""
+
+    def submit(self, *arguments: Any, **options: Any) -> Future:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return super().submit(*arguments, **options)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start(initializer: Callable[..., Any] | None, args: tuple) -> None:

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TextIO
 
+from finallyse.errors import printable
+
 
 class Progress:
     """Reports how much is done, how fast, and the time left.
@@ -50,7 +52,7 @@ class Progress:
 
     def line(self) -> str:
         """The progress line."""
-        return f"{self.label}: {self.describe(max(time.monotonic() - self.started, 1e-3))}"
+        return printable(f"{self.label}: {self.describe(max(time.monotonic() - self.started, 1e-3))}")
 
     def describe(self, elapsed: float) -> str:
         """Description of the work done in `elapsed` seconds."""
@@ -69,7 +71,7 @@ class Progress:
         """Write separate lines above the progress line."""
         self.close()
         for line in lines:
-            print(line, file=self.stream, flush=True)
+            print(printable(line), file=self.stream, flush=True)
 
     def finish(self) -> None:
         """Write the final count as a separate line."""

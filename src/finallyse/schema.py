@@ -1,4 +1,4 @@
-"""The configuration's JSON schema: generated from the code, and used to validate config files.
+"""The configuration's JSON schema: generated from the code, and what is filled in and looked up by it.
 
     python -m finallyse.schema          writes config/schema.json and the tables of config/README.md
 
@@ -10,33 +10,18 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import itertools
 import json
-import re
 import sys
-import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonschema import Draft202012Validator, ValidationError
-
 from finallyse import options
+from finallyse.checks import NULLABLE, argument_schema, dataclass_schema, object_schema, type_schema, validate
 from finallyse.errors import UserError, nearest
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-SCALARS = {
-    int: "integer",
-    float: "number",
-    str: "string",
-    bool: "boolean",
-    list: "array",
-    tuple: "array",
-    dict: "object",
-}
-NULLABLE = {"type": "null"}
-LIMITS = {"exclusiveMinimum": "more than", "exclusiveMaximum": "less than"}
 EXTENDS = {
     "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
     "description": "config files that this one starts from, relative to its folder; at the top of a file only",
@@ -75,7 +60,7 @@ def build_schema() -> dict:
         "augmentations": {
             "type": "array",
             "items": {
-                **_object(
+                **object_schema(
                     name={"enum": sorted(augmentations_registry)},
                     probability={"type": "number", "minimum": 0, "maximum": 1, "default": 1.0},
                     args={"type": "object", "default": {}},
@@ -85,7 +70,7 @@ def build_schema() -> dict:
         }
     }
 
-    experiment = _dataclass_schema(options.Experiment)
+    experiment = dataclass_schema(options.Experiment)
     of = experiment["properties"]
     of["trainer"] = {"enum": [*sorted(trainers_registry), None], "description": of["trainer"]["description"]}
     _choose_from(of["generator"], models_registry)
@@ -99,16 +84,20 @@ def build_schema() -> dict:
 
     of["extends"] = EXTENDS
 
-    pipeline = _dataclass_schema(options.Pipeline)
+    pipeline = dataclass_schema(options.Pipeline)
     of = pipeline["properties"]
-    network = _dataclass_schema(options.Network)
+    network = dataclass_schema(options.Network)
     network["properties"]["override"] = {"$ref": "#/$defs/experiment"}
     columns = sorted(column for metric in metrics_registry.values() for column in metric.columns)
     network["properties"]["improves"]["items"] = {"enum": columns}
-    network["properties"]["reaches"].update(_object(**{column: {"type": ["number", "null"]} for column in columns}))
-    of["networks"]["additionalProperties"] = {"anyOf": [NULLABLE, network]}
-    of["corpora"]["additionalProperties"] = {"anyOf": [NULLABLE, _dataclass_schema(options.Corpus)]}
-    of["compare"]["additionalProperties"] = {"anyOf": [NULLABLE, _dataclass_schema(options.Compared)]}
+    goals = {column: {"type": ["number", "null"]} for column in columns}
+    network["properties"]["reaches"].update(object_schema(**goals))
+    of["networks"] |= {"propertyNames": _named(options.NAME), "additionalProperties": {"anyOf": [NULLABLE, network]}}
+    of["corpora"]["additionalProperties"] = {"anyOf": [NULLABLE, dataclass_schema(options.Corpus)]}
+    of["compare"] |= {
+        "propertyNames": _named(options.TITLE),
+        "additionalProperties": {"anyOf": [NULLABLE, dataclass_schema(options.Compared)]},
+    }
     of["common"] = {"$ref": "#/$defs/experiment"}
     of["metrics"]["items"] = {"enum": sorted(metrics_registry)}
     of["extends"] = EXTENDS
@@ -120,93 +109,15 @@ def build_schema() -> dict:
     }
 
 
-def _object(**properties: dict) -> dict:
-    return {"type": "object", "additionalProperties": False, "properties": properties}
-
-
-def _dataclass_schema(cls: type) -> dict:
-    hints = typing.get_type_hints(cls)
-    properties = {}
-    for field in dataclasses.fields(cls):
-        schema = _type_schema(hints[field.name])
-        schema.update(field.metadata.get("constraints", {}))
-        schema["description"] = field.metadata["help"]
-        if not dataclasses.is_dataclass(hints[field.name]):
-            factory = field.default_factory
-            schema["default"] = field.default if factory is dataclasses.MISSING else factory()
-        properties[field.name] = schema
-    return _object(**properties)
-
-
-def _type_schema(hint: Any) -> dict:
-    """JSON schema of a type annotation; an annotation that YAML cannot express is a defect of the code."""
-    if dataclasses.is_dataclass(hint):
-        return _dataclass_schema(hint)
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return {"enum": list(arguments)}
-    if origin in (typing.Union, types.UnionType):
-        simple = [SCALARS[a] for a in arguments if a in SCALARS]
-        if len(simple) + (type(None) in arguments) == len(arguments):
-            return {"type": [*simple, *(["null"] if type(None) in arguments else [])]}
-        return {"anyOf": [NULLABLE if a is type(None) else _type_schema(a) for a in arguments]}
-    if origin in (list, tuple, dict) or hint in SCALARS:
-        schema: dict = {"type": SCALARS[origin or hint]}
-        element = [a for a in arguments if a is not Ellipsis]
-        if origin is list and element and element[0] is not Any:
-            schema["items"] = _type_schema(element[0])
-        if origin is dict and len(element) == 2 and element[1] is not Any:
-            schema["additionalProperties"] = _type_schema(element[1])
-        return schema
-    if origin in (typing.get_origin(typing.Sequence[int]),):
-        return {"type": "array", "items": _type_schema(arguments[0])}
-    raise TypeError(f"{hint!r} cannot be written in YAML: annotate registered constructors with plain types")
-
-
-def _argument_schema(cls: type) -> dict:
-    """JSON schema of the arguments of a constructor."""
-    hints = typing.get_type_hints(inspect.unwrap(cls.__init__))
-    documented = descriptions(cls)
-    properties, required = {}, []
-    for name, parameter in inspect.signature(cls).parameters.items():
-        if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
-            continue  # torch.nn.Module's own constructor, of a class that takes no arguments
-        if name == "augmentations":
-            schema: dict = {"$ref": "#/$defs/augmentations"}
-        else:
-            schema = _type_schema(hints[name])
-        if parameter.default is inspect.Parameter.empty:
-            required.append(name)
-        else:
-            schema["default"] = json.loads(json.dumps(parameter.default))  # YAML knows no tuples
-        if name in documented:
-            schema["description"] = documented[name]
-        properties[name] = schema
-    schema = _object(**properties)
-    if required:
-        schema["x-required"] = (
-            required  # JSON schema's `required` would refuse overlays, which say only what they change
-        )
-    return schema
-
-
-def descriptions(cls: type) -> dict[str, str]:
-    """Argument -> its description in the `Args:` of the class's docstring, or of its bases' docstrings."""
-    found: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        _, _, after = inspect.cleandoc(base.__dict__.get("__doc__") or "").partition("\nArgs:\n")
-        block = "\n".join(itertools.takewhile(lambda line: line.startswith("    "), after.splitlines()))
-        for entry in re.split(r"\n(?=    \S)", block) if block else []:
-            names, _, text = " ".join(entry.split()).partition(": ")
-            found |= dict.fromkeys(names.split(", "), text)
-    return found
+def _named(pattern: dict) -> dict:
+    return {"type": "string", **pattern}
 
 
 def _arguments_by_name(registry: Mapping[str, type]) -> list[dict]:
     return [
         {
             "if": {"properties": {"name": {"const": name}}, "required": ["name"]},
-            "then": {"properties": {"args": _argument_schema(registry[name])}},
+            "then": {"properties": {"args": argument_schema(registry[name])}},
         }
         for name in sorted(registry)
     ]
@@ -219,7 +130,7 @@ def _choose_from(part: dict, registry: Mapping[str, type]) -> None:
 
 def _parts(registry: Mapping[str, type], **extra: dict) -> dict:
     def schema(cls: type) -> dict:
-        part = _object(**extra, args={**_argument_schema(cls), "default": {}})
+        part = object_schema(**extra, args={**argument_schema(cls), "default": {}})
         return {**part, "type": ["object", "null"]}
 
     return {
@@ -238,52 +149,15 @@ def read_schema(path: str | Path) -> dict:
     path = Path(path)
     try:
         return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable ({error}); regenerate it with `make schema`") from error
 
 
-def validate(config: dict, schema: dict, root: dict, source: str) -> None:
-    """Raise a UserError for the first thing in `config` that `schema` (a part of `root`) does not allow."""
-    validator = Draft202012Validator({**schema, "$defs": root["$defs"]})
-    errors = sorted(validator.iter_errors(config), key=lambda e: [str(p) for p in e.absolute_path])
-    for error in errors:
-        for leaf in _leaves(error):
-            if not _is_interpolation(leaf.instance):
-                raise UserError(_message(leaf, source))
-
-
-def _leaves(error: ValidationError) -> Iterator[ValidationError]:
-    """What is wrong inside the one alternative of an `anyOf` that is not null, or the error itself."""
-    inside = [e for e in error.context or () if e.validator_value != "null"]
-    alternatives = {e.relative_schema_path[0] for e in inside}
-    if error.validator == "anyOf" and len(alternatives) == 1:
-        for leaf in inside:
-            yield from _leaves(leaf)
-    else:
-        yield error
-
-
-def _is_interpolation(value: Any) -> bool:
-    return isinstance(value, str) and "${" in value
-
-
-def _message(error: ValidationError, source: str) -> str:
-    key = ".".join(map(str, error.absolute_path))
-    if error.validator == "additionalProperties":
-        known = error.schema.get("properties", {})
-        unknown = next(k for k in error.instance if k not in known)
-        dotted = f"{key}.{unknown}" if key else str(unknown)
-        return f"{source}: {dotted}: unknown key; {nearest(unknown, known)}"
-    if error.validator == "enum":
-        known = [v for v in error.validator_value if v is not None]
-        return f"{source}: {key}: unknown value {error.instance!r}; {nearest(error.instance, known)}"
-    if error.validator == "type":
-        wanted = error.validator_value
-        wanted = wanted if isinstance(wanted, str) else " or ".join(wanted)
-        return f"{source}: {key}: must be {wanted}, got {error.instance!r}"
-    if error.validator in LIMITS:
-        return f"{source}: {key}: must be {LIMITS[error.validator]} {error.validator_value}, got {error.instance!r}"
-    return f"{source}: {key}: {error.message}"
+def check_config(
+    config: dict, kind: Literal["pipeline", "experiment"], schema: dict, source: str, open_mark: str | None = None
+) -> None:
+    """Raise a UserError for the first thing in `config` that `schema` does not allow; as `validate`."""
+    validate(config, {**schema["$defs"][kind], "$defs": schema["$defs"]}, source, open_mark)
 
 
 def argument_defaults(schema: dict) -> Callable[[str, str], dict[str, Any]]:
@@ -340,12 +214,12 @@ def _arguments(value: Any, schema: dict, root: dict) -> Iterator[tuple[dict, dic
     properties = dict(schema.get("properties", {}))
     for choice in schema.get("allOf", ()):
         if choice["if"]["properties"]["name"]["const"] == value.get("name"):
-            value.setdefault("args", {})
             properties["args"] = choice["then"]["properties"]["args"]
-            yield value["args"], properties["args"]
+            if isinstance(value.setdefault("args", {}), dict):  # otherwise an interpolation, or a mistake
+                yield value["args"], properties["args"]
     if properties.get("args", {}).get("properties") is not None and "name" not in properties:
-        value.setdefault("args", {})
-        yield value["args"], properties["args"]
+        if isinstance(value.setdefault("args", {}), dict):
+            yield value["args"], properties["args"]
         if "weight" in properties:
             value.setdefault("weight", properties["weight"]["default"])
     for key, inner in value.items():
@@ -403,7 +277,7 @@ def part_tables() -> str:
     for title, registry in _registries().items():
         lines += [f"### {title}", ""]
         for name, cls in registry.items():
-            arguments = _argument_schema(cls)["properties"]
+            arguments = argument_schema(cls)["properties"]
             if not arguments:
                 continue
             summary = inspect.cleandoc(cls.__doc__).split("\n\n")[0].replace("\n", " ")
@@ -433,7 +307,7 @@ def _rows(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
         if dataclasses.is_dataclass(hints[field.name]):
             yield from _rows(hints[field.name], f"{prefix}{field.name}.")
             continue
-        kind = _values(_type_schema(hints[field.name]))
+        kind = _values(type_schema(hints[field.name]))
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         yield f"{prefix}{field.name}", kind, f"`{json.dumps(default)}`", field.metadata["help"]
 

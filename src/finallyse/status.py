@@ -42,6 +42,7 @@ from finallyse.schema import argument_defaults, read_schema
 
 PACE_STEPS = 200  # recent steps whose mean duration gives the time left, without start-up
 FRESH_S = 180  # a history written to within so many seconds counts as alive where files cannot be locked
+NUMBER = r"[0-9]+(\.[0-9]*)?(e[+-]?[0-9]{1,2})?"  # as history.csv has them
 SQUEUE_S = 1.0  # a busy SLURM controller must not make this wait longer
 END_BYTES = 1 << 16  # that are read of the end of a table or log
 LOOKS = 5  # attempts at reading files that are replaced at this moment
@@ -408,7 +409,7 @@ def read_history(path: Path) -> tuple[int, float | None]:
     rows = _last_rows(path)[-PACE_STEPS:]
     if not rows:
         return 0, None
-    seconds = [float(row["seconds"]) for row in rows if row.get("seconds")]
+    seconds = [float(row["seconds"]) for row in rows if re.fullmatch(NUMBER, row.get("seconds") or "")]
     return int(rows[-1]["step"]), sum(seconds) / len(seconds) if seconds else None
 
 
@@ -417,10 +418,10 @@ def _last_rows(path: Path) -> list[dict[str, str]]:
     lines = _last_lines(path)
     if not lines:
         return []
-    with path.open() as file:
+    with path.open(encoding="utf-8", errors="replace") as file:
         header = next(csv.reader([file.readline()]), [])
     rows = [row for row in csv.DictReader(lines, fieldnames=header) if None not in row.values() and None not in row]
-    return [row for row in rows if row.get("step", "").isdigit()]
+    return [row for row in rows if re.fullmatch(r"[0-9]{1,18}", row.get("step", ""))]
 
 
 def _last_lines(path: Path) -> list[str]:
@@ -456,6 +457,8 @@ def snakemake_jobs(folder: Path) -> list[Job]:
         try:
             output = base64.urlsafe_b64decode(encoded).decode()
             record = json.loads(path.read_text() or "{}")
+            if not isinstance(record, dict):
+                raise ValueError(f"{path}: no record")
         except (ValueError, FileNotFoundError):  # no record of Snakemake's, or the job ended while we looked
             continue
         jobs.append(Job(output, record.get("external_jobid")))
@@ -475,6 +478,7 @@ def with_slurm_states(jobs: list[Job], checkpoints: set[str]) -> list[Job]:
             ["squeue", "--me", "--noheader", "--format=%i|%T|%r|%k|%Z"],
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=SQUEUE_S,
             check=False,
         )

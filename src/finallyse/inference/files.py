@@ -291,10 +291,27 @@ def enhance_file(
                 if options.keep_times and source != "-":
                     times = Path(source).stat()
                     os.utime(made, ns=(times.st_atime_ns, times.st_mtime_ns))
-                made.replace(path)
+                _put(made, path, options.force)
     except (OSError, sf.LibsndfileError) as error:
         raise UserError(f"{target}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
     return done
+
+
+def _put(made: Path, path: Path, force: bool) -> None:
+    """Give a finished file its name. Raises UserError if another process has made one meanwhile, unless `force`."""
+    if force:
+        made.replace(path)
+        return
+    try:
+        try:
+            os.link(made, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links
+            path.touch(exist_ok=False)
+            made.replace(path)
+    except FileExistsError:
+        raise UserError(f"{path}: exists, since another run has just made it; --force would replace it") from None
 
 
 def _enhance_in(
@@ -387,13 +404,18 @@ def _write(
     elif container == "WAV" and made.channels > 2:
         container = "WAVEX"  # Microsoft asks for it beyond two channels; it has the channel mask
     random = np.random.default_rng(0)
-    with sf.SoundFile(path, "w", rate, made.channels, subtype, format=container) as file:
-        for tag, value in (tags or {}).items():
-            setattr(file, tag, value)
-        for start in range(0, made.frames, BLOCK):
-            block = made.read(start, min(start + BLOCK, made.frames)) * np.float32(gain)
-            block = block if order is None else block[list(order)]
-            file.write(_quantised(block, subtype, random if dither else None).T)
+    try:
+        with sf.SoundFile(path, "w", rate, made.channels, subtype, format=container) as file:
+            for tag, value in (tags or {}).items():
+                setattr(file, tag, value)
+            for start in range(0, made.frames, BLOCK):
+                block = made.read(start, min(start + BLOCK, made.frames)) * np.float32(gain)
+                block = block if order is None else block[list(order)]
+                file.write(_quantised(block, subtype, random if dither else None).T)
+    except sf.LibsndfileError:  # which does not say why the system has refused to write: ask it again
+        with path.open("ab") as file:
+            file.write(bytes(BLOCK))
+        raise
     if container in ("WAVEX", "RF64") and made.channels > 2 and speakers:
         _set_channel_mask(path, channel_mask(speakers))
 

@@ -10,7 +10,8 @@ import torch
 
 from finallyse.errors import UserError
 from finallyse.inference.enhancer import find_wavlm
-from finallyse.models.checkpoint import load_checkpoint, load_tensors, save_tensors
+from finallyse.models.checkpoint import load_checkpoint
+from finallyse.models.tensors import load_tensors, save_tensors
 from finallyse.models.wavlm import WavLM
 
 KEY = "wavlm_files"
@@ -51,7 +52,14 @@ def packed_wavlm(checkpoint: str | Path) -> WavLM | None:
     files = load_tensors(checkpoint).get(KEY)
     if files is None:
         return None
+    names = ("config.json", "preprocessor_config.json", *WEIGHTS)
+    if not (isinstance(files, dict) and all(name in names and _is_file(data) for name, data in files.items())):
+        raise UserError(f"{checkpoint}: damaged: {KEY} are not the files of a WavLM; pack it again")
     with tempfile.TemporaryDirectory(prefix="finallyse-wavlm-") as folder:
         for name, data in files.items():
-            data.numpy().tofile(Path(folder) / Path(name).name)
+            data.numpy().tofile(Path(folder) / name)
         return WavLM(folder)
+
+
+def _is_file(data: object) -> bool:
+    return torch.is_tensor(data) and data.dtype == torch.uint8 and data.dim() == 1

@@ -6,8 +6,10 @@ as it is available, so that a killed run resumes; both tables are written atomic
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import re
 import unicodedata
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -230,10 +232,11 @@ def _resume(journal: Journal, tasks: list[Task]) -> dict[str, Row]:
     rows: dict[str, Row] = {}
     stamps = {task.utterance: task.stamp for task in tasks}
     for entry in journal.read():
-        scores = {role: Scores(**scores) for role, scores in entry["row"]["scores"].items()}
-        row = Row(**entry["row"] | {"scores": scores})
-        if stamps.get(row.utterance) == entry["stamp"]:
-            rows[row.utterance] = row
+        with contextlib.suppress(KeyError, TypeError, AttributeError):  # a damaged entry: it is measured again
+            scores = {role: Scores(**scores) for role, scores in entry["row"]["scores"].items()}
+            row = Row(**entry["row"] | {"scores": scores})
+            if stamps.get(row.utterance) == entry["stamp"]:
+                rows[row.utterance] = row
     journal.write(_entry(task, rows[task.utterance]) for task in tasks if task.utterance in rows)
     return rows
 
@@ -338,6 +341,16 @@ def _summaries(rows: list[Row], metric_set: MetricSet, roles: Sequence[str]) -> 
     }
 
 
+def as_text(text: str) -> str:
+    """A cell with `text`, after an apostrophe if a spreadsheet would take it for a formula; see `from_text`."""
+    return f"'{text}" if re.match(r"'*[=+\-@]", text) else text
+
+
+def from_text(cell: str) -> str:
+    """The text in a cell of `as_text`."""
+    return cell.removeprefix("'") if re.match(r"'+[=+\-@]", cell) else cell
+
+
 def _number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.6f}"
 
@@ -358,7 +371,10 @@ def _row_table(result: Evaluation) -> tuple[list[str], list[list[str]]]:
         ]
         values = [_number(row.scores[role].values.get(column, math.nan)) for role, column, _ in prefixed]
         table.append(
-            [row.utterance, _number(row.seconds), _number(row.length_difference_s), *values, "; ".join(reasons)]
+            [
+                *(as_text(row.utterance), _number(row.seconds), _number(row.length_difference_s)),
+                *(*values, as_text("; ".join(reasons))),
+            ]
         )
     return header, table
 

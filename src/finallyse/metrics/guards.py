@@ -206,8 +206,9 @@ def _voice_encoder(device: torch.device):
 
     The package itself is not imported: its other requirements do not go with current ones.
     """
-    import torch
     from torch import nn
+
+    from finallyse.models.tensors import load_tensors
 
     class VoiceEncoder(nn.Module):
         def __init__(self):
@@ -221,7 +222,7 @@ def _voice_encoder(device: torch.device):
 
     package = importlib.util.find_spec("resemblyzer")
     path = Path(package.submodule_search_locations[0]) / "pretrained.pt"
-    state = torch.load(path, map_location="cpu", weights_only=True)["model_state"]
+    state = load_tensors(path, "voice encoder")["model_state"]
     network = VoiceEncoder().eval()
     network.load_state_dict({name: state[name] for name in network.state_dict()})  # it also has the training loss's
     return network.to(device)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import pickle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,52 +23,6 @@ RATE = 16000
 LIMIT_S = 120
 
 
-class _InertUnpickler(pickle.Unpickler):
-    """Reads the tensors of a checkpoint and replaces all other objects with empty ones, running none of its code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict") or (
-            module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_parameter")
-        ):
-            return super().find_class(module, name)
-        if module == "torch" and name.endswith("Storage"):
-            return super().find_class(module, name)
-        return type(name, (_Inert,), {})
-
-
-class _Inert:
-    """Placeholder for an object of the training framework that wrote a checkpoint."""
-
-    def __new__(cls, *_args: Any, **_kwargs: Any):
-        return super().__new__(cls)
-
-    def __init__(self, *_args: Any, **_kwargs: Any):
-        pass
-
-    def __setstate__(self, _state: Any):
-        pass
-
-    def __call__(self, *_args: Any, **_kwargs: Any):
-        return self
-
-    def __setitem__(self, _key: Any, _value: Any):
-        pass
-
-    def extend(self, _values: Any):
-        """The items of a list subclass."""
-
-    append = extend
-
-
-class _InertPickle:
-    """The interface that `torch.load(pickle_module=...)` requires."""
-
-    Unpickler = _InertUnpickler
-    UnpicklingError = pickle.UnpicklingError
-    load = staticmethod(lambda file, **kwargs: _InertUnpickler(file, **kwargs).load())
-    __name__ = "finallyse.metrics.networks"
-
-
 def read_wav2vec2_mos(path: Path) -> dict:
     """State of a `Wav2Vec2Mos` from the published Lightning checkpoint, under the current names of transformers.
 
@@ -77,11 +30,13 @@ def read_wav2vec2_mos(path: Path) -> dict:
     """
     import torch
 
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_InertPickle)
-        state = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
-    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, AttributeError, EOFError, OSError) as error:
-        raise UserError(f"{path}: not the wav2vec2 MOS checkpoint of Zenodo record 6201162 ({error})") from error
+    from finallyse.models.tensors import load_tensors
+
+    checkpoint = load_tensors(path, "wav2vec2 MOS checkpoint of Zenodo record 6201162", foreign=True)
+    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not (isinstance(state, dict) and all(isinstance(n, str) and torch.is_tensor(t) for n, t in state.items())):
+        raise UserError(f"{path}: not the wav2vec2 MOS checkpoint of Zenodo record 6201162: it holds no weights")
+    state = {name.removeprefix("model."): value for name, value in state.items()}
     # weight norm of the positional convolution, before and after torch.nn.utils.parametrizations
     position = "encoder.encoder.pos_conv_embed.conv."
     for old, new in (("weight_g", "original0"), ("weight_v", "original1")):

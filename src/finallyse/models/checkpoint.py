@@ -22,10 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finallyse import __version__, atomic
+from finallyse import __version__
+from finallyse.checks import argument_schema, validate
 from finallyse.errors import UserError
 from finallyse.finished import FORMAT
 from finallyse.models import models_registry
+from finallyse.models.base import Generator
+from finallyse.models.tensors import bounded_by, load_strictly, load_tensors, save_tensors
 
 FORMAT_VERSION = 1
 # Published networks trained on waveforms with the peak `datasets.base.PEAK`.
@@ -51,8 +54,13 @@ class Checkpoint:
         """Build the generator that the config describes, in eval mode, and strictly load the checkpoint's weights."""
         if not self.generator:
             raise UserError(f"{self.path}: holds no generator, only {', '.join(self.discriminators) or 'a config'}")
-        settings = self.config["generator"]
-        generator = models_registry[settings["name"]](**settings.get("args", {}))
+        settings = self.config.get("generator") or {}
+        with bounded_by(self.generator, str(self.path)):
+            network, args = models_registry[settings.get("name")], settings.get("args") or {}
+            if not issubclass(network, Generator):
+                raise UserError(f"{settings['name']} is no generator")
+            validate(args, argument_schema(network), "generator.args")
+            generator = network(**args)
         load_strictly(generator, self.generator, str(self.path))
         return generator.eval()
 
@@ -96,58 +104,61 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise UserError(
             f"{path}: not a checkpoint of this package; for published checkpoints of others see `finallyse convert`"
         )
+    validate(content, CONTENT, f"{path}: damaged checkpoint")
     if content["format_version"] > FORMAT_VERSION:
         raise UserError(
             f"{path}: written by finallyse {content['package_version']} in format {content['format_version']}, "
             f"this is {__version__} (format {FORMAT_VERSION}); update the package"
         )
-    if "level" not in content and "config" in content:  # written before the level was recorded
-        content["level"] = _level_of(content["config"])
+    for name, state in {"generator": content["generator"], **content["discriminators"]}.items():
+        if not all(isinstance(key, str) and torch.is_tensor(value) for key, value in state.items()):
+            raise UserError(f"{path}: damaged checkpoint: {name}: not everything in it is a tensor")
+    if "level" not in content:  # written before the level was recorded
+        try:
+            content["level"] = _level_of(content["config"])
+        except TypeError as error:
+            raise UserError(f"{path}: damaged checkpoint: config.data.train.args: {error}") from error
+        validate(content["level"], CONTENT["properties"]["level"], f"{path}: damaged checkpoint: level")
     content.setdefault("card", "")
     fields = {field.name for field in dataclasses.fields(Checkpoint)} - {"path"}
-    if missing := sorted(fields - content.keys()):
-        raise UserError(f"{path}: damaged checkpoint, without {', '.join(missing)}")
     return Checkpoint(path=Path(path), **{name: content[name] for name in fields})
 
 
-def load_tensors(path: str | Path) -> Any:
-    """`torch.load` plain values and tensors onto the CPU. Raises UserError for an unreadable file."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of any kind: it reads a file of another kind as a program
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise UserError(
-            f"{path}: not readable as a checkpoint (damaged, or not written by torch.save): {reason}"
-        ) from error
-
-
-def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load a state_dict; raises a UserError listing every key that is missing, unexpected or of another shape."""
-    own = module.state_dict()
-    problems = [f"missing {key} {list(own[key].shape)}" for key in own if key not in state]
-    problems += [f"left over {key} {list(state[key].shape)}" for key in state if key not in own]
-    problems += [
-        f"{key} has shape {list(state[key].shape)} instead of {list(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    if problems:
-        raise UserError(f"{source} does not fit {type(module).__name__}: {'; '.join(problems)}")
-    module.load_state_dict(state)
-
-
-def save_tensors(path: str | Path, content: Mapping[str, Any]) -> None:
-    """`torch.save` atomically and durably; raises a UserError with the path on failure."""
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic.replacing(path, durable=True) as part, part.open("wb") as file:
-            torch.save(content, file)
-    except (OSError, RuntimeError) as error:  # torch.save reports a short write as RuntimeError
-        raise UserError(f"{path}: could not be written: {next(iter(str(error).splitlines()), '')}") from error
+TEXT, TEXT_OR_NONE = {"type": "string"}, {"type": ["string", "null"]}
+PART = {"type": ["object", "null"], "properties": {"name": TEXT_OR_NONE, "args": {"type": ["object", "null"]}}}
+CONTENT = {
+    "required": [
+        "format_version",
+        "package_version",
+        "network",
+        "config",
+        "step",
+        "devices",
+        "generator",
+        "discriminators",
+    ],
+    "properties": {
+        "format_version": {"type": "integer"},
+        "package_version": TEXT,
+        "network": TEXT,
+        "config": {
+            "type": "object",
+            "properties": {
+                "generator": PART,
+                "data": {"type": "object", "properties": {"train": PART}},
+                "exp": {"type": "object", "properties": {"results": TEXT}},
+                "wavlm": TEXT_OR_NONE,
+            },
+        },
+        "level": {"type": ["object", "null"], "additionalProperties": {"type": "number"}},
+        "step": {"type": "integer", "minimum": 0},
+        "devices": {"type": "object", "additionalProperties": {"type": "integer"}},
+        "generator": {"type": "object"},
+        "discriminators": {"type": "object", "additionalProperties": {"type": "object"}},
+        "card": TEXT,
+    },
+}
+"""JSON schema of what every reader of a checkpoint relies on; other settings are for those who use them to check."""
 
 
 def _level_of(config: Mapping[str, Any]) -> dict[str, float] | None:

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from finallyse.checks import argument_schema, validate
+from finallyse.config import yaml_value
 from finallyse.errors import UserError
 from finallyse.models import models_registry
 from finallyse.models.base import Generator
-from finallyse.models.checkpoint import FORMAT, load_strictly, load_tensors, save_checkpoint
+from finallyse.models.checkpoint import FORMAT, save_checkpoint
+from finallyse.models.tensors import bounded_by, load_strictly, load_tensors
 
 RENAMED = {"pre_upsampler_proccessing.": "pre_upsampler_processing."}
 CONSTANTS = ("spec_transform.window",)  # saved in some formats, computed here
@@ -32,6 +34,7 @@ def convert(
     networks: Sequence[str],
     experiment: str | Path | None = None,
     arguments: Mapping[str, Any] | None = None,
+    force: bool = False,
 ) -> list[str]:
     """Convert `source` to `output`; returns a line per network that describes what was converted.
 
@@ -39,17 +42,23 @@ def convert(
         networks: registry names: a generator, or the discriminators in `source`.
         experiment: experiment file that describes these networks; None: networks with their default arguments.
         arguments: constructor arguments that override those.
+        force: replace an existing `output`.
 
-    Raises UserError if a network is not in the file, or if keys or shapes differ: it lists all of them.
+    Raises UserError if `output` exists, if a network is not in the file, or for all keys and shapes that differ.
     """
+    if Path(output).exists() and not force:
+        raise UserError(f"{output}: exists; give --force to replace it")
     content = load_tensors(source)
     if isinstance(content, dict) and content.get("format") == FORMAT:
         raise UserError(f"{source}: is a checkpoint of this package already")
     config = _config(networks, experiment, arguments or {})
     lines, generator, discriminators = [], {}, {}
     for name in networks:
-        network = models_registry[name](**_arguments(config, name))
-        state = _modernised(_find(content, name, len(networks), source), network)
+        state, given = _find(content, name, len(networks), source), _arguments(config, name)
+        with bounded_by(state, f"{source} as {name}"):
+            validate(given, argument_schema(models_registry[name]), "arguments")
+            network = models_registry[name](**given)
+            state = _modernised(state, network)
         load_strictly(network, state, str(source))
         lines.append(f"{name}: {sum(p.numel() for p in network.parameters()):,} parameters, {len(state)} tensors")
         if _generates(name):
@@ -64,13 +73,13 @@ def convert(
 
 
 def parse_arguments(pairs: Sequence[str]) -> dict[str, Any]:
-    """Parse `["ssl_dim=768", "use_skip_connect=false"]` to a dict of YAML types; UserError if a `=` is missing."""
+    """Parse `["ssl_dim=768", "use_skip_connect=false"]` to a dict of YAML types; UserError for one that is none."""
     arguments = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
             raise UserError(f"--arg {pair}: write name=value, e.g. --arg upsample_initial_channel=128")
-        arguments[key] = yaml.safe_load(value)
+        arguments[key] = yaml_value(value, f"--arg {pair}")
     return arguments
 
 
@@ -110,7 +119,7 @@ def _find(content: Any, name: str, wanted: int, source: str | Path) -> dict[str,
     for key in ("state_dict", name, "generator" if _generates(name) else name):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
-    if not isinstance(found, dict) or not found or not all(torch.is_tensor(value) for value in found.values()):
+    if not isinstance(found, dict) or not found or not all(map(torch.is_tensor, found.values())):
         held = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise UserError(f"{source}: no weights of {name} found; the file holds {held}")
     if found is content and wanted > 1:

@@ -23,7 +23,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from finallyse.audio.mel import mel_filterbank
 from finallyse.audio.stft import stft
 from finallyse.errors import UserError
-from finallyse.models.checkpoint import load_strictly, load_tensors
+from finallyse.models.tensors import load_strictly, load_tensors
 from finallyse.precision import full_precision
 
 SAMPLE_RATE = 16000

@@ -21,10 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from finallyse.checks import validate
 from finallyse.errors import UserError
 from finallyse.hardware import supports_bf16
-from finallyse.models.checkpoint import load_strictly, load_tensors
 from finallyse.models.inputs import check_shape
+from finallyse.models.tensors import bounded_by, load_strictly, load_tensors
 from finallyse.precision import full_precision
 
 
@@ -48,10 +49,14 @@ class WavLM(nn.Module):
         folder = Path(folder)
         config = self.read_config(folder)
         preprocessor = folder / "preprocessor_config.json"
-        self._build(
-            config, bool(_read_json(preprocessor).get("do_normalize", True)) if preprocessor.is_file() else True
-        )
-        load_strictly(self, _renamed(_read_weights(folder), config, folder), str(folder))
+        normalize = not preprocessor.is_file() or bool(_read_json(preprocessor).get("do_normalize", True))
+        try:
+            weights = _renamed(_read_weights(folder), config, folder)
+        except RuntimeError as error:  # of shapes that cannot be joined
+            raise UserError(f"{folder}: the weights do not fit its config.json: {error}") from error
+        with bounded_by(weights, str(folder)):
+            self._build(config, normalize)
+        load_strictly(self, weights, str(folder))
 
     @staticmethod
     def read_config(folder: str | Path) -> dict[str, Any]:
@@ -310,17 +315,40 @@ class Transformer(nn.Module):
 # --- reading a folder -------------------------------------------------------------------------------------------------
 
 
+MOST_LAYERS = 1000
+SIZE = {"type": "integer", "minimum": 1}
+SIZES = {"type": "array", "items": SIZE, "minItems": 1}
+OPTIONS = {
+    **dict.fromkeys(("conv_dim", "conv_kernel", "conv_stride"), SIZES),
+    **dict.fromkeys(("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers"), SIZE),
+    **dict.fromkeys(("num_conv_pos_embeddings", "num_conv_pos_embedding_groups"), SIZE),
+    **dict.fromkeys(("num_buckets", "max_bucket_distance"), SIZE),
+    "conv_bias": {"type": "boolean"},
+    "do_stable_layer_norm": {"type": "boolean"},
+    "feat_extract_norm": {"enum": ["layer", "group"]},
+    "layer_norm_eps": {"type": "number", "minimum": 0},
+}
+CONFIG = {"type": "object", "properties": OPTIONS, "required": list(OPTIONS)}
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; `wavlm` must name a folder with config.json and model weights")
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must hold keys and values")
+    return content
 
 
 def _check(config: dict[str, Any], folder: Path) -> None:
-    """Raise UserError for a config with settings that the network above does not support."""
+    """Raise UserError for a config that is none, or with settings that the network above does not support."""
+    validate(config, CONFIG, f"{folder}/config.json")
+    layers = [len(config[key]) for key in ("conv_dim", "conv_kernel", "conv_stride")]
+    if len(set(layers)) > 1 or max(layers[0], config["num_hidden_layers"]) > MOST_LAYERS:
+        raise UserError(f"{folder}/config.json: describes layers that no WavLM has")
     known = {"model_type": "wavlm", "hidden_act": "gelu", "feat_extract_activation": "gelu", "add_adapter": False}
     for key, value in known.items():
         if config.get(key, value) != value:
@@ -338,7 +366,10 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         except (SafetensorError, OSError) as error:
             raise UserError(f"{safe}: not readable as safetensors: {error}") from error
     if pickled.is_file():
-        return load_tensors(pickled)
+        state = load_tensors(pickled)
+        if not (isinstance(state, dict) and all(torch.is_tensor(value) for value in state.values())):
+            raise UserError(f"{pickled}: holds no weights of a WavLM")
+        return state
     raise UserError(f"{folder}: holds neither model.safetensors nor pytorch_model.bin")
 
 

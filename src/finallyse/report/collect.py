@@ -13,22 +13,27 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy
 import pandas
 import yaml
 
 from finallyse import __version__
+from finallyse.checks import dataclass_schema, validate
 from finallyse.compare import System
+from finallyse.config import read_file
+from finallyse.datasets import datasets_registry
 from finallyse.datasets.base import Task
-from finallyse.errors import UserError
+from finallyse.errors import UserError, nearest
 from finallyse.hardware import cores, processor
 from finallyse.metrics import Better, goodness, label_of, metric_of, metrics_registry
-from finallyse.metrics.evaluate import files_by_name
+from finallyse.metrics.evaluate import files_by_name, from_text
 from finallyse.options import Experiment, defines_run, from_dict
 from finallyse.report.figures import Interval, number
 from finallyse.report.paired import Change, Verdict, level_verdict, paired_change, paired_difference, verdict
@@ -263,15 +268,35 @@ def collect(
     )
 
 
+def _csv(path: Path, **options: Any) -> pandas.DataFrame:
+    """A table as pandas reads it with these options. Raises UserError if it is none."""
+    try:
+        return pandas.read_csv(path, **options)
+    except (ValueError, OverflowError) as error:  # pandas' parser errors are ValueErrors, as are those of UTF-8
+        raise UserError(f"{path}: not readable as CSV: {' '.join(str(error).split())}") from error
+
+
 def _table(path: Path, columns: Sequence[str] = ()) -> pandas.DataFrame:
     """A CSV file, checked for `columns`."""
-    try:
-        table = pandas.read_csv(path, skipinitialspace=True, dtype={"utterance": str})  # not the number 1 for 001
-    except ValueError as error:  # pandas' parser errors are ValueErrors
-        raise UserError(f"{path}: not readable as CSV: {' '.join(str(error).split())}") from error
+    table = _csv(path, skipinitialspace=True, dtype={"utterance": str})  # not the number 1 for 001
+    if "utterance" in table:
+        table["utterance"] = table["utterance"].map(from_text, na_action="ignore")
     for column in columns:
         if column not in table:
             raise UserError(f"{path}: has no column {column!r} (found: {', '.join(map(str, table.columns))})")
+    return table
+
+
+def _numbers(path: Path) -> pandas.DataFrame:
+    """A table of numbers by step, as a training writes it."""
+    table = _table(path, ["step"])
+    for column in table:
+        try:
+            table[column] = pandas.to_numeric(table[column])
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}: column {column}: {error}; it is not as a training writes it") from error
+    if not numpy.isfinite(table["step"].to_numpy(float)).all():
+        raise UserError(f"{path}: column step: a step is missing; it is not as a training writes it")
     return table
 
 
@@ -292,10 +317,10 @@ def _network(results: Path, name: str, recipes: Recipes | None) -> Network:
     summary_path = present(results / "metrics" / f"{name}.summary.csv", "summary of the metrics")
     audio = present(results / "enhanced" / name, "enhanced utterances")
 
-    config = _yaml(config_path) if config_path else None
-    experiment = from_dict(Experiment, config) if config else None
+    config = read_file(config_path) if config_path else None
+    experiment = _experiment(config, config_path) if config else None
     checkpoint = _checkpoint(checkpoint_path) if checkpoint_path else None
-    validation = _table(validation_path, ["step"]) if validation_path else None
+    validation = _numbers(validation_path) if validation_path else None
     trained_by = recipes.find(config) if config and recipes else None
     recipe = recipes.complete(trained_by, config) if trained_by else None
     size = recipes.sizes.get(trained_by) if trained_by else None
@@ -307,7 +332,7 @@ def _network(results: Path, name: str, recipes: Recipes | None) -> Network:
         checkpoint=checkpoint,
         scale=_scale(experiment, checkpoint, recipe, size) if experiment else None,
         data=_training_data(experiment) if experiment else None,
-        history=_table(history_path, ["step"]) if history_path else None,
+        history=_numbers(history_path) if history_path else None,
         validation=validation,
         scores=_scores(summary_path, scores_path) if summary_path else [],
         utterances=_utterances(audio, scores_path) if audio else [],
@@ -326,30 +351,38 @@ def _schema(path: Path | None) -> dict:
     return read_schema(path)
 
 
-def _yaml(path: Path) -> dict[str, Any]:
-    try:
-        loaded = yaml.safe_load(path.read_text())
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path}: contains no configuration")
-    return loaded
+def _experiment(config: dict[str, Any], path: Path) -> Experiment:
+    """A configuration as written, possibly by another version: of the right types, with any names and values."""
+    validate(config, _types_only(dataclass_schema(Experiment)), str(path))
+    experiment = from_dict(Experiment, config)
+    if experiment.data.train.name not in datasets_registry:
+        raise UserError(f"{path}: data.train.name: {nearest(experiment.data.train.name, datasets_registry)}")
+    return experiment
+
+
+def _types_only(schema: dict) -> dict:
+    """`schema` with the types of values as the only condition."""
+    kept: dict[str, Any] = {key: schema[key] for key in {"type", "items", "anyOf"} & schema.keys()}
+    if "properties" in schema:
+        kept["properties"] = {name: _types_only(inner) for name, inner in schema["properties"].items()}
+    return kept
 
 
 def _task(experiment: Experiment | None) -> Task:
-    from finallyse.datasets import datasets_registry
-
     if experiment is None:
         return Task("", "Input", "the input")
     train = experiment.data.train
-    task = datasets_registry[train.name].task_of(**train.args)
+    try:
+        task = datasets_registry[train.name].task_of(**train.args)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise UserError(f"data.train.args of a network: {error}; they are not those of {train.name}") from error
     return task or Task(f"trained on {train.name}", "Input", "the input")
 
 
 def _of_paper(path: Path) -> pandas.DataFrame:
     if not path.exists():
         raise UserError(f"{path}: no such file; --paper is the folder of the published results (resources/paper)")
-    return pandas.read_csv(path, dtype=str, keep_default_na=False)
+    return _csv(path, dtype=str, keep_default_na=False)
 
 
 def _published(path: Path) -> list[Published]:
@@ -357,6 +390,9 @@ def _published(path: Path) -> list[Published]:
     table = _of_paper(path)
     if list(table.columns) != names:
         raise UserError(f"{path}: its columns must be {', '.join(names)}")
+    for url in table["url"]:
+        if not re.match(r"https?://", url):
+            raise UserError(f"{path}: url {url!r}: must begin with https://")
     return [Published(**row) for row in table.to_dict("records")]
 
 
@@ -396,8 +432,11 @@ def _facts(experiment: Experiment | None, checkpoint: Mapping[str, Any] | None) 
     facts = []
     wavlm = Path(experiment.wavlm) / "config.json" if experiment and experiment.wavlm else None
     if wavlm and wavlm.is_file():
-        shape = json.loads(wavlm.read_text())
-        facts.append(("WavLM", f"{shape['num_hidden_layers']} layers of {shape['hidden_size']}"))
+        try:
+            shape = json.loads(wavlm.read_text(encoding="utf-8"))
+            facts.append(("WavLM", f"{shape['num_hidden_layers']} layers of {shape['hidden_size']}"))
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise UserError(f"{wavlm}: not the configuration of a WavLM ({type(error).__name__}: {error})") from error
     if checkpoint:
         facts.append(("Trained by", f"finallyse {checkpoint['version']}"))
         devices = checkpoint["devices"]
@@ -515,7 +554,7 @@ def read_validation(results: Path, network: str) -> pandas.DataFrame | None:
 def read_config_of(results: Path, network: str) -> dict[str, Any] | None:
     """The complete experiment of a network, as the workflow has written it; None if it has not."""
     path = results / "configs" / f"{network}.yaml"
-    return _yaml(path) if path.exists() else None
+    return read_file(path) if path.exists() else None
 
 
 def read_history(results: Path, network: str) -> pandas.DataFrame | None:
@@ -525,13 +564,13 @@ def read_history(results: Path, network: str) -> pandas.DataFrame | None:
 
 def _of_training(results: Path, network: str, table: str) -> pandas.DataFrame | None:
     path = results / "state" / network / table
-    return _table(path, ["step"]) if path.exists() and path.stat().st_size else None
+    return _numbers(path) if path.exists() and path.stat().st_size else None
 
 
 def _scores(path: Path, utterances: Path | None) -> list[Score]:
     """The summary of the metrics as scripts/evaluate.py writes it, with the changes by its table of `utterances`."""
     rows = _table(utterances, ["utterance"]) if utterances else pandas.DataFrame()
-    table = pandas.read_csv(path, dtype=str, keep_default_na=False) if path.stat().st_size else pandas.DataFrame()
+    table = _csv(path, dtype=str, keep_default_na=False) if path.stat().st_size else pandas.DataFrame()
     needed = ["metric", "mean", "ci95", "n", "unscored", "reasons", "missing", "unit", "better", "paper"]
     for column in needed:
         if column not in table:
@@ -640,10 +679,13 @@ def _compared(results: Path, system: System) -> Compared:
 
 def _training_data(experiment: Experiment) -> TrainingData | None:
     manifests = experiment.data.train.args.get("manifest") or []
-    paths = [Path(path) for path in dict.fromkeys([manifests] if isinstance(manifests, str) else manifests)]
+    manifests = manifests if isinstance(manifests, list) else [manifests]
+    paths = [Path(path) for path in dict.fromkeys(map(str, manifests))]
     if not paths or not all(path.is_file() for path in paths):
         return None
     table = pandas.concat([_table(path, ["samples", "rate"]) for path in paths])
+    if not all(pandas.api.types.is_numeric_dtype(table[column]) for column in ("samples", "rate")):
+        raise UserError(f"{', '.join(map(str, paths))}: samples and rate must be numbers; prepare the corpus again")
     return TrainingData(files=len(table), hours=float((table["samples"] / table["rate"]).sum()) / 3600)
 
 

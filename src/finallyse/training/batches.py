@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+import threading
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from finallyse.errors import UserError
+from finallyse.errors import TemporaryError, UserError
 from finallyse.training.distributed import Group
 from finallyse.training.sampling import Order
 
+MEMORY = (
+    "if for want of memory, lower data.num_workers or data.batch_size, or give the job more (networks.<name>.mem_gb)"
+)
 CHANNEL_AXIS = ("wav", "input_wav")  # [T] in an item, [B, 1, T] in a batch, as the networks require
 
 
@@ -68,7 +72,10 @@ class Batch:
 
 
 class ErrorsAsItems:
-    """A dataset that returns UserErrors instead of raising them, which in a loader process would add a traceback."""
+    """A dataset that returns UserErrors instead of raising them, which in a loader process would add a traceback.
+
+    So does it with a lack of memory, as a TemporaryError.
+    """
 
     def __init__(self, dataset):
         self.dataset = dataset
@@ -78,6 +85,10 @@ class ErrorsAsItems:
             return self.dataset[key]
         except UserError as error:
             return error
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):  # PyTorch's MemoryError
+                raise
+            return TemporaryError(f"out of memory while loading an item; {MEMORY}")
 
 
 def collate_or_error(items: list) -> Batch | UserError:
@@ -129,11 +140,25 @@ class Batches:
         self._next, self._loader = None, None
 
     def at(self, step: int) -> Batch:
-        """This process's share of the global batch of `step` (counted from 0)."""
+        """This process's share of the global batch of `step` (counted from 0).
+
+        Raises:
+            TemporaryError: if a loader process has died or is out of memory.
+            UserError: for an item that cannot be read.
+        """
         if step != self._next:
             self.close()
+            # PyTorch would tell of a dead loader process by an error in the middle of whatever is done here
+            handler = signal.getsignal(signal.SIGCHLD)
             self._loader, self._next = iter(self._from(step)), step
-        batch = next(self._loader)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+        try:
+            batch = next(self._loader)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise TemporaryError(f"a loader process has died; {MEMORY}") from error
         if isinstance(batch, UserError):
             raise batch
         batch.share = len(batch) / self.order.batch_size

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from finallyse import finished
-from finallyse.errors import TRY_AGAIN, UserError
+from finallyse.errors import TRY_AGAIN, TemporaryError, UserError
 from finallyse.hardware import keep_freed_memory
 from finallyse.models.checkpoint import save_checkpoint
 from finallyse.options import Experiment, Part, from_dict
@@ -169,14 +169,26 @@ class Run:
         self.log.close(finished=error is None and self.step == self.options.steps)
 
     def steps(self) -> Iterator[tuple[int, Batch]]:
-        """The remaining steps and their batches on the device, until the end or a reason to stop."""
+        """The remaining steps and their batches on the device, until the end or a reason to stop.
+
+        Raises:
+            UserError: for a batch that cannot be loaded, after saving.
+        """
         first = self.step
         while self.step < self.options.steps:
             # a time limit shorter than the start-up must not cause runs that never advance by a step
             if self.group.highest(int(self.stop.due(out_of_time=self.step > first)))[0]:
                 return
             began = time.perf_counter()
-            batch = self.batches.at(self.step)
+            batch, failure = None, None
+            try:
+                batch = self.batches.at(self.step)
+            except UserError as error:
+                failure = error
+            if self.group.highest(int(failure is not None))[0]:  # every process saves, or none could
+                if self.step > self.saved_step:
+                    self.save()
+                raise failure or TemporaryError("another process of this training has no batch; it says why")
             self.log.data_wait += time.perf_counter() - began
             yield self.step, batch
 

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import math
 import os
+import re
 import secrets
 import time
 from collections import deque
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finallyse.errors import UserError
+from finallyse.errors import UserError, naming
 from finallyse.options import Experiment, Train
 from finallyse.progress import duration
 from finallyse.training.distributed import Group
@@ -204,22 +205,31 @@ class Table:
             self.columns += list(dict.fromkeys(new))
             self._rewrite(self._read(None))
         writer = csv.DictWriter(self._file, self.columns, restval="", lineterminator="\n")
-        writer.writerows({key: _text(value) for key, value in row.items()} for row in rows)
-        self._file.flush()
+        with naming(self.path):
+            writer.writerows({key: _text(value) for key, value in row.items()} for row in rows)
+            self._file.flush()
 
     def sync(self) -> None:
         """Flush appended rows to the disk: a state that is saved next must not be ahead of them."""
-        os.fsync(self._file.fileno())
+        with naming(self.path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()
 
     def _read(self, last: int | None) -> list[dict[str, str]]:
         """The complete rows up to step `last`."""
-        with self.path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            self.columns = self.columns or list(reader.fieldnames or [])
-            rows = [row for row in reader if (row.get("step") or "").isdigit() and None not in row.values()]
+        with self.path.open("rb") as file:
+            header, *lines = file.read().splitlines() or [b""]
+        columns = [name for name in _cells(header) if name]
+        if header and "step" not in columns:
+            aside = self.path.with_name(f"{self.path.name}.damaged")
+            log.warning("%s: damaged, moved to %s; a new table begins", self.path, aside.name)
+            self.path.replace(aside)
+            return []
+        self.columns = self.columns or columns
+        rows = [dict(zip(columns, cells, strict=True)) for cells in map(_cells, lines) if len(cells) == len(columns)]
+        rows = [row for row in rows if re.fullmatch(r"\d{1,18}", row["step"])]
         return [row for row in rows if last is None or int(row["step"]) <= last]
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
@@ -229,6 +239,11 @@ class Table:
         text = "".join(",".join(line) + "\n" for line in lines if line)
         write_whole(self.path, lambda file: file.write(text.encode()))
         self._file = self.path.open("a", newline="")
+
+
+def _cells(line: bytes) -> list[str]:
+    """The cells of a row, which are names or numbers; none of a damaged one."""
+    return line.decode().split(",") if line.isascii() else []
 
 
 def _text(value: Any) -> str:

@@ -27,6 +27,7 @@ import torch
 import finallyse
 from finallyse import atomic
 from finallyse.errors import TemporaryError, UserError
+from finallyse.models.tensors import load_tensors
 from finallyse.recipe import Recipe, describe
 
 log = logging.getLogger(__name__)
@@ -143,7 +144,7 @@ class StateFolder:
     @staticmethod
     def read(path: Path) -> dict:
         """Read a state found by `newest`."""
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_tensors(path, "saved state")
 
     def save(self, step: int, state: Mapping[str, Any]) -> Path:
         """Write the state after `step` steps; then remove those before it but the last `keep` - 1 that can be used.

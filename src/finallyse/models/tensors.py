@@ -1,0 +1,225 @@
+"""Files of tensors: reading what `torch.save` wrote without running anything in it, writing, and strict loading."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import pickle
+import re
+import tarfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finallyse import atomic
+from finallyse.errors import UserError
+from finallyse.finished import damage
+
+DTYPES = {
+    "BFloat16Storage": torch.bfloat16,
+    "BoolStorage": torch.bool,
+    "ByteStorage": torch.uint8,
+    "CharStorage": torch.int8,
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "IntStorage": torch.int32,
+    "LongStorage": torch.int64,
+    "ShortStorage": torch.int16,
+}
+
+
+def load_tensors(path: str | Path, kind: str = "checkpoint", foreign: bool = False) -> Any:
+    """The plain values and tensors in a file of `torch.save`, on the CPU. Nothing in the file is run.
+
+    Args:
+        path: the file.
+        kind: what it should be, for the message.
+        foreign: it may hold objects of other packages, for example of the framework that trained a network; they are
+            replaced by empty ones. Otherwise such a file is refused.
+
+    Raises:
+        UserError: for a file that is missing, damaged (by its checksums), or anything else than tensors and plain
+            values: TorchScript, a tar archive, a pickle with code, tensors larger than their data.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such {kind}")
+    try:
+        archive = zipfile.is_zipfile(path)
+        if archive and (what := damage(path)):
+            raise UserError(
+                f"{path}: damaged ({what}): copy or download it again; of a training, delete it, and the same command "
+                "makes it again"
+            )
+        if archive and any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()):
+            raise UserError(f"{path}: not readable as a {kind}: a TorchScript program, which is not run; {REMEDY}")
+        if not archive and tarfile.is_tarfile(path):
+            raise UserError(f"{path}: not readable as a {kind}: a tar archive; {REMEDY}")
+        content = _read_foreign(path) if foreign else torch.load(path, map_location="cpu", weights_only=True)
+        _check_sizes(content, path)
+    except UserError:
+        raise
+    except Exception as error:  # of any kind: it reads a file of another kind as a program
+        if code := re.search(r"GLOBAL (\S+) was not an allowed global", str(error)):
+            reason = f"it holds {code[1]}, which is neither a tensor nor a plain value, and is not run; {REMEDY}"
+            raise UserError(f"{path}: not readable as a {kind}: {reason}") from None
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise UserError(
+            f"{path}: not readable as a {kind} (damaged, or not written by torch.save): {reason}"
+        ) from error
+    return content
+
+
+REMEDY = "a file written by torch.save(network.state_dict(), ...) is wanted"
+
+
+def _check_sizes(content: Any, path: Path) -> None:
+    """Raise a UserError for a tensor that is larger than its data: a copy of it could fill memory or disk."""
+    waiting, seen = [content], set()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, (list, tuple)):
+            waiting += value
+        elif torch.is_tensor(value):
+            plain = value.device.type == "cpu" and value.layout == torch.strided
+            if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise UserError(f"{path}: a tensor of shape {list(value.shape)} is without its data; {REMEDY}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files with objects of other packages
+
+
+def _read_foreign(path: Path) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+        with archive.open(name) as file:
+            return _InertUnpickler(file, archive, name.removesuffix("data.pkl")).load()
+
+
+class _InertUnpickler(pickle.Unpickler):
+    """Reads plain values and tensors, and replaces all other objects with empty ones; runs nothing from the file."""
+
+    def __init__(self, file: Any, archive: zipfile.ZipFile, folder: str):
+        super().__init__(file)
+        self.archive, self.folder = archive, folder
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return collections.OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _tensor
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return _first
+        if module == "torch" and name in DTYPES:
+            return DTYPES[name]
+        return type(name, (_Inert,), {})
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        _, dtype, key, _, _ = pid
+        data = bytearray(self.archive.read(f"{self.folder}data/{key}"))
+        return torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+
+
+def _tensor(values: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+    return values.as_strided(size, stride, offset)
+
+
+def _first(value: Any, *_: Any) -> Any:
+    return value
+
+
+class _Inert:
+    """Placeholder for an object of another package."""
+
+    def __new__(cls, *_args: Any, **_kwargs: Any):
+        return super().__new__(cls)
+
+    def __init__(self, *_args: Any, **_kwargs: Any):
+        pass
+
+    def __setstate__(self, _state: Any):
+        pass
+
+    def __call__(self, *_args: Any, **_kwargs: Any):
+        return self
+
+    def __setitem__(self, _key: Any, _value: Any):
+        pass
+
+    def extend(self, _values: Any):
+        """The items of a list subclass."""
+
+    append = extend
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Into networks
+
+
+@contextlib.contextmanager
+def bounded_by(state: Mapping[str, Tensor], source: str) -> Iterator[None]:
+    """The block makes a network that a file describes, for its weights `state`, and fails as soon as it is larger.
+
+    A parameter takes memory only when it is initialised, after it is counted here. Raises UserError for that, and for a
+    description of which nothing can be made.
+    """
+    most = 64 + 8 * len(state)  # a norm registers several parameters for one weight
+    largest, made = max((tensor.numel() for tensor in state.values()), default=0), 0
+
+    def count(_module: nn.Module, name: str, parameter: Tensor | None) -> None:
+        nonlocal made
+        made += 1
+        if made > most or (parameter is not None and parameter.numel() > largest):
+            raise UserError("describes a larger network than it has weights of")
+
+    counting = nn.modules.module.register_module_parameter_registration_hook(count)
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    except Exception as error:  # of any kind: the arguments come from a file
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{source}: describes a network that cannot be made ({reason})") from error
+    finally:
+        counting.remove()
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load a state_dict; raises a UserError listing every key that is missing, unexpected or of another shape."""
+    if problems := list(_misfits(module.state_dict(), state)):
+        raise UserError(f"{source} does not fit {type(module).__name__}: {'; '.join(problems)}")
+    module.load_state_dict(state)
+
+
+def _misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Iterator[str]:
+    yield from (f"missing {key} {list(own[key].shape)}" for key in own if key not in state)
+    yield from (f"left over {key} {list(state[key].shape)}" for key in state if key not in own)
+    for key in own:
+        if key in state and state[key].shape != own[key].shape:
+            yield f"{key} has shape {list(state[key].shape)} instead of {list(own[key].shape)}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def save_tensors(path: str | Path, content: Mapping[str, Any]) -> None:
+    """`torch.save` atomically and durably; raises a UserError with the path on failure."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic.replacing(path, durable=True) as part, part.open("wb") as file:
+            torch.save(content, file)
+    except (OSError, RuntimeError) as error:  # torch.save reports a short write as RuntimeError
+        raise UserError(f"{path}: could not be written: {next(iter(str(error).splitlines()), '')}") from error
