@@ -14,6 +14,7 @@ from pathlib import Path
 from finallyse.cli import positive
 from finallyse.compare import System
 from finallyse.errors import UserError, one_line_errors
+from finallyse.project import project_file
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--results", type=Path, required=True, metavar="DIR", help="results folder of the workflow")
@@ -25,21 +26,21 @@ parser.add_argument(
 parser.add_argument(
     "--paper",
     type=Path,
-    default=Path("resources/paper"),
+    default=project_file("resources/paper"),
     metavar="DIR",
     help="folder of published results and the recipes' sizes: results.csv, recipes.csv (default: %(default)s)",
 )
 parser.add_argument(
     "--experiments",
     type=Path,
-    default=Path("config/experiments"),
+    default=project_file("config/experiments"),
     metavar="DIR",
     help="folder of the recipes to compare each configuration with (default: %(default)s)",
 )
 parser.add_argument(
     "--schema",
     type=Path,
-    default=Path("config/schema.json"),
+    default=project_file("config/schema.json"),
     metavar="FILE",
     help="schema with the recipes' defaults (default: %(default)s)",
 )

@@ -247,6 +247,20 @@ class Network:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Networks that differ from another one in some options: one for each combination of their values."""
+
+    base: str | None = option(
+        None, "the network of `networks` that is varied; `only` can leave it out of what is trained"
+    )
+    grid: dict = option(
+        {},
+        "option of the experiment, dotted -> list of its values; null removes one of an overlaid file; several values "
+        "of `exp.seed` count as repetitions",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Corpus:
     """Source of a corpus or a weight file, if different from resources/datasets.yaml."""
 
@@ -302,6 +316,16 @@ class Pipeline:
     )
     seed: int = option(1234, "seed of splits and experiments", minimum=0)
     networks: dict = option({}, "network name -> experiment; null removes one of an overlaid file")
+    sweep: dict = option(
+        {},
+        "name -> a network and the options in which it is varied; each combination is a network, and the name a target "
+        "that trains and measures all of them; null removes one of an overlaid file",
+    )
+    only: list[str] = option(
+        [],
+        "networks and sweeps to train and to report, empty: all; others are trained only if these start from their "
+        "checkpoints",
+    )
     common: dict = option({}, "options to override in every experiment, as in the experiment files")
     corpora: dict = option({}, "corpus or weight -> its source")
     rooms: Rooms = option(Rooms, "the simulated rooms")

@@ -106,6 +106,9 @@ def build_schema() -> dict:
     network["properties"]["improves"]["items"] = {"enum": columns}
     network["properties"]["reaches"].update(_object(**{column: {"type": ["number", "null"]} for column in columns}))
     of["networks"]["additionalProperties"] = {"anyOf": [NULLABLE, network]}
+    sweep = _dataclass_schema(options.Sweep)
+    sweep["properties"]["grid"]["additionalProperties"] = {"type": ["array", "null"]}
+    of["sweep"]["additionalProperties"] = {"anyOf": [NULLABLE, sweep]}
     of["corpora"]["additionalProperties"] = _dataclass_schema(options.Corpus)
     of["compare"]["additionalProperties"] = {"anyOf": [NULLABLE, _dataclass_schema(options.Compared)]}
     of["common"] = {"$ref": "#/$defs/experiment"}
@@ -376,6 +379,7 @@ def option_tables() -> str:
     for title, cls, prefix in (
         ("Pipeline", options.Pipeline, ""),
         ("Pipeline: `networks.<name>`", options.Network, "networks.<name>."),
+        ("Pipeline: `sweep.<name>`", options.Sweep, "sweep.<name>."),
         ("Pipeline: `corpora.<name>`", options.Corpus, "corpora.<name>."),
         ("Pipeline: `compare.<name>`", options.Compared, "compare.<name>."),
         ("Experiment", options.Experiment, ""),

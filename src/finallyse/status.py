@@ -33,6 +33,7 @@ from finallyse.config import paths_below, read_config
 from finallyse.finished import kept, read
 from finallyse.options import Experiment, from_dict
 from finallyse.progress import data_size, duration
+from finallyse.project import project_file
 from finallyse.recipe import ArgumentDefaults, Recipe, describe, recipe_beside
 from finallyse.schema import argument_defaults, read_schema
 
@@ -101,7 +102,7 @@ def collect(config: dict) -> Status:
     """The status of the workflow that `config` (of `read_config`) describes, by its files."""
     jobs = snakemake_jobs(Path(".snakemake"))
     locked = _has_files(Path(".snakemake/locks"))
-    defaults = argument_defaults(read_schema("config/schema.json"))
+    defaults = argument_defaults(read_schema(project_file("config/schema.json")))
     if jobs:
         jobs = with_slurm_states(jobs, {f"{config['results']}/{name}.ckpt" for name in config["experiments"]})
     return Status(

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from finallyse.errors import UserError, nearest
+from finallyse.project import project_file
 
 REGISTRY = Path("resources/datasets.yaml")
 CHECKSUM = re.compile(r"md5:[0-9a-f]{32}|sha1:[0-9a-f]{40}|sha256:[0-9a-f]{64}")
@@ -73,7 +74,7 @@ class Source:
 
 def read_sources(path: str | Path = REGISTRY) -> dict[str, Source]:
     """The registry as name -> source; an invalid entry raises a UserError with the file and the key."""
-    path = Path(path)
+    path = project_file(path)
     try:
         tables = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

@@ -608,7 +608,10 @@ def _environment() -> dict[str, str]:
 def _commit() -> str:
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+            # of this package's code, wherever the report is written
+            done = subprocess.run(
+                ["git", "-C", Path(__file__).parent, *arguments], capture_output=True, text=True, check=False
+            )
         except FileNotFoundError:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
