@@ -9,7 +9,7 @@ import copy
 import dataclasses
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -458,10 +458,16 @@ def network_experiment(
 
 def paths_below(config: Any, prefix: str) -> list[str]:
     """Every string in an experiment that starts with `prefix`, once, in order of appearance."""
-    if isinstance(config, (dict, list)):
-        inner = config.values() if isinstance(config, dict) else config
-        return list(dict.fromkeys(path for item in inner for path in paths_below(item, prefix)))
-    return [config] if isinstance(config, str) and config.startswith(prefix) else []
+    return list(dict.fromkeys(text for text in _texts(config) if text.startswith(prefix)))
+
+
+def _texts(config: Any) -> Iterator[str]:
+    """Every string in an experiment, keys left out, in order of appearance."""
+    if isinstance(config, str):
+        yield config
+    elif isinstance(config, dict | list):
+        for inner in config.values() if isinstance(config, dict) else config:
+            yield from _texts(inner)
 
 
 def read_config(arguments: Sequence[str]) -> dict:

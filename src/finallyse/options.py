@@ -13,6 +13,7 @@ from them and from the registries (`make schema`).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
@@ -340,6 +341,7 @@ class Pipeline:
     )
 
 
+@functools.lru_cache(maxsize=10_000)
 def defines_run(key: str) -> bool:
     """Whether the value at the dotted `key` of an experiment defines the result of its training.
 
@@ -371,7 +373,13 @@ def from_dict(cls: type[T], values: T | Mapping) -> T:
     """
     if isinstance(values, cls):
         return values
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     known = {name: value for name, value in values.items() if name in hints}
     nested = {name for name in known if dataclasses.is_dataclass(hints[name])}
     return cls(**known | {name: from_dict(hints[name], known[name]) for name in nested})
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of a dataclass's fields; evaluating the annotations anew takes most of the time of `from_dict`."""
+    return typing.get_type_hints(cls)

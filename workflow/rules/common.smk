@@ -67,7 +67,7 @@ def anywhere(command):
     return command.replace(" scripts/", ' "$FINALLYSE_PROJECT"/scripts/')
 
 
-os.environ["FINALLYSE_PROJECT"] = str(PROJECT)
+os.environ.update(FINALLYSE_PROJECT=str(PROJECT))
 
 # Jobs run `python scripts/...`, which must be the Python that runs Snakemake, even if its environment is not activated.
 # Conda environments and containers prepend their own to PATH, and find the package through PYTHONPATH.
@@ -236,6 +236,11 @@ def all_training_data():
     return sorted(set(files))
 
 
+def planned(proxy):
+    """The jobs of a rule, e.g. `rules.report`, that are to be run; a module's rules have other names in the workflow."""
+    return [job for job in workflow.dag.needrun_jobs() if job.rule is proxy.rule]
+
+
 def require_gpu():
     """Stop before any download if networks would be trained here, no GPU is visible and `allow_cpu` is not set."""
     if (
@@ -244,11 +249,7 @@ def require_gpu():
         or visible_gpus()
     ):
         return
-    waiting = [
-        job.wildcards.network
-        for job in workflow.dag.needrun_jobs()
-        if job.rule is rules.train_network.rule
-    ]
+    waiting = [job.wildcards.network for job in planned(rules.train_network)]
     if waiting:
         named = sorted(waiting)
         more = f" and {len(named) - 9} more" if len(named) > 9 else ""
@@ -280,7 +281,7 @@ def goal_options():
 def require_goals():
     """Stop before any training if target `learn` is requested and no network has a goal."""
     if workflow.is_main_process and not goal_options():
-        if any(job.rule is rules.learn.rule for job in workflow.dag.needrun_jobs()):
+        if planned(rules.learn):
             sys.exit(
                 "error: target learn checks what is asked of the networks, and nothing is: set networks.<name>.improves "
                 "or networks.<name>.reaches, e.g. with --configfile config/learn.yaml"
@@ -289,10 +290,9 @@ def require_goals():
 
 def keep_checkpoints():
     """Keep the checkpoints that Snakemake deletes before their trainings, which may find that nothing has changed."""
-    for job in workflow.dag.needrun_jobs():
-        if job.rule is rules.train_network.rule:
-            folder = Path(RESULTS, "state", job.wildcards.network)
-            keep(Path(job.output.ckpt), folder)
+    for job in planned(rules.train_network):
+        folder = Path(RESULTS, "state", job.wildcards.network)
+        keep(Path(job.output.ckpt), folder)
 
 
 def retry_trainings():
