@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import dataclasses
 import functools
@@ -371,9 +372,9 @@ def load_pipeline(files: Sequence[str | Path | dict], overrides: dict, schema: d
     experiments: dict[str, dict] = {}
     of_files: dict[str, dict] = {}
     checkpoints = network_checkpoints(config)
-    waiting = list(config["targets"])
+    waiting = collections.deque(config["targets"])
     while waiting:
-        name = waiting.pop()
+        name = waiting.popleft()
         if name not in experiments:
             experiment, source = network_experiment(config, name, schema, project, of_files)
             experiments[name] = complete_experiment(experiment, source, schema)

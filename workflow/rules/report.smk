@@ -73,7 +73,7 @@ rule report:
         + [
             word
             for sweep in SWEEPS.values()
-            for word in ("--sweep", sweep.name, json.dumps(sweep.grid))
+            for word in ("--sweep", sweep.name, sweep.base, json.dumps(sweep.grid))
         ],
     message:
         "Writing {output.page}"

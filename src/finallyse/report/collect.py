@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import pandas
 import yaml
@@ -32,6 +32,10 @@ from finallyse.metrics.evaluate import files_by_name
 from finallyse.options import Experiment, defines_run, from_dict
 from finallyse.report.figures import Interval, number
 from finallyse.report.paired import Change, Verdict, level_verdict, paired_change, paired_difference, verdict
+from finallyse.sweep import Sweep
+
+if TYPE_CHECKING:
+    from finallyse.report.swept import Swept
 
 PACKAGES = ("torch", "torchaudio", "transformers", "numpy", "scipy", "pesq", "pystoi", "soundfile", "snakemake")
 """Packages whose versions can change a number of the report."""
@@ -203,6 +207,7 @@ class Report:
     environment: dict[str, str]
     absent: list[str]
     """Networks without any results yet."""
+    sweeps: list[Swept] = dataclasses.field(default_factory=list)
 
 
 def collect(
@@ -213,6 +218,7 @@ def collect(
     experiments: Path | None = None,
     schema: Path | None = None,
     compare: Sequence[System] = (),
+    sweeps: Sequence[Sweep] = (),
     title: str = "Run report",
     require_all: bool = False,
 ) -> Report:
@@ -222,6 +228,7 @@ def collect(
         experiments: folder of the recipes (config/experiments) to compare the runs' configurations with.
         schema: JSON schema (config/schema.json) with the defaults that complete both.
         compare: other systems to show beside the networks.
+        sweeps: sweeps to show, whose networks need not be among `networks`.
         require_all: a network with anything missing is an error; otherwise the report lists what is missing.
     """
     if not results.is_dir():
@@ -243,8 +250,12 @@ def collect(
             absent.append(name)
         else:
             found.append(network)
-    if not found:
-        raise UserError(f"{results}: no results of {', '.join(networks)} yet; run the workflow first")
+    from finallyse.report.swept import read_swept  # which reads tables as this module does
+
+    swept = [read_swept(results, sweep) for sweep in sweeps]
+    if not found and not any(sweep.scores for sweep in swept):
+        names = ", ".join([*networks, *(sweep.name for sweep in sweeps)])
+        raise UserError(f"{results}: no results of {names} yet; run the workflow first")
     return Report(
         title=title,
         results=results,
@@ -254,10 +265,11 @@ def collect(
         jobs=_jobs(results / "benchmarks"),
         environment=_environment(),
         absent=absent,
+        sweeps=swept,
     )
 
 
-def _table(path: Path, columns: Sequence[str] = ()) -> pandas.DataFrame:
+def read_table(path: Path, columns: Sequence[str] = ()) -> pandas.DataFrame:
     """A CSV file, checked for `columns`."""
     try:
         table = pandas.read_csv(path, skipinitialspace=True, dtype={"utterance": str})  # not the number 1 for 001
@@ -291,7 +303,7 @@ def _network(
     config = _yaml(config_path) if config_path else None
     experiment = from_dict(Experiment, config) if config else None
     checkpoint = _checkpoint(checkpoint_path) if checkpoint_path else None
-    validation = _table(validation_path, ["step"]) if validation_path else None
+    validation = read_table(validation_path, ["step"]) if validation_path else None
     recipe = _recipe(experiments / f"{name}.yaml", config, schema) if config and experiments else None
     return Network(
         name=name,
@@ -301,7 +313,7 @@ def _network(
         checkpoint=checkpoint,
         scale=_scale(experiment, checkpoint, recipe, size) if experiment else None,
         data=_training_data(experiment) if experiment else None,
-        history=_table(history_path, ["step"]) if history_path else None,
+        history=read_table(history_path, ["step"]) if history_path else None,
         validation=validation,
         scores=_scores(summary_path, scores_path) if summary_path else [],
         utterances=_utterances(audio, scores_path) if audio else [],
@@ -453,12 +465,12 @@ def read_scores(results: Path, network: str) -> list[Score]:
 def read_validation(results: Path, network: str) -> pandas.DataFrame | None:
     """The validations during a network's training: `step` and a column for each metric; None if there are none."""
     path = results / "state" / network / "validation.csv"
-    return _table(path, ["step"]) if path.exists() else None
+    return read_table(path, ["step"]) if path.exists() else None
 
 
 def _scores(path: Path, utterances: Path | None) -> list[Score]:
     """The summary of the metrics as scripts/evaluate.py writes it, with the changes by its table of `utterances`."""
-    rows = _table(utterances, ["utterance"]) if utterances else pandas.DataFrame()
+    rows = read_table(utterances, ["utterance"]) if utterances else pandas.DataFrame()
     table = pandas.read_csv(path, dtype=str, keep_default_na=False) if path.stat().st_size else pandas.DataFrame()
     needed = ["metric", "mean", "ci95", "n", "unscored", "reasons", "missing", "unit", "better", "paper"]
     for column in needed:
@@ -516,7 +528,7 @@ def _utterances(folder: Path, scores_path: Path | None) -> list[Utterance]:
     """Enhanced utterances with their input, reference and scores, by name."""
     rows: dict[str, dict[str, float]] = {}
     if scores_path:
-        table = _table(scores_path, ["utterance"])
+        table = read_table(scores_path, ["utterance"])
         numeric = table.select_dtypes("number").columns
         rows = {str(row["utterance"]): {c: float(row[c]) for c in numeric} for row in table.to_dict("records")}
     utterances = []
@@ -538,7 +550,7 @@ def _utterances(folder: Path, scores_path: Path | None) -> list[Utterance]:
 def _compared(results: Path, system: System) -> Compared:
     name = f"{system.network}/{system.slug}"
     scores = read_scores(results, name)
-    ours, theirs = (_table(results / "metrics" / f"{of}.csv", ["utterance"]) for of in (system.network, name))
+    ours, theirs = (read_table(results / "metrics" / f"{of}.csv", ["utterance"]) for of in (system.network, name))
     try:
         differences = {score.metric: paired_difference(ours, theirs, score.metric) for score in scores}
     except ValueError as error:
@@ -563,7 +575,7 @@ def _training_data(experiment: Experiment) -> TrainingData | None:
     paths = [Path(path) for path in dict.fromkeys([manifests] if isinstance(manifests, str) else manifests)]
     if not paths or not all(path.is_file() for path in paths):
         return None
-    table = pandas.concat([_table(path, ["samples", "rate"]) for path in paths])
+    table = pandas.concat([read_table(path, ["samples", "rate"]) for path in paths])
     return TrainingData(files=len(table), hours=float((table["samples"] / table["rate"]).sum()) / 3600)
 
 
