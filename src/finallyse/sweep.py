@@ -68,7 +68,7 @@ class Sweep:
 def read_sweep(name: str, entry: Mapping[str, Any]) -> Sweep:
     """The sweep of an entry `{base, grid}` of the pipeline's `sweep`; UserError for one that is none."""
     where = f"config: sweep.{name}"
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+    if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name)):
         raise UserError(
             f"{where}: the name may hold only letters, digits, - and _, and begins with one of the first two"
         )
@@ -78,6 +78,8 @@ def read_sweep(name: str, entry: Mapping[str, Any]) -> Sweep:
     if not grid:
         raise UserError(f"{where}.grid: is empty; name options and their values, e.g. {{exp.seed: [1, 2, 3]}}")
     for option, values in grid.items():
+        if not (isinstance(option, str) and all(option.split("."))):
+            raise UserError(f"{where}.grid.{option}: must be an option of the experiment, as in exp.seed")
         if not values:
             raise UserError(f"{where}.grid.{option}: is empty; give it a value, or leave it out")
         words = [_word(value) for value in values]

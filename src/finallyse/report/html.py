@@ -75,7 +75,7 @@ def render(report: Report, options: Options, augmentations: str | None = None) -
     networks = [_network(network, report, options, sounds) for network in report.networks]
     published = _published(report)
     rules = _rules(report)
-    sections = [("overview", "Overview")]
+    sections = [("overview", "Overview")] if networks or report.absent else []
     sections += [("stages", "FINALLY’s stages")] if stages else []
     sections += [("sweeps", "Sweeps")] if report.sweeps else []
     sections += [("networks", "Networks")] if networks else []
@@ -626,10 +626,11 @@ def _seeds(setting: Setting) -> str:
 
 def _cell(cell: Cell | None, score: Score) -> dict[str, str]:
     """The texts of a cell, with the colour of each difference."""
+    none = dict.fromkeys(("change", "change_colour", "difference", "difference_colour"), "")
     if cell is None:
-        return {"mean": "–"}
+        return {"mean": "–", **none}
     spread = Interval(cell.mean, cell.mean - cell.deviation, cell.mean + cell.deviation)
-    texts = {"mean": with_interval(spread)}
+    texts = {"mean": with_interval(spread), **none}
     for key, found in (("change", cell.change), ("difference", cell.difference)):
         if found and found.pairs and score.better != "zero":
             texts[key] = with_interval(found.interval, signed=True)
