@@ -578,11 +578,11 @@ def _sweep(swept: Swept) -> dict[str, Any]:
     text = f"{swept.sweep.base}, varied in {', '.join(swept.sweep.options)}. "
     if swept.has_seeds:
         text += (
-            "Large: mean and standard deviation (±) over the seeds of the means over the validation set. "
-            "A number without ± has one seed. "
+            "First line: mean and standard deviation (±) over the seeds of the means over the validation set; without "
+            "± there is one seed. "
         )
     else:
-        text += "Large: mean over the validation set. "
+        text += "First line: mean over the validation set. "
     if any(cell.change for setting in swept.settings for cell in setting.cells.values()):
         text += "Change: output minus input. "
     text += "Against the first row: this row’s output minus the first row’s. "
