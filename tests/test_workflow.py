@@ -234,24 +234,6 @@ def test_environments_have_the_pins_of_requirements(root):
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
 
 
-def test_the_documented_commands_are_what_snakemake_understands(root):
-    """`--configfile` and `--config` take all words that follow: a target after them needs `--` before it."""
-    from snakemake.cli import get_argument_parser, parse_config
-
-    documents = [root / "README.md", root / "Snakefile", *(root / "docs").glob("*.md"), *(root / "config").glob("*.*")]
-    commands = [
-        command.translate(str.maketrans("", "", "[]")).replace("...", "")
-        for document in documents
-        for command in re.findall(r"snakemake (-[^#\n`]*)", document.read_text())
-        if "--config" in command
-    ]
-    assert len(commands) >= 9
-    for command in commands:
-        typed, _ = get_argument_parser().parse_known_args(shlex.split(command))
-        assert all(path.suffix == ".yaml" for path in typed.configfile or []), command
-        parse_config(typed.config)
-
-
 def test_training_without_a_gpu_can_be_insisted_on(root, tmp_path):
     place = ["--config", f"results={tmp_path}/r", f"resources={tmp_path}/s", "allow_cpu=true"]
     run = snakemake(root, "--cores", "2", "-n", f"{tmp_path}/r/hifigan.ckpt", *place)

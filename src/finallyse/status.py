@@ -119,9 +119,9 @@ def _data(config: dict) -> list[Data]:
     resources = config["resources"]
     rows = []
     for path in sorted({p for e in config["experiments"].values() for p in paths_below(e, f"{resources}/")}):
-        kind, corpus = Path(path).relative_to(resources).parts[:2]
-        if kind not in ("prepared", "weights"):
+        if not _below(path, resources):  # a checkpoint, where results and resources are one folder
             continue
+        kind, corpus = Path(path).relative_to(resources).parts[:2]
         there = Path(path).is_file() or _has_files(Path(path))
         downloads = Path(resources, "downloads" if kind == "prepared" else "weights", corpus)
         rows.append(
