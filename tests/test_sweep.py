@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from scipy.stats import t, ttest_rel
 
 from finallyse import provenance
-from finallyse.config import _resolve_plain, load_pipeline, merge, network_experiment
+from finallyse.config import _resolve, _resolve_plain, load_pipeline, merge, network_experiment
 from finallyse.errors import UserError
 from finallyse.options import Experiment, defaults
 from finallyse.report.collect import collect
@@ -192,6 +192,26 @@ def test_plain_interpolations_are_resolved_as_omegaconf_does(schema):
     for name in config["networks"]:
         full = merge(defaults(Experiment), network_experiment(config, name, schema)[0])
         assert _resolve_plain(full, full) == OmegaConf.to_container(OmegaConf.create(full), resolve=True)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"a": "${b}", "b": 1.5, "c": "${d.e}/x${d.e}", "d": {"e": "y"}, "f": ["${d}"]},
+        {"a": "${b}-${c}", "b": 3, "c": True},
+        {"a": "${.b}", "b": "\\${c}", "c": "$5"},
+        {"a": "${oc.decode:'3'}"},
+    ],
+)
+def test_other_interpolations_are_those_of_omegaconf(values):
+    assert _resolve(values, "x") == OmegaConf.to_container(OmegaConf.create(values), resolve=True)
+
+
+@pytest.mark.parametrize("values", [{"a": "${b}", "b": "${a}"}, {"a": "${b}"}, {"a": "${b.c}", "b": "???"}])
+def test_interpolations_that_lead_nowhere_are_one_line(values):
+    with pytest.raises(UserError, match=r"^x: ") as error:
+        _resolve(values, "x")
+    assert "\n" not in str(error.value)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

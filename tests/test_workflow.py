@@ -166,6 +166,15 @@ def test_a_config_in_another_folder_stands_over_the_projects(root, tmp_path):
     assert planned(told)["report"] == 1 and not (tmp_path / ".test" / "results").exists()
 
 
+def test_the_catalog_of_workflows_finds_what_it_reads(root):
+    """https://snakemake.github.io/snakemake-workflow-catalog: its keys, and a small configuration."""
+    usage = yaml.safe_load((root / ".snakemake-workflow-catalog.yml").read_text())["usage"]
+    assert usage.keys() == {"mandatory-flags", "software-stack-deployment", "report"}
+    assert usage["mandatory-flags"].keys() == {"desc", "flags"}
+    assert usage["software-stack-deployment"].keys() == {"conda", "apptainer", "apptainer+conda", "none"}
+    assert (root / "workflow/Snakefile").is_file() and (root / ".test/config/config.yaml").is_file()
+
+
 def test_as_a_module_of_another_workflow(root, tmp_path):
     written = experiment_and_data("enhanced")[:2]
     (tmp_path / "config.yaml").write_text(

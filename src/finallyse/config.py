@@ -22,7 +22,15 @@ from finallyse.compare import compared_systems
 from finallyse.errors import UserError, nearest
 from finallyse.options import Compared, Experiment, Network, Pipeline, Sweep, defaults, from_dict
 from finallyse.project import PROJECT, project_file, with_project_files
-from finallyse.schema import build_schema, check_keys, check_required, fill_arguments, read_schema, validate
+from finallyse.schema import (
+    MISSING,
+    build_schema,
+    check_keys,
+    check_required,
+    fill_arguments,
+    read_schema,
+    validate,
+)
 from finallyse.sweep import nested, read_sweep
 
 if TYPE_CHECKING:
@@ -131,7 +139,7 @@ def _resolve(config: dict, source: str) -> dict:
 
 
 class _NotPlain(Exception):
-    """An interpolation that is more than the path of a text or number, or that leads nowhere."""
+    """An interpolation that needs OmegaConf, or that it refuses."""
 
 
 def _resolve_plain(value: Any, config: dict, depth: int = 0) -> Any:
@@ -142,13 +150,15 @@ def _resolve_plain(value: Any, config: dict, depth: int = 0) -> Any:
         return [_resolve_plain(inner, config, depth) for inner in value]
     if not isinstance(value, str) or "$" not in value:
         return value
-    found = [_resolve_plain(_at(config, path), config, depth + 1) for path in PLAIN.findall(value)]
-    if depth > DEEPEST or PLAIN.sub("", value).count("$") or not all(isinstance(inner, str | int) for inner in found):
+    if depth > DEEPEST or "$" in PLAIN.sub("", value):
         raise _NotPlain
+    found = [_resolve_plain(_at(config, path), config, depth + 1) for path in PLAIN.findall(value)]
     if PLAIN.fullmatch(value):
         return found[0]
-    parts = iter(found)
-    return PLAIN.sub(lambda _: str(next(parts)), value)
+    if not all(isinstance(inner, str) for inner in found):
+        raise _NotPlain
+    texts = iter(found)
+    return PLAIN.sub(lambda _: next(texts), value)
 
 
 def _at(config: dict, dotted: str) -> Any:
@@ -157,6 +167,8 @@ def _at(config: dict, dotted: str) -> Any:
         if not isinstance(inside, dict) or key not in inside:
             raise _NotPlain
         inside = inside[key]
+    if inside == MISSING:
+        raise _NotPlain
     return inside
 
 
