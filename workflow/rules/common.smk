@@ -194,7 +194,7 @@ def weight_files(paths):
 
 
 def swept(*files, sweeps=SWEEPS):
-    """These files, as `metrics/{network}.csv`, of every network of the sweeps that is trained."""
+    """These files in the folder of results, e.g. `metrics/{network}.csv`, of the sweeps' networks that are trained."""
     return [
         f"{RESULTS}/{file.format(network=network)}"
         for sweep in sweeps
@@ -202,6 +202,18 @@ def swept(*files, sweeps=SWEEPS):
         if network in SWEPT
         for file in files
     ]
+
+
+def named_targets():
+    """The files of each target that the config names: a network's checkpoint; a sweep's checkpoints and metrics."""
+    metrics = ("metrics/{network}.csv", "metrics/{network}.summary.csv")
+    return {
+        **{f"networks.{name}": [f"{RESULTS}/{name}.ckpt"] for name in EXPERIMENTS},
+        **{
+            f"sweep.{name}": swept("{network}.ckpt", *metrics, sweeps=[name])
+            for name in SWEEPS
+        },
+    }
 
 
 def skipped_metrics():
