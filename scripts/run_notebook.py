@@ -67,7 +67,9 @@ def execute(path: Path, values: list[str], timeout: int, sockets: Path) -> str:
     if values and position is None:
         raise UserError(f"{path}: has no cell tagged `parameters` to take --set after")
     if values:
-        pairs = [value.partition("=") for value in values]
+        # `root` of the cell is the folder that relative paths begin in: the one that the script was called in.
+        root = os.path.relpath(Path.cwd(), path.parent.resolve())
+        pairs = [value.partition("=") for value in (f"root={root}", *values)]
         if wrong := [name for name, equals, _ in pairs if not equals or not name.isidentifier()]:
             raise UserError(f"--set {wrong[0]}: must be NAME=TEXT")
         lines = [f"{name} = {text!r}" for name, _, text in pairs]

@@ -225,7 +225,9 @@ def test_learn_fails_with_its_reasons_on_the_screen_and_keeps_the_table(results:
     """The rules as they are, on finished results."""
     (results / "Snakefile").write_text(
         "import os, sys\n"
+        "import json\n"
         "from pathlib import Path\n"
+        "own, anywhere, swept, SWEEPS = str, str, lambda *files: [], {}\n"
         f"RESULTS, NETWORKS, AUGMENTATIONS_PAGE, COMPARED = {str(results)!r}, ['good', 'bad'], [], {{}}\n"
         "def goal_options(): return ['--improves', 'good.wb_pesq', *config.get('more', '').split()]\n"
         f"os.environ['PATH'] = {str(Path(sys.executable).parent)!r} + os.pathsep + os.environ['PATH']\n"

@@ -699,7 +699,9 @@ def test_snakemakes_own_report_holds_page_and_figures_with_captions(copy: Path, 
     (copy / "benchmarks" / "report.tsv").write_text("")
     (copy.parent / "resources").symlink_to(root / "resources")
     (copy.parent / "Snakefile").write_text(
+        "import json\n"
         "from pathlib import Path\n"
+        "own, anywhere, swept, SWEEPS = str, str, lambda *files: [], {}\n"
         f"RESULTS, NETWORKS, AUGMENTATIONS_PAGE, COMPARED = 'results', {NETWORKS[:2]}, [], {{}}\n"
         "config['networks'] = dict.fromkeys(NETWORKS)\n"
         f"include: '{root}/workflow/rules/report.smk'\n"

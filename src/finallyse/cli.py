@@ -168,7 +168,7 @@ def pack(parser: ArgumentParser, words: Sequence[str]) -> None:
 
 
 def data(parser: ArgumentParser, words: Sequence[str]) -> None:
-    """Show the size, source and citation of the corpora and weights. `snakemake data` downloads them."""
+    """Show the size, source and citation of the corpora and weights. `snakemake --cores 8 data` downloads them."""
     parser.add_argument("--plan", action="store_true", help="size of each corpus in bytes, and what is present")
     parser.add_argument("--citations", action="store_true", help="licence and citation of each corpus")
     _add_pipeline(parser)

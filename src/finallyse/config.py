@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -20,9 +22,10 @@ from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
 from finallyse.compare import compared_systems
-from finallyse.errors import UserError
-from finallyse.options import Compared, Experiment, Network, Pipeline, defaults, from_dict
+from finallyse.errors import UserError, nearest
+from finallyse.options import Compared, Experiment, Network, Pipeline, Sweep, defaults, from_dict
 from finallyse.progress import data_size
+from finallyse.project import PROJECT, project_file, with_project_files
 from finallyse.schema import (
     MISSING,
     build_schema,
@@ -32,6 +35,7 @@ from finallyse.schema import (
     fill_arguments,
     read_schema,
 )
+from finallyse.sweep import nested, read_sweep
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -41,6 +45,8 @@ PIPELINE = Path("config/config.yaml")
 LARGEST_BYTES, MOST_VALUES = 4_000_000, 100_000  # of a config file
 # Options of the pipeline whose values are recorded in experiments, and so in checkpoints.
 RECORDED = {"results", "resources", "seed", "common", "networks"}
+PLACES = ("run_name", "config_path", "results", "resources")  # options of `exp` that the workflow sets
+MODULE = "config of the module"
 WORDS = {"true": True, "false": False, "null": None}
 # An interpolation of an experiment's option, in `common` or an override, is resolved with the experiment: until then it
 # begins with a character that no text has.
@@ -48,6 +54,8 @@ _OF_EXPERIMENTS = {f.name for f in dataclasses.fields(Experiment)} - {f.name for
 INTERPOLATION = rf"\$\{{(?=(?:{'|'.join(sorted(_OF_EXPERIMENTS))})[.}}])"
 DEFERRED = "\ue000"
 LONGEST_NUMBER = 100  # characters; of more, Python may refuse to make a number
+PLAIN = re.compile(r"\$\{(\w+(?:\.\w+)*)\}")
+DEEPEST = 20  # interpolations that lead to one another; more are a circle, which OmegaConf tells
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -74,16 +82,21 @@ def read_layers(path: str | Path) -> list[Layer]:
         if key in layers:
             return
         values = read_file(path, chain)
-        bases = values.pop("extends", [])
-        bases = [bases] if isinstance(bases, str) else bases
-        if not (isinstance(bases, list) and all(isinstance(base, str) for base in bases)):
-            raise UserError(f"{path}: extends: must be a path or a list of paths, got {bases!r}")
-        for base in bases:
+        for base in _bases(values, path):
             read(path.parent / base, (*chain, key))
         layers[key] = Layer(str(path), values)
 
     read(Path(path), ())
     return list(layers.values())
+
+
+def _bases(values: dict, source: str | Path) -> list[str]:
+    """Take the files to start from out of `values`."""
+    bases = values.pop("extends", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not (isinstance(bases, list) and all(isinstance(base, str) for base in bases)):
+        raise UserError(f"{source}: extends: must be a path or a list of paths, got {bases!r}")
+    return bases
 
 
 def read_file(path: str | Path, extended_by: Sequence[Path] = ()) -> dict:
@@ -96,6 +109,13 @@ def read_file(path: str | Path, extended_by: Sequence[Path] = ()) -> dict:
     if not path.is_file():
         asked = f", which {extended_by[-1]} extends" if extended_by else ""
         raise UserError(f"{path}: no such config file{asked}")
+    status = path.stat()
+    return copy.deepcopy(_parsed(path, status.st_mtime_ns, status.st_size))
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(path: Path, mtime_ns: int, size: int) -> dict:
+    """The contents of a file, which many others may extend; the last two arguments tell its versions apart."""
     with path.open("rb") as file:
         data = file.read(LARGEST_BYTES + 1)
     if len(data) > LARGEST_BYTES:
@@ -206,10 +226,16 @@ def merge(*layers: dict) -> dict:
 
 
 def _resolve(config: dict, source: str, recorded: Collection[str] | None = None) -> dict:
-    """`config` with its interpolations resolved, and the home folder in place of a `~` that begins a path.
+    """`config` with its interpolations resolved as OmegaConf does it, and the home folder for a `~` that begins a path.
 
     recorded: the keys whose values end in checkpoints, which must not show environment variables; None: all of them.
     """
+    try:
+        plain = _resolve_plain(config, config)
+    except _NotPlain:
+        pass
+    else:
+        return {key: _at_home(value, source, str(key)) for key, value in plain.items()}
     try:
         whole, resolved = OmegaConf.create(config), {}
         for key in whole:
@@ -256,6 +282,40 @@ def _at_home(value: Any, source: str, key: str) -> Any:
     if path.startswith("~"):
         raise UserError(f"{source}: {key}: {value!r}: there is no such user; write the path in full")
     return path
+
+
+class _NotPlain(Exception):
+    """An interpolation that needs OmegaConf, or that it refuses."""
+
+
+def _resolve_plain(value: Any, config: dict, depth: int = 0) -> Any:
+    """`value` with every `${a.b}` replaced; _NotPlain for other interpolations. OmegaConf takes 50 ms an experiment."""
+    if isinstance(value, dict):
+        return {key: _resolve_plain(inner, config, depth) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_resolve_plain(inner, config, depth) for inner in value]
+    if not isinstance(value, str) or "$" not in value:
+        return value
+    if depth > DEEPEST or "$" in PLAIN.sub("", value):
+        raise _NotPlain
+    found = [_resolve_plain(_at(config, path), config, depth + 1) for path in PLAIN.findall(value)]
+    if PLAIN.fullmatch(value):
+        return found[0]
+    if not all(isinstance(inner, str) for inner in found):
+        raise _NotPlain
+    texts = iter(found)
+    return PLAIN.sub(lambda _: next(texts), value)
+
+
+def _at(config: dict, dotted: str) -> Any:
+    inside: Any = config
+    for key in dotted.split("."):
+        if not isinstance(inside, dict) or key not in inside:
+            raise _NotPlain
+        inside = inside[key]
+    if inside == MISSING:
+        raise _NotPlain
+    return inside
 
 
 def _swap(value: Any, pattern: str, replacement: str) -> Any:
@@ -430,15 +490,28 @@ def _check_goals(name: str, network: dict, experiment: dict, measured: Sequence[
         )
 
 
-def pipeline_layers(files: Sequence[str | Path], overrides: dict, schema: dict) -> list[Layer]:
-    """The layers of the pipeline's config: its files, later over earlier, and `overrides`; each checked."""
+def pipeline_layers(files: Sequence[str | Path | dict], overrides: dict, schema: dict) -> list[Layer]:
+    """The layers of the pipeline's config: its files, later over earlier, and `overrides`; each checked.
+
+    Among the files may be the options that another workflow gives this one as its module.
+    """
     _only_files_extend(overrides, "--config")
-    layers = [*(layer for path in files for layer in read_layers(path)), Layer("--config", _typed(overrides))]
+    layers = []
+    for file in files:
+        layers += read_layers(file) if isinstance(file, str | Path) else _layers_of_module(file)
+    layers.append(Layer("--config", _typed(overrides)))
     for layer in layers:
         check_config(layer.values, "pipeline", schema, layer.source, "${")
         for key in {"results", "resources"} & layer.values.keys():
             layer.values[key] = layer.values[key].rstrip("/")
     return layers
+
+
+def _layers_of_module(config: dict) -> list[Layer]:
+    """Options of a module over the files that their `extends` names, relative to the working folder."""
+    values = _typed(config)  # Snakemake reads 1e-4 as text
+    bases = _bases(values, MODULE)
+    return [*(layer for base in bases for layer in read_layers(base)), Layer(MODULE, values)]
 
 
 def _typed(value: Any) -> Any:
@@ -456,64 +529,140 @@ def _typed(value: Any) -> Any:
     return float(value) if set(value) & set(".eE") else int(value)
 
 
-def load_pipeline(files: Sequence[str | Path], overrides: dict, schema: dict) -> dict:
+def load_pipeline(files: Sequence[str | Path | dict], overrides: dict, schema: dict, project: Path = PROJECT) -> dict:
     """The pipeline's config from its files, later over earlier, and `overrides` (`--config key=value`): a plain dict.
 
-    Checks everything, each experiment included; `["experiments"]` of the result holds the complete experiments.
+    Checks everything, each experiment included. `["networks"]` of the result also holds the networks of the sweeps,
+    `["targets"]` the names of those to train, `["experiments"]` the complete experiments of these and of the networks
+    that they start from. Files that come with the project are those of `project` where the working folder has none.
     """
     layers = pipeline_layers(files, overrides, schema)
     config = merge(defaults(Pipeline), *(layer.values for layer in layers))
-    config = _resolve(_of_experiments(config, INTERPOLATION, DEFERRED), str(files[-1]) if files else "config", RECORDED)
+    source = "config" if not files else MODULE if isinstance(files[-1], dict) else str(files[-1])
+    config = _resolve(_of_experiments(config, INTERPOLATION, DEFERRED), source, RECORDED)
     check_config(config, "pipeline", schema, "config", DEFERRED)
-    config["networks"] = {
-        name: merge(defaults(Network), network) for name, network in config["networks"].items() if network is not None
-    }
+    for key, cls in (("networks", Network), ("sweep", Sweep), ("compare", Compared)):
+        config[key] = {name: merge(defaults(cls), entry) for name, entry in config[key].items() if entry is not None}
     config["corpora"] = {name: setting for name, setting in config["corpora"].items() if setting is not None}
-    config["compare"] = {
-        name: merge(defaults(Compared), system) for name, system in config["compare"].items() if system is not None
-    }
-    config = _of_experiments(config, DEFERRED, "${")
+    config = with_project_files(_of_experiments(config, DEFERRED, "${"), project)
     compared_systems(config)  # for its checks
+    _expand_sweeps(config, schema)
+    config["targets"] = _targets(config)
+    config["compare"] = {
+        name: system for name, system in config["compare"].items() if system["network"] in config["targets"]
+    }
 
-    config["experiments"] = {}
+    experiments: dict[str, dict] = {}
+    of_files: dict[str, dict] = {}
+    checkpoints = network_checkpoints(config)
+    waiting = collections.deque(config["targets"])
+    while waiting:
+        name = waiting.popleft()
+        if name not in experiments:
+            experiment, source = network_experiment(config, name, schema, project, of_files)
+            experiments[name] = complete_experiment(experiment, source, schema)
+            if experiments[name]["train"]["debug"]:
+                raise UserError(
+                    f"{source}: train.debug: a debug run makes no checkpoint for the workflow; start it by itself: "
+                    f"python scripts/train.py exp.config_path={config['results']}/configs/{name}.yaml train.debug=fast"
+                )
+            waiting += [checkpoints[start] for start in starts(experiments[name]) if start in checkpoints]
+    config["networks"] = {name: network for name, network in config["networks"].items() if name in experiments}
+    config["experiments"] = {name: experiments[name] for name in config["networks"]}
     for name, network in config["networks"].items():
-        experiment, source = network_experiment(config, name, schema)
-        config["experiments"][name] = complete_experiment(experiment, source, schema)
-        if config["experiments"][name]["train"]["debug"]:
-            raise UserError(
-                f"{source}: train.debug: a debug run makes no checkpoint for the workflow; start it by itself: python "
-                f"scripts/train.py exp.config_path={config['results']}/configs/{name}.yaml train.debug=fast"
-            )
         network["reaches"] = {column: value for column, value in network["reaches"].items() if value is not None}
-        _check_goals(name, network, config["experiments"][name], config["metrics"])
+        _check_goals(name, network, experiments[name], config["metrics"])
     return config
 
 
-def network_experiment(config: dict, name: str, schema: dict) -> tuple[dict, str]:
-    """A network's experiment in the pipeline's `config`, not yet complete, and its name in messages."""
+def _expand_sweeps(config: dict, schema: dict) -> None:
+    """Add the networks of each sweep to `config["networks"]`: the base's settings, but for its goals."""
+    networks = config["networks"]
+    taken = dict.fromkeys(networks, "a network") | dict.fromkeys(config["sweep"], "a sweep")
+    for name, entry in config["sweep"].items():
+        sweep = read_sweep(name, entry)
+        if name in networks:
+            raise UserError(f"config: sweep.{name}: is also the name of a network; give the sweep another name")
+        if sweep.base not in networks or (sweep.base in taken and taken[sweep.base] != "a network"):
+            raise UserError(f"config: sweep.{name}.base: no network {sweep.base!r}; {nearest(sweep.base, networks)}")
+        for option, values in sweep.grid.items():
+            where = f"config: sweep.{name}.grid"
+            if option.removeprefix("exp.") in PLACES or option == "exp":
+                raise UserError(f"{where}: {option}: is set by the workflow and cannot be varied")
+            for value in values:
+                layer = nested({option: value})
+                _only_files_extend(layer, where)
+                check_config(layer, "experiment", schema, where, "${")
+        base = networks[sweep.base]
+        for member, values in sweep.networks.items():
+            if member in taken:
+                raise UserError(
+                    f"config: sweep.{name}: its network {member} has the name of {taken[member]}; rename one"
+                )
+            taken[member] = f"one of the sweep {name}"
+            override = merge(base["override"], nested(values))
+            networks[member] = {**base, "override": override, "improves": [], "reaches": {}}
+
+
+def _targets(config: dict) -> list[str]:
+    """The networks to train: those of `only`, or all."""
+    members = {name: read_sweep(name, entry).networks for name, entry in config["sweep"].items()}
+    known = {**{name: [name] for name in config["networks"]}, **members}
+    for name in config["only"]:
+        if name not in known:
+            raise UserError(f"config: only: no network or sweep {name!r}; {nearest(name, known)}")
+    kept = {network for name in config["only"] for network in known[name]}
+    return [name for name in config["networks"] if name in kept or not kept]
+
+
+def starts(experiment: dict) -> list[str]:
+    """The checkpoints that a network starts from."""
+    return [path for part in ("generator", "discriminators") if (path := experiment[part]["init_from"])]
+
+
+def network_checkpoints(config: dict) -> dict[str, str]:
+    """The path of each checkpoint that the networks of the pipeline's `config` have or get -> the network."""
+    return {f"{config['results']}/{name}{kind}.ckpt": name for name in config["networks"] for kind in ("", ".best")}
+
+
+def network_experiment(
+    config: dict, name: str, schema: dict, project: Path = PROJECT, of_files: dict[str, dict] | None = None
+) -> tuple[dict, str]:
+    """A network's experiment in the pipeline's `config`, not yet complete, and its name in messages.
+
+    of_files: experiment files that have been read, by path; those read here are added.
+    """
     network = config["networks"][name]
-    if not network["experiment"]:
+    path = network["experiment"]
+    if not path:
         raise UserError(f"config: networks.{name}.experiment is required: the experiment file of this network")
-    layers = experiment_layers(network["experiment"], schema)
+    of_files = {} if of_files is None else of_files
+    if path not in of_files:
+        of_files[path] = with_project_files(
+            merge(*(layer.values for layer in experiment_layers(path, schema))), project
+        )
     run = {"run_name": name, **{key: config[key] for key in ("results", "resources", "seed")}}
-    return (
-        merge(*(layer.values for layer in layers), {"exp": run}, config["common"], network["override"]),
-        f"networks.{name} ({network['experiment']})",
-    )
+    return merge(of_files[path], {"exp": run}, config["common"], network["override"]), f"networks.{name} ({path})"
 
 
 def paths_below(config: Any, prefix: str) -> list[str]:
     """Every string in an experiment that starts with `prefix`, once, in order of appearance."""
-    if isinstance(config, (dict, list)):
-        inner = config.values() if isinstance(config, dict) else config
-        return list(dict.fromkeys(path for item in inner for path in paths_below(item, prefix)))
-    return [config] if isinstance(config, str) and config.startswith(prefix) else []
+    return list(dict.fromkeys(text for text in _texts(config) if text.startswith(prefix)))
+
+
+def _texts(config: Any) -> Iterator[str]:
+    """Every string in an experiment, keys left out, in order of appearance."""
+    if isinstance(config, str):
+        yield config
+    elif isinstance(config, dict | list):
+        for inner in config.values() if isinstance(config, dict) else config:
+            yield from _texts(inner)
 
 
 def read_config(arguments: Sequence[str]) -> dict:
     """The pipeline's config for files and `key=value` pairs, over config/config.yaml, as Snakemake is given them.
 
-    Raises UserError outside of the project's folder and for what the schema does not know.
+    Raises UserError where the workflow does not run and for what the schema does not know.
     """
     files, overrides = [], {}
     for argument in arguments:
@@ -522,11 +671,20 @@ def read_config(arguments: Sequence[str]) -> dict:
             overrides[key] = yaml_value(value, f"{key}={value}")
         else:
             files.append(argument)
-    return load_pipeline(project_files(files), overrides, read_schema("config/schema.json"))
+    return load_pipeline(project_files(files), overrides, read_schema(project_file("config/schema.json")))
 
 
 def project_files(files: Sequence[str | Path]) -> list[str | Path]:
-    """config/config.yaml and the `files` over it; UserError outside of the project's folder."""
-    if not PIPELINE.is_file():
-        raise UserError(f"{PIPELINE}: not found in {Path.cwd()}; run finallyse in the project's folder")
-    return [PIPELINE, *files]
+    """config/config.yaml of the working folder, or of the project if Snakemake ran here, and the `files` over it.
+
+    As in the workflow, a config/config.yaml in a folder other than the project's stands over the project's.
+    """
+    of_project = PROJECT / PIPELINE
+    in_project = Path("workflow/rules").is_dir() or not of_project.is_file()
+    in_project |= PIPELINE.is_file() and of_project.is_file() and PIPELINE.samefile(of_project)
+    if not PIPELINE.is_file() and (in_project or not Path(".snakemake").is_dir()):
+        raise UserError(
+            f"{PIPELINE}: not found in {Path.cwd()}; run finallyse in the project's folder, or where its workflow ran"
+        )
+    base = [] if in_project else [of_project]
+    return [*base, *([PIPELINE] if PIPELINE.is_file() else []), *files]

@@ -13,6 +13,7 @@ from them and from the registries (`make schema`).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
@@ -270,6 +271,20 @@ class Network:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Networks that differ from another one in some options: one for each combination of their values."""
+
+    base: str | None = option(
+        None, "the network of `networks` that is varied; `only` can leave it out of what is trained"
+    )
+    grid: dict = option(
+        {},
+        "option of the experiment, dotted -> list of its values; null removes one of an overlaid file; several values "
+        "of `exp.seed` count as repetitions",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Corpus:
     """Source of a corpus or a weight file, if different from resources/datasets.yaml; or a corpus of one's own."""
 
@@ -354,6 +369,16 @@ class Pipeline:
     )
     seed: int = option(1234, "seed of splits and experiments", minimum=0)
     networks: dict = option({}, "network name -> experiment; null removes one of an overlaid file")
+    sweep: dict = option(
+        {},
+        "name -> a network and the options in which it is varied; each combination is a network, and the name a target "
+        "that trains and measures all of them; null removes one of an overlaid file",
+    )
+    only: list[str] = option(
+        [],
+        "networks and sweeps to train and to report, empty: all; others are trained only if these start from their "
+        "checkpoints",
+    )
     common: dict = option({}, "options to override in every experiment, as in the experiment files")
     corpora: dict = option(
         {}, "corpus or weight -> its source; a new name: a corpus of your own; null removes one of an overlaid file"
@@ -376,6 +401,7 @@ class Pipeline:
     )
 
 
+@functools.lru_cache(maxsize=10_000)
 def defines_run(key: str) -> bool:
     """Whether the value at the dotted `key` of an experiment defines the result of its training.
 
@@ -407,7 +433,13 @@ def from_dict(cls: type[T], values: T | Mapping) -> T:
     """
     if isinstance(values, cls):
         return values
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     known = {name: value for name, value in values.items() if name in hints}
     nested = {name for name in known if dataclasses.is_dataclass(hints[name])}
     return cls(**known | {name: from_dict(hints[name], known[name]) for name in nested})
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of a dataclass's fields; evaluating the annotations anew takes most of the time of `from_dict`."""
+    return typing.get_type_hints(cls)

@@ -22,6 +22,7 @@ from finallyse.config import (
 )
 from finallyse.errors import UserError, nearest
 from finallyse.schema import build_schema
+from finallyse.sweep import nested, read_sweep
 
 
 def show(name: str, overrides: Sequence[str], files: Sequence[str]) -> None:
@@ -52,9 +53,14 @@ def _of_pipeline(name: str, overrides: Sequence[str], files: Sequence[str], sche
     layers += [Layer("default of the pipeline", defaults)]
     layers += [Layer(layer.source, {"exp": layer.values}) for layer in of_files]
     layers += [Layer(f"{layer.source}: common", layer.values.get("common", {})) for layer in of_files]
+    sweeps = [read_sweep(sweep, entry) for sweep, entry in config["sweep"].items()]
+    sweep = next((sweep for sweep in sweeps if name in sweep.networks), None)
+    of_network = sweep.base if sweep else name
     for layer in of_files:
-        network = (layer.values.get("networks") or {}).get(name) or {}
-        layers.append(Layer(f"{layer.source}: networks.{name}.override", network.get("override", {})))
+        network = (layer.values.get("networks") or {}).get(of_network) or {}
+        layers.append(Layer(f"{layer.source}: networks.{of_network}.override", network.get("override", {})))
+    if sweep:
+        layers.append(Layer(f"sweep.{sweep.name}.grid", nested(sweep.networks[name])))
     return override_experiment(incomplete, overrides, source, schema), layers
 
 

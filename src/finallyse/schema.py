@@ -93,6 +93,9 @@ def build_schema() -> dict:
     goals = {column: {"type": ["number", "null"]} for column in columns}
     network["properties"]["reaches"].update(object_schema(**goals))
     of["networks"] |= {"propertyNames": _named(options.NAME), "additionalProperties": {"anyOf": [NULLABLE, network]}}
+    sweep = dataclass_schema(options.Sweep)
+    sweep["properties"]["grid"]["additionalProperties"] = {"type": ["array", "null"]}
+    of["sweep"] |= {"propertyNames": _named(options.NAME), "additionalProperties": {"anyOf": [NULLABLE, sweep]}}
     of["corpora"]["additionalProperties"] = {"anyOf": [NULLABLE, dataclass_schema(options.Corpus)]}
     of["compare"] |= {
         "propertyNames": _named(options.TITLE),
@@ -253,6 +256,7 @@ def option_tables() -> str:
     for title, cls, prefix in (
         ("Pipeline", options.Pipeline, ""),
         ("Pipeline: `networks.<name>`", options.Network, "networks.<name>."),
+        ("Pipeline: `sweep.<name>`", options.Sweep, "sweep.<name>."),
         ("Pipeline: `corpora.<name>`", options.Corpus, "corpora.<name>."),
         ("Pipeline: `compare.<name>`", options.Compared, "compare.<name>."),
         ("Experiment", options.Experiment, ""),

@@ -37,6 +37,7 @@ from finallyse.config import paths_below, read_config
 from finallyse.finished import kept, read
 from finallyse.options import Experiment, from_dict
 from finallyse.progress import data_size, duration
+from finallyse.project import project_file
 from finallyse.recipe import ArgumentDefaults, Recipe, describe, recipe_beside
 from finallyse.schema import argument_defaults, read_schema
 
@@ -127,7 +128,7 @@ def collect(config: dict) -> Status:
     """The status of the workflow that `config` (of `read_config`) describes, by its files."""
     jobs = snakemake_jobs(Path(".snakemake"))
     locked = _has_files(Path(".snakemake/locks"))
-    defaults = argument_defaults(read_schema("config/schema.json"))
+    defaults = argument_defaults(read_schema(project_file("config/schema.json")))
     if jobs:
         jobs = with_slurm_states(jobs, {f"{config['results']}/{name}.ckpt" for name in config["experiments"]})
     networks = [_network(config, name, jobs, locked, defaults) for name in config["experiments"]]
@@ -206,9 +207,9 @@ def _data(config: dict) -> list[Data]:
     resources = config["resources"]
     rows = []
     for path in sorted({p for e in config["experiments"].values() for p in paths_below(e, f"{resources}/")}):
-        kind, corpus = Path(path).relative_to(resources).parts[:2]
-        if kind not in ("prepared", "weights"):
+        if not _below(path, resources):  # a checkpoint, where results and resources are one folder
             continue
+        kind, corpus = Path(path).relative_to(resources).parts[:2]
         there = Path(path).is_file() or _has_files(Path(path))
         downloads = Path(resources, "downloads" if kind == "prepared" else "weights", corpus)
         rows.append(

@@ -11,9 +11,24 @@ from pathlib import Path
 from snakemake.jobs import Job
 from snakemake.logging import logger
 from snakemake.settings.enums import Quietness
+from snakemake.sourcecache import LocalSourceFile
+
+if not isinstance(workflow.current_basedir, LocalSourceFile):
+    sys.exit(
+        "error: finallyse runs scripts of its own folder: clone its repository and name the clone's workflow/Snakefile"
+    )
+
+PROJECT = Path(workflow.current_basedir).parents[1]
+sys.path.insert(0, str(PROJECT / "src"))
 
 from finallyse.compare import compared_systems
-from finallyse.config import has_input, load_pipeline, paths_below
+from finallyse.config import (
+    has_input,
+    load_pipeline,
+    network_checkpoints,
+    paths_below,
+    starts,
+)
 from finallyse.errors import one_line_errors
 from finallyse.hardware import visible_gpus
 from finallyse.finished import keep
@@ -23,18 +38,54 @@ from finallyse.progress import NowAndThen
 from finallyse.recipe import choices
 from finallyse.schema import argument_defaults, read_schema
 from finallyse.status import Running
+from finallyse.sweep import read_sweep
+
+IN_PROJECT = PROJECT.samefile(Path.cwd())
+
+
+def own(path):
+    """The path of a file that comes with the project, for rules and configs."""
+    return path if IN_PROJECT else str(PROJECT / path)
+
+
+def config_sources():
+    """The files of the config, later over earlier, and the options over them.
+
+    A folder other than the project's may have a config/config.yaml over the project's. A workflow of which this is a
+    module says with `config:` what is different from the project's.
+    """
+    files = [own("config/config.yaml")]
+    if not workflow.modifier.is_main_snakefile():
+        return [*files, config] if workflow.modifier.skip_configfile else files, {}
+    if not IN_PROJECT and Path("config/config.yaml").is_file():
+        files.append("config/config.yaml")
+    return [*files, *workflow.overwrite_configfiles], workflow.config_settings.config
+
+
+def anywhere(command):
+    """A shell command that runs scripts/..., for the folder where Snakemake runs.
+
+    A job runs again when the text of its command changes: in the project's folder it is the command as written, and
+    elsewhere it does not say where the project is.
+    """
+    if IN_PROJECT:
+        return command
+    return command.replace(" scripts/", ' "$FINALLYSE_PROJECT"/scripts/')
+
+
+os.environ.update(FINALLYSE_PROJECT=str(PROJECT))
 
 # Jobs run `python scripts/...`, which must be the Python that runs Snakemake, even if its environment is not activated.
 # Conda environments and containers prepend their own to PATH, and find the package through PYTHONPATH.
 for variable, folder in (
     ("PATH", Path(sys.executable).parent),
-    ("PYTHONPATH", Path(workflow.basedir) / "src"),
+    ("PYTHONPATH", PROJECT / "src"),
 ):
     os.environ[variable] = os.pathsep.join(
         filter(None, [str(folder), os.environ.get(variable)])
     )
 
-# Keep library caches in the project's folder.
+# Keep library caches beside Snakemake's.
 for variable, folder in (
     ("MPLCONFIGDIR", "matplotlib"),
     ("XDG_CACHE_HOME", "cache"),
@@ -43,15 +94,15 @@ for variable, folder in (
     ("JUPYTER_DATA_DIR", "jupyter"),
     ("JUPYTER_RUNTIME_DIR", "jupyter"),
 ):
-    os.environ.setdefault(variable, str(Path(workflow.basedir) / ".snakemake" / folder))
+    os.environ.setdefault(variable, str(Path.cwd() / ".snakemake" / folder))
+
+
+configfile: own("config/config.yaml")
+
 
 with one_line_errors(status=1):
-    SCHEMA = read_schema("config/schema.json")
-    config = load_pipeline(
-        ["config/config.yaml", *workflow.overwrite_configfiles],
-        workflow.config_settings.config,
-        SCHEMA,
-    )
+    SCHEMA = read_schema(own("config/schema.json"))
+    config = load_pipeline(*config_sources(), SCHEMA, PROJECT)
 
 if config["container"]:
 
@@ -61,7 +112,18 @@ if config["container"]:
 RESULTS = config["results"]
 RESOURCES = config["resources"]
 EXPERIMENTS = config["experiments"]
-NETWORKS = list(EXPERIMENTS)
+# Those to train; the others are only trained if one of these starts from their checkpoints.
+TARGETS = config["targets"]
+SWEEPS = {
+    name: sweep
+    for name, entry in config["sweep"].items()
+    if (sweep := read_sweep(name, entry)).networks.keys() & set(TARGETS)
+}
+# Those with a part of the report of their own: the networks of a sweep have a table.
+SWEPT = {name for sweep in SWEEPS.values() for name in sweep.networks} & set(TARGETS)
+NETWORKS = [name for name in TARGETS if name not in SWEPT]
+CHECKPOINTS = network_checkpoints(config)
+DEFAULTS = argument_defaults(SCHEMA)
 COMPARED = {
     f"{system.network}/{system.slug}": system for system in compared_systems(config)
 }
@@ -84,7 +146,7 @@ if (
 
 
 wildcard_constraints:
-    network="|".join(map(re.escape, NETWORKS)),
+    network="|".join(map(re.escape, EXPERIMENTS)),
 
 
 def training_manifests(wildcards):
@@ -105,16 +167,18 @@ def initial_checkpoint(wildcards):
     The best weights of a network are not declared as output, since Snakemake would delete them before a training is
     continued; they exist whenever its checkpoint does.
     """
-    experiment = EXPERIMENTS[wildcards.network]
-    starts = [experiment[part]["init_from"] for part in ("generator", "discriminators")]
-    of_networks = {f"{RESULTS}/{n}.best.ckpt": f"{RESULTS}/{n}.ckpt" for n in NETWORKS}
-    return sorted({of_networks.get(start, start) for start in starts if start})
+    return sorted(
+        {
+            f"{RESULTS}/{CHECKPOINTS[start]}.ckpt" if start in CHECKPOINTS else start
+            for start in starts(EXPERIMENTS[wildcards.network])
+        }
+    )
 
 
 def training_recipe(wildcards):
     """What decides whether a network is trained again: the options that define it, and how long it is trained."""
     experiment = from_dict(Experiment, EXPERIMENTS[wildcards.network])
-    recipe = choices(experiment, argument_defaults(SCHEMA))
+    recipe = choices(experiment, DEFAULTS)
     return json.dumps(recipe | {"train.steps": experiment.train.steps})
 
 
@@ -133,6 +197,29 @@ def weight_files(paths):
     """The files of the registry's weights that contain `paths`."""
     names = {Path(path).relative_to(f"{RESOURCES}/weights").parts[0] for path in paths}
     return [file for name in sorted(names) for file in downloaded_files(name)]
+
+
+def swept(*files, sweeps=SWEEPS):
+    """These files in the folder of results, e.g. `metrics/{network}.csv`, of the sweeps' networks that are trained."""
+    return [
+        f"{RESULTS}/{file.format(network=network)}"
+        for sweep in sweeps
+        for network in SWEEPS[sweep].networks
+        if network in SWEPT
+        for file in files
+    ]
+
+
+def named_targets():
+    """The files of each target that the config names: a network's checkpoint; a sweep's checkpoints and metrics."""
+    metrics = ("metrics/{network}.csv", "metrics/{network}.summary.csv")
+    return {
+        **{f"networks.{name}": [f"{RESULTS}/{name}.ckpt"] for name in EXPERIMENTS},
+        **{
+            f"sweep.{name}": swept("{network}.ckpt", *metrics, sweeps=[name])
+            for name in SWEEPS
+        },
+    }
 
 
 def skipped_metrics():
@@ -159,7 +246,7 @@ def metric_weights(registered=True):
 def all_training_data():
     """Manifests and weights of all networks of this config."""
     files = []
-    for network in NETWORKS:
+    for network in EXPERIMENTS:
         files += paths_below(EXPERIMENTS[network], f"{RESOURCES}/prepared/")
         files += weight_files(
             paths_below(EXPERIMENTS[network], f"{RESOURCES}/weights/")
@@ -167,13 +254,14 @@ def all_training_data():
     return sorted(set(files))
 
 
+def planned(proxy):
+    """The jobs of a rule, e.g. `rules.report`, that are to be run; a module's rules have other names in the workflow."""
+    return [job for job in workflow.dag.needrun_jobs() if job.rule is proxy.rule]
+
+
 def waiting_networks():
     """The networks that this run will train."""
-    return sorted(
-        job.wildcards.network
-        for job in workflow.dag.needrun_jobs()
-        if job.rule.name == "train_network"
-    )
+    return sorted(job.wildcards.network for job in planned(rules.train_network))
 
 
 def require_gpu():
@@ -185,8 +273,9 @@ def require_gpu():
     ):
         return
     if waiting := waiting_networks():
+        more = f" and {len(waiting) - 9} more" if len(waiting) > 9 else ""
         sys.exit(
-            f"error: no GPU is visible, and training {', '.join(waiting)} at this size takes weeks on a CPU. "
+            f"error: no GPU is visible, and training {', '.join(waiting[:9])}{more} at this size takes weeks on a CPU. "
             "Run on a machine with a GPU or through a cluster profile, take --configfile config/demo.yaml for small "
             "networks, or insist with --config allow_cpu=true"
         )
@@ -227,7 +316,7 @@ def goal_options():
 def require_goals():
     """Stop before any training if target `learn` is requested and no network has a goal."""
     if workflow.is_main_process and not goal_options():
-        if any(job.rule.name == "learn" for job in workflow.dag.needrun_jobs()):
+        if planned(rules.learn):
             sys.exit(
                 "error: target learn checks what is asked of the networks, and nothing is: set networks.<name>.improves "
                 "or networks.<name>.reaches, e.g. with --configfile config/learn.yaml"
@@ -236,10 +325,9 @@ def require_goals():
 
 def keep_checkpoints():
     """Keep the checkpoints that Snakemake deletes before their trainings, which may find that nothing has changed."""
-    for job in workflow.dag.needrun_jobs():
-        if job.rule.name == "train_network":
-            folder = Path(RESULTS, "state", job.wildcards.network)
-            keep(Path(job.output.ckpt), folder)
+    for job in planned(rules.train_network):
+        folder = Path(RESULTS, "state", job.wildcards.network)
+        keep(Path(job.output.ckpt), folder)
 
 
 def retry_trainings():
@@ -247,7 +335,7 @@ def retry_trainings():
 
     A training ends a mistake (exit status 2, which neither torchrun nor a cluster passes on) with a line `error: ...`.
     """
-    training = workflow.get_rule("train_network")
+    training = rules.train_network.rule
     training.restart_times = max(
         training.restart_times, workflow.execution_settings.retries
     )
@@ -297,7 +385,9 @@ def tell_errors(logs):
         path
         for log in logs
         for path in re.findall(
-            r"^\s+log: (.+) \(check log file", Path(log).read_text(errors="replace"), re.MULTILINE
+            r"^\s+log: (.+) \(check log file",
+            Path(log).read_text(errors="replace"),
+            re.MULTILINE,
         )
     ]
     for path in dict.fromkeys(failed):

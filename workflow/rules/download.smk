@@ -4,11 +4,11 @@ from finallyse.corpora.locations import COLLECTION, Locations, folder_fingerprin
 from finallyse.demo.pack import OF_SPEECH, PACKERS
 from finallyse.corpora.sources import read_sources
 
-DEMO_SPEECH = config["demo_speech"] or "resources/demo/speech"
+DEMO_SPEECH = config["demo_speech"] or own("resources/demo/speech")
 
 with one_line_errors(status=1):
     LOCATIONS = Locations(
-        read_sources("resources/datasets.yaml"), config["corpora"], RESOURCES
+        read_sources(own("resources/datasets.yaml")), config["corpora"], RESOURCES
     )
     LOCATIONS.refuse_outputs_inside(RESULTS, DEMO_SPEECH if LOCATIONS.packs() else None)
     if LOCATIONS.packs():
@@ -27,11 +27,6 @@ WEIGHTS = [name for name, source in LOCATIONS.sources.items() if not source.is_c
 
 
 # Compute nodes often have no internet access: downloads run where Snakemake runs.
-localrules:
-    download,
-    download_collection,
-
-
 rule download:
     input:
         source=lambda wildcards: LOCATIONS.local_files(wildcards.source, wildcards.file),
@@ -50,6 +45,7 @@ rule download:
             for file in LOCATIONS.sources[name].files
         ),
     retries: 1
+    localrule: True
     conda:
         "../../envs/finallyse.yaml"
     threads: 1
@@ -64,8 +60,10 @@ rule download:
     message:
         "Downloading {wildcards.file} of {wildcards.source}; progress: {log}"
     shell:
-        "python scripts/download.py {wildcards.source} {wildcards.file:q} --output {output.file:q} "
-        "--base-url {params.base_url:q} --verify {params.verify} --lock {params.lock:q} > {log:q} 2>&1"
+        anywhere(
+            "python scripts/download.py {wildcards.source} {wildcards.file:q} --output {output.file:q} "
+            "--base-url {params.base_url:q} --verify {params.verify} --lock {params.lock:q} > {log:q} 2>&1"
+        )
 
 
 rule download_collection:
@@ -80,6 +78,7 @@ rule download_collection:
     wildcard_constraints:
         source="|".join(COLLECTIONS),
     retries: 1
+    localrule: True
     conda:
         "../../envs/finallyse.yaml"
     threads: 1
@@ -93,8 +92,10 @@ rule download_collection:
     message:
         "Downloading the files of {wildcards.source}; progress: {log}"
     shell:
-        "python scripts/download.py {wildcards.source} --output {output.table:q} "
-        "--base-url {params.base_url:q} --verify {params.verify} --lock {params.lock:q} > {log:q} 2>&1"
+        anywhere(
+            "python scripts/download.py {wildcards.source} --output {output.table:q} "
+            "--base-url {params.base_url:q} --verify {params.verify} --lock {params.lock:q} > {log:q} 2>&1"
+        )
 
 
 # Unpacked files are not declared as output, so that an interrupted job can resume.
@@ -120,7 +121,9 @@ rule unpack:
     message:
         "Unpacking {wildcards.archive} of {wildcards.corpus}; progress: {log}"
     shell:
-        "python scripts/unpack.py {input.archive:q} --into {params.folder:q} --marker {output.done:q} > {log:q} 2>&1"
+        anywhere(
+            "python scripts/unpack.py {input.archive:q} --into {params.folder:q} --marker {output.done:q} > {log:q} 2>&1"
+        )
 
 
 rule simulate_rooms:
@@ -145,8 +148,10 @@ rule simulate_rooms:
     message:
         "Simulating {params.rooms} rooms; progress: {log}"
     shell:
-        "python scripts/simulate_rooms.py --into {params.folder:q} --count {params.rooms} --rate {params.rate} "
-        "--rt60 {params.rt60_s} --seed {params.seed} --marker {output.done:q} > {log:q} 2>&1"
+        anywhere(
+            "python scripts/simulate_rooms.py --into {params.folder:q} --count {params.rooms} --rate {params.rate} "
+            "--rt60 {params.rt60_s} --seed {params.seed} --marker {output.done:q} > {log:q} 2>&1"
+        )
 
 
 # The demo's archives: used only if a base URL in the config is the folder that they are written to.
@@ -171,7 +176,9 @@ rule collect_demo_speech:
     message:
         "Collecting speech from {params.folder}"
     shell:
-        "python scripts/collect_demo_speech.py {params.folder:q} --output {output.table:q} > {log:q} 2>&1"
+        anywhere(
+            "python scripts/collect_demo_speech.py {params.folder:q} --output {output.table:q} > {log:q} 2>&1"
+        )
 
 
 for name in PACKERS:
@@ -205,5 +212,7 @@ for name in PACKERS:
         message:
             "Packing the demo's {params.source}"
         shell:
-            "python scripts/pack_demo.py {params.source} {params.speech:q} --into {params.folder:q} "
-            "--lock {params.lock:q} --downloads {params.downloads:q} > {log:q} 2>&1"
+            anywhere(
+                "python scripts/pack_demo.py {params.source} {params.speech:q} --into {params.folder:q} "
+                "--lock {params.lock:q} --downloads {params.downloads:q} > {log:q} 2>&1"
+            )

@@ -51,7 +51,9 @@ rule enhance_validation:
     message:
         "Enhancing the validation set of {wildcards.network}"
     shell:
-        "python scripts/inference.py exp.config_path={input.config:q} exp.threads={threads} metrics=[] > {log:q} 2>&1"
+        anywhere(
+            "python scripts/inference.py exp.config_path={input.config:q} exp.threads={threads} metrics=[] > {log:q} 2>&1"
+        )
 
 
 # On the CPU, so that the GPU is free for a training. Metrics whose packages are not installed are skipped: the summary
@@ -82,9 +84,11 @@ rule compute_metrics:
     message:
         "Measuring {wildcards.network}"
     shell:
-        "python scripts/evaluate.py --enhanced {input.folder:q}/enhanced --reference {input.folder:q}/reference"
-        " {params.noisy:q} --score-reference --metrics {params.metrics} --skip-missing --resources {params.resources:q}"
-        " --device cpu --jobs {threads} --output {output.table:q} > {log:q} 2>&1"
+        anywhere(
+            "python scripts/evaluate.py --enhanced {input.folder:q}/enhanced --reference {input.folder:q}/reference"
+            " {params.noisy:q} --score-reference --metrics {params.metrics} --skip-missing --resources {params.resources:q}"
+            " --device cpu --jobs {threads} --output {output.table:q} > {log:q} 2>&1"
+        )
 
 
 # Another system's files, measured like the network's that it is compared with.
@@ -119,6 +123,8 @@ rule compute_compared_metrics:
     message:
         "Measuring {params.compared}, to be compared with {wildcards.network}"
     shell:
-        "python scripts/evaluate.py --enhanced {params.compared:q} --reference {input.folder:q}/reference {params.noisy:q}"
-        " --only-referenced --metrics {params.metrics} --skip-missing --resources {params.resources:q} --device cpu"
-        " --jobs {threads} --output {output.table:q} > {log:q} 2>&1"
+        anywhere(
+            "python scripts/evaluate.py --enhanced {params.compared:q} --reference {input.folder:q}/reference {params.noisy:q}"
+            " --only-referenced --metrics {params.metrics} --skip-missing --resources {params.resources:q} --device cpu"
+            " --jobs {threads} --output {output.table:q} > {log:q} 2>&1"
+        )

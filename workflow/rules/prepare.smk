@@ -53,9 +53,11 @@ rule prepare_corpus:
     message:
         "Preparing {wildcards.corpus} at {wildcards.rate} Hz; progress: {log}"
     shell:
-        "python scripts/prepare.py --corpus {wildcards.corpus} --source {params.source:q} --output {params.folder:q} "
-        "--rate {wildcards.rate} --jobs {threads} --seed {params.seed} "
-        "--min-bak {params.min_bak} {params.cut} > {log:q} 2>&1"
+        anywhere(
+            "python scripts/prepare.py --corpus {wildcards.corpus} --source {params.source:q} --output {params.folder:q} "
+            "--rate {wildcards.rate} --jobs {threads} --seed {params.seed} "
+            "--min-bak {params.min_bak} {params.cut} > {log:q} 2>&1"
+        )
 
 
 use rule prepare_corpus as prepare_corpus_with_test with:
@@ -102,7 +104,7 @@ AUGMENTATIONS_PAGE = (
 
 rule show_augmentations:
     input:
-        notebook="notebooks/augmentations.ipynb",
+        notebook=own("notebooks/augmentations.ipynb"),
         speech=f"{RESOURCES}/prepared/libritts-r/16000/validation.csv",
         noise=f"{RESOURCES}/prepared/dns5-noise/16000/train.csv",
         rooms=f"{RESOURCES}/prepared/dns5-rooms/16000/train.csv",
@@ -127,5 +129,7 @@ rule show_augmentations:
     message:
         "Executing {input.notebook}"
     shell:
-        "python scripts/run_notebook.py {input.notebook:q} --output {output.page:q} --set speech={input.speech:q} "
-        "noise={input.noise:q} rooms={input.rooms:q} microphones={input.microphones:q} > {log:q} 2>&1"
+        anywhere(
+            "python scripts/run_notebook.py {input.notebook:q} --output {output.page:q} --set speech={input.speech:q} "
+            "noise={input.noise:q} rooms={input.rooms:q} microphones={input.microphones:q} > {log:q} 2>&1"
+        )

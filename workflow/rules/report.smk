@@ -29,9 +29,10 @@ rule report:
             system=COMPARED,
             suffix=[".csv", ".summary.csv"],
         ),
+        swept=swept("metrics/{network}.csv", "metrics/{network}.summary.csv"),
         augmentations=AUGMENTATIONS_PAGE,
-        published="resources/paper/results.csv",
-        recipes="resources/paper/recipes.csv",
+        published=own("resources/paper/results.csv"),
+        recipes=own("resources/paper/recipes.csv"),
     output:
         page=report(
             f"{RESULTS}/report.html",
@@ -68,12 +69,19 @@ rule report:
             word
             for system in COMPARED.values()
             for word in ("--compare", system.name, system.network, system.source)
+        ]
+        + [
+            word
+            for sweep in SWEEPS.values()
+            for word in ("--sweep", sweep.name, sweep.base, json.dumps(sweep.grid))
         ],
     message:
         "Writing {output.page}"
     shell:
-        "python scripts/report.py --results {params.results:q} --networks {params.networks:q} --paper {params.paper:q}"
-        " {params.augmentations:q} {params.compared:q} --output {output.page:q} --figures {output.figures:q} > {log:q} 2>&1"
+        anywhere(
+            "python scripts/report.py --results {params.results:q} --networks {params.networks:q} --paper {params.paper:q}"
+            " {params.augmentations:q} {params.compared:q} --output {output.page:q} --figures {output.figures:q} > {log:q} 2>&1"
+        )
 
 
 # The table is written regardless of the result: if the check failed in the same rule, Snakemake would delete it.
@@ -101,8 +109,10 @@ rule show_improvement:
     message:
         "Writing {output.table}"
     shell:
-        "python scripts/improvement.py --results {params.results:q} --networks {params.networks:q} {params.goals:q}"
-        " --only-show > {log:q} 2>&1"
+        anywhere(
+            "python scripts/improvement.py --results {params.results:q} --networks {params.networks:q} {params.goals:q}"
+            " --only-show > {log:q} 2>&1"
+        )
 
 
 rule learn:
@@ -128,5 +138,7 @@ rule learn:
     message:
         "Checking what is asked of each network"
     shell:
-        "python scripts/improvement.py --results {params.results:q} --networks {params.networks:q} {params.goals:q}"
-        " 2>&1 | tee {log:q}"
+        anywhere(
+            "python scripts/improvement.py --results {params.results:q} --networks {params.networks:q} {params.goals:q}"
+            " 2>&1 | tee {log:q}"
+        )

@@ -1,11 +1,6 @@
 """Training: writes each network's complete experiment and what of it defines the result, then its checkpoint."""
 
 
-localrules:
-    write_experiment,
-    write_recipe,
-
-
 rule write_experiment:
     output:
         config=f"{RESULTS}/configs/{{network}}.yaml",
@@ -13,6 +8,7 @@ rule write_experiment:
         f"{RESULTS}/logs/write_experiment/{{network}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/write_experiment/{{network}}.tsv"
+    localrule: True
     conda:
         "../../envs/finallyse.yaml"
     threads: 1
@@ -24,7 +20,9 @@ rule write_experiment:
     message:
         "Writing the complete experiment of {wildcards.network}"
     shell:
-        "python scripts/write_experiment.py {params.experiment:q} {output.config:q} 2> {log:q}"
+        anywhere(
+            "python scripts/write_experiment.py {params.experiment:q} {output.config:q} 2> {log:q}"
+        )
 
 
 # Changes only with what leads to another result, unlike the experiment, which also says how to log and to validate.
@@ -33,6 +31,7 @@ rule write_recipe:
         recipe=f"{RESULTS}/configs/{{network}}.recipe.json",
     log:
         f"{RESULTS}/logs/write_recipe/{{network}}.log",
+    localrule: True
     conda:
         "../../envs/finallyse.yaml"
     threads: 1
@@ -82,8 +81,10 @@ rule train_network:
     # Snakemake deletes the log before each attempt: a second name keeps that of earlier ones.
     # `exec`: no shell between Snakemake and the training, since SLURM's SIGTERM would end it before the training saves.
     shell:
-        'log={log:q}; kept=${{log%.log}}; mkdir -p "$kept"; : > "$log"; '
-        'ln "$log" "$kept/$(date -u +%Y-%m-%dT%H-%M-%S)-$$.log" || true; '
-        "launch=python; [ {resources.gpu} -le 1 ] || launch='torchrun --standalone --nproc-per-node={resources.gpu}'; "
-        "exec $launch scripts/train.py exp.config_path={input.config:q} train.stop_after={resources.stop_after} "
-        "exp.threads=$(( ({threads} + {resources.gpu} - 1) / {resources.gpu} )) >> {log:q} 2>&1"
+        anywhere(
+            'log={log:q}; kept=${{log%.log}}; mkdir -p "$kept"; : > "$log"; '
+            'ln "$log" "$kept/$(date -u +%Y-%m-%dT%H-%M-%S)-$$.log" || true; '
+            "launch=python; [ {resources.gpu} -le 1 ] || launch='torchrun --standalone --nproc-per-node={resources.gpu}'; "
+            "exec $launch scripts/train.py exp.config_path={input.config:q} train.stop_after={resources.stop_after} "
+            "exp.threads=$(( ({threads} + {resources.gpu} - 1) / {resources.gpu} )) >> {log:q} 2>&1"
+        )

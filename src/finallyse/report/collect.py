@@ -18,7 +18,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy
 import pandas
@@ -37,6 +37,10 @@ from finallyse.metrics.evaluate import files_by_name, from_text
 from finallyse.options import Experiment, defines_run, from_dict
 from finallyse.report.figures import Interval, number
 from finallyse.report.paired import Change, Verdict, level_verdict, paired_change, paired_difference, verdict
+from finallyse.sweep import Sweep
+
+if TYPE_CHECKING:
+    from finallyse.report.swept import Swept
 
 PACKAGES = ("torch", "torchaudio", "transformers", "numpy", "scipy", "pesq", "pystoi", "soundfile", "snakemake")
 """Packages whose versions can change a number of the report."""
@@ -214,6 +218,7 @@ class Report:
     environment: dict[str, str]
     absent: list[str]
     """Networks without any results yet."""
+    sweeps: list[Swept] = dataclasses.field(default_factory=list)
 
 
 def collect(
@@ -224,6 +229,7 @@ def collect(
     experiments: Path | None = None,
     schema: Path | None = None,
     compare: Sequence[System] = (),
+    sweeps: Sequence[Sweep] = (),
     title: str = "Run report",
     require_all: bool = False,
 ) -> Report:
@@ -233,6 +239,7 @@ def collect(
         experiments: folder of the recipes (config/experiments) to compare the runs' configurations with.
         schema: JSON schema (config/schema.json) with the defaults that complete both.
         compare: other systems to show beside the networks.
+        sweeps: sweeps to show, whose networks need not be among `networks`.
         require_all: a network with anything missing is an error; otherwise the report lists what is missing.
     """
     if not results.is_dir():
@@ -254,8 +261,12 @@ def collect(
             absent.append(name)
         else:
             found.append(network)
-    if not found:
-        raise UserError(f"{results}: no results of {', '.join(networks)} yet; run the workflow first")
+    from finallyse.report.swept import read_swept  # which reads tables as this module does
+
+    swept = [read_swept(results, sweep) for sweep in sweeps]
+    if not found and not any(sweep.scores for sweep in swept):
+        names = ", ".join([*networks, *(sweep.name for sweep in sweeps)])
+        raise UserError(f"{results}: no results of {names} yet; run the workflow first")
     return Report(
         title=title,
         results=results,
@@ -265,6 +276,7 @@ def collect(
         jobs=_jobs(results / "benchmarks"),
         environment=_environment(),
         absent=absent,
+        sweeps=swept,
     )
 
 
@@ -276,7 +288,7 @@ def _csv(path: Path, **options: Any) -> pandas.DataFrame:
         raise UserError(f"{path}: not readable as CSV: {' '.join(str(error).split())}") from error
 
 
-def _table(path: Path, columns: Sequence[str] = ()) -> pandas.DataFrame:
+def read_table(path: Path, columns: Sequence[str] = ()) -> pandas.DataFrame:
     """A CSV file, checked for `columns`."""
     table = _csv(path, skipinitialspace=True, dtype={"utterance": str})  # not the number 1 for 001
     if "utterance" in table:
@@ -289,7 +301,7 @@ def _table(path: Path, columns: Sequence[str] = ()) -> pandas.DataFrame:
 
 def _numbers(path: Path) -> pandas.DataFrame:
     """A table of numbers by step, as a training writes it."""
-    table = _table(path, ["step"])
+    table = read_table(path, ["step"])
     for column in table:
         try:
             table[column] = pandas.to_numeric(table[column])
@@ -569,7 +581,7 @@ def _of_training(results: Path, network: str, table: str) -> pandas.DataFrame | 
 
 def _scores(path: Path, utterances: Path | None) -> list[Score]:
     """The summary of the metrics as scripts/evaluate.py writes it, with the changes by its table of `utterances`."""
-    rows = _table(utterances, ["utterance"]) if utterances else pandas.DataFrame()
+    rows = read_table(utterances, ["utterance"]) if utterances else pandas.DataFrame()
     table = _csv(path, dtype=str, keep_default_na=False) if path.stat().st_size else pandas.DataFrame()
     needed = ["metric", "mean", "ci95", "n", "unscored", "reasons", "missing", "unit", "better", "paper"]
     for column in needed:
@@ -627,7 +639,7 @@ def _utterances(folder: Path, scores_path: Path | None) -> list[Utterance]:
     """Enhanced utterances with their input, reference and scores, by name."""
     rows: dict[str, dict[str, float]] = {}
     if scores_path:
-        table = _table(scores_path, ["utterance"])
+        table = read_table(scores_path, ["utterance"])
         numeric = table.select_dtypes("number").columns
         rows = {str(row["utterance"]): {c: float(row[c]) for c in numeric} for row in table.to_dict("records")}
     utterances = []
@@ -649,7 +661,7 @@ def _utterances(folder: Path, scores_path: Path | None) -> list[Utterance]:
 def _compared(results: Path, system: System) -> Compared:
     name = f"{system.network}/{system.slug}"
     scores = read_scores(results, name)
-    ours, theirs = (_table(results / "metrics" / f"{of}.csv", ["utterance"]) for of in (system.network, name))
+    ours, theirs = (read_table(results / "metrics" / f"{of}.csv", ["utterance"]) for of in (system.network, name))
     try:
         differences = {score.metric: paired_difference(ours, theirs, score.metric) for score in scores}
     except ValueError as error:
@@ -683,7 +695,7 @@ def _training_data(experiment: Experiment) -> TrainingData | None:
     paths = [Path(path) for path in dict.fromkeys(map(str, manifests))]
     if not paths or not all(path.is_file() for path in paths):
         return None
-    table = pandas.concat([_table(path, ["samples", "rate"]) for path in paths])
+    table = pandas.concat([read_table(path, ["samples", "rate"]) for path in paths])
     if not all(pandas.api.types.is_numeric_dtype(table[column]) for column in ("samples", "rate")):
         raise UserError(f"{', '.join(map(str, paths))}: samples and rate must be numbers; prepare the corpus again")
     return TrainingData(files=len(table), hours=float((table["samples"] / table["rate"]).sum()) / 3600)
@@ -730,7 +742,10 @@ def _environment() -> dict[str, str]:
 def _commit() -> str:
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+            # of this package's code, wherever the report is written
+            done = subprocess.run(
+                ["git", "-C", Path(__file__).parent, *arguments], capture_output=True, text=True, check=False
+            )
         except FileNotFoundError:
             return None
         return done.stdout.strip() if done.returncode == 0 else None

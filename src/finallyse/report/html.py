@@ -21,7 +21,7 @@ from finallyse import __version__, atomic
 from finallyse.errors import UserError
 from finallyse.losses import losses_registry
 from finallyse.metrics import headlines, label_of, metrics_registry
-from finallyse.report import figures
+from finallyse.report import figures, paired
 from finallyse.report.collect import Compared, Network, Report, Score
 from finallyse.report.figures import Interval, Series, counted, number, style_of, with_interval
 from finallyse.report.listen import (
@@ -35,11 +35,15 @@ from finallyse.report.listen import (
     shared_utterances,
 )
 from finallyse.report.paired import LEVEL_TOLERANCE_DB, Trend, trends
+from finallyse.report.swept import Cell, Setting, Swept
 
 FOLDER = Path(__file__).parent
 
 FAR = 0.5
 """A run with less than this share of the recipe's steps, batch or parameters counts as far from it."""
+
+SHOWN_ABSENT = 5
+"""Names of a sweep's networks without results."""
 
 
 def write(report: Report, output: Path, options: Options, augmentations: Path | None = None) -> int:
@@ -64,20 +68,22 @@ def render(report: Report, options: Options, augmentations: str | None = None) -
     networks = [_network(network, report, options, sounds) for network in report.networks]
     published = _published(report)
     rules = _rules(report)
-    sections = [("overview", "Overview")]
+    sections = [("overview", "Overview")] if networks or report.absent else []
     sections += [("stages", "FINALLY’s stages")] if stages else []
-    sections += [("networks", "Networks")]
+    sections += [("sweeps", "Sweeps")] if report.sweeps else []
+    sections += [("networks", "Networks")] if networks else []
     sections += [("published", "Published numbers")] if published else []
     sections += [("missing", "Missing"), ("run", "The run")]
     return render_page(
         "report.html.j2",
         title=report.title,
-        subtitle=f"{counted(len(report.networks), 'network')} · {report.results} · {report.made:%d %B %Y, %H:%M %Z}",
+        subtitle=f"{_what(report)} · {report.results} · {report.made:%d %B %Y, %H:%M %Z}",
         sections=sections,
         banner=_banner(report),
         overview=_overview(report),
         absent=report.absent,
         stages=stages,
+        sweeps=[_sweep(swept) for swept in report.sweeps],
         networks=networks,
         published=published,
         published_note=_published_note(report),
@@ -586,6 +592,82 @@ def _short(name: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Sweeps
+
+
+def _what(report: Report) -> str:
+    """9 networks, 1 sweep."""
+    parts = [counted(len(report.networks), "network")] if report.networks or not report.sweeps else []
+    return ", ".join(parts + ([counted(len(report.sweeps), "sweep")] if report.sweeps else []))
+
+
+def _sweep(swept: Swept) -> dict[str, Any]:
+    """A row for each setting, a cell for each metric."""
+    scores = [score for score in swept.scores if any(score.metric in setting.cells for setting in swept.settings)]
+    text = f"{swept.sweep.base}, varied in {', '.join(swept.sweep.options)}. "
+    if swept.has_seeds:
+        text += (
+            "First line: mean and standard deviation (±) over the seeds of the means over the validation set; without "
+            "± there is one seed. "
+        )
+    else:
+        text += "First line: mean over the validation set. "
+    if any(cell.change for setting in swept.settings for cell in setting.cells.values()):
+        text += "Change: output minus input. "
+    text += "Against the first row: this row’s output minus the first row’s. "
+    text += "Both are means of each utterance’s difference with the 95 % interval over utterances"
+    text += (
+        ", of the mean over the seeds: chance of the seeds is not in it, compare with ±." if swept.has_seeds else "."
+    )
+    return {
+        "id": f"sweep-{_anchor(swept.sweep.name)}",
+        "name": swept.sweep.name,
+        "text": text,
+        "options": swept.options,
+        "has_seeds": swept.has_seeds,
+        "metrics": [
+            {
+                "label": s.label,
+                "unit": s.unit,
+                "about": s.about,
+                "arrow": ARROWS[s.better][0],
+                "said": ARROWS[s.better][1],
+            }
+            for s in scores
+        ],
+        "rows": [
+            {
+                "values": setting.values,
+                "networks": ", ".join(setting.networks),
+                "seeds": _seeds(setting),
+                "cells": [_cell(setting.cells.get(score.metric), score) for score in scores],
+            }
+            for setting in swept.settings
+        ],
+    }
+
+
+def _seeds(setting: Setting) -> str:
+    """3, or `2 of 3` where some have no results."""
+    have, want = len(setting.measured), len(setting.networks)
+    return str(have) if have == want else f"{have} of {want}"
+
+
+def _cell(cell: Cell | None, score: Score) -> dict[str, str]:
+    """The texts of a cell, with the colour of each difference."""
+    none = dict.fromkeys(("change", "change_colour", "difference", "difference_colour"), "")
+    if cell is None:
+        return {"mean": "–", **none}
+    spread = Interval(cell.mean, cell.mean - cell.deviation, cell.mean + cell.deviation)
+    texts = {"mean": with_interval(spread), **none}
+    for key, found in (("change", cell.change), ("difference", cell.difference)):
+        if found and found.pairs and score.better != "zero":
+            texts[key] = with_interval(found.interval, signed=True)
+            texts[f"{key}_colour"] = COLOURS.get(paired.verdict(found.interval, score.better), "")
+    return texts
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Published numbers, what is missing, the rules
 
 
@@ -661,10 +743,20 @@ def _missing(report: Report) -> list[dict[str, str]]:
                 of = f"{len(absent)} of {counted(len(network.utterances), 'utterance')} of {network.name}"
                 where = f"not in {compared.system.folder}, e.g. {absent[0]}"
                 entries.append({"what": f"{compared.system.name}: {of}", "where": where})
+    for swept in report.sweeps:
+        if swept.absent:
+            of = f"{len(swept.absent)} of {counted(len(swept.sweep.networks), 'network')} without results"
+            more = ", …" if len(swept.absent) > SHOWN_ABSENT else ""
+            entries.append(
+                {"what": f"{swept.sweep.name}: {of}", "where": ", ".join(swept.absent[:SHOWN_ABSENT]) + more}
+            )
+        for score in swept.scores:
+            if score.missing:
+                by_reason.setdefault((score.label, score.reason), []).append(f"sweep {swept.sweep.name}")
     for (label, reason), names in by_reason.items():
-        everywhere = len(names) == len(report.networks)
+        everywhere = len(names) == len(report.networks) + len(report.sweeps)
         entries.append({"what": f"{label}: {reason}", "where": "" if everywhere else ", ".join(names)})
-    measured = {score.metric for network in report.networks for score in network.scores}
+    measured = {score.metric for shown in [*report.networks, *report.sweeps] for score in shown.scores}
     unrequested = [label_of(name) for name in metrics_registry if name not in measured]
     if measured and unrequested:
         entries.append({"what": f"Not requested: {', '.join(unrequested)}", "where": "(the configuration's metrics)"})
