@@ -9,8 +9,8 @@ from pathlib import Path
 LAYERS = (
     ("errors", "hashes"),
     ("checks",),
-    ("atomic", "compare", "hardware", "options", "precision", "progress", "registry"),
-    ("journal", "processes", "recipe"),
+    ("atomic", "compare", "hardware", "options", "precision", "progress", "project", "registry"),
+    ("journal", "processes", "recipe", "sweep"),
     ("finished",),
     ("audio",),
     ("corpora",),

@@ -298,7 +298,7 @@ def _resolve_plain(value: Any, config: dict, depth: int = 0) -> Any:
         return value
     if depth > DEEPEST or "$" in PLAIN.sub("", value):
         raise _NotPlain
-    found = [_resolve_plain(_at(config, path), config, depth + 1) for path in PLAIN.findall(value)]
+    found = [_resolve_plain(_value_at(config, path), config, depth + 1) for path in PLAIN.findall(value)]
     if PLAIN.fullmatch(value):
         return found[0]
     if not all(isinstance(inner, str) for inner in found):
@@ -307,7 +307,7 @@ def _resolve_plain(value: Any, config: dict, depth: int = 0) -> Any:
     return PLAIN.sub(lambda _: next(texts), value)
 
 
-def _at(config: dict, dotted: str) -> Any:
+def _value_at(config: dict, dotted: str) -> Any:
     inside: Any = config
     for key in dotted.split("."):
         if not isinstance(inside, dict) or key not in inside:

@@ -95,7 +95,7 @@ def build_schema() -> dict:
     of["networks"] |= {"propertyNames": _named(options.NAME), "additionalProperties": {"anyOf": [NULLABLE, network]}}
     sweep = dataclass_schema(options.Sweep)
     sweep["properties"]["grid"]["additionalProperties"] = {"type": ["array", "null"]}
-    of["sweep"] |= {"propertyNames": _named(options.NAME), "additionalProperties": {"anyOf": [NULLABLE, sweep]}}
+    of["sweep"]["additionalProperties"] = {"anyOf": [NULLABLE, sweep]}
     of["corpora"]["additionalProperties"] = {"anyOf": [NULLABLE, dataclass_schema(options.Corpus)]}
     of["compare"] |= {
         "propertyNames": _named(options.TITLE),
