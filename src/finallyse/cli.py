@@ -69,7 +69,7 @@ def check(parser: ArgumentParser, words: Sequence[str]) -> int:
     workflow does the same when it starts. Exit status 2 if a training would fail.
     """
     add = parser.add_argument
-    text = "network or checkpoint (default: all), or option of the pipeline to override"
+    text = "network, sweep or checkpoint (default: all), or option of the pipeline to override"
     add("targets", nargs="*", metavar="TARGET|KEY=VALUE", help=text)
     text = "config file over config/config.yaml, as for Snakemake; may be repeated"
     add("--configfile", **REPEATED, metavar="FILE", help=text)

@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ from finallyse.errors import UserError, nearest, one_line_errors
 from finallyse.options import Experiment, from_dict
 from finallyse.progress import data_size, duration
 from finallyse.status import read_history
+from finallyse.sweep import read_sweep
 
 # Options that hold the path of a file or folder of the user's, unless the workflow makes it.
 PATHS = ("manifest", "folder", "weights", "wavlm", "init_from", "path")
 TFLOPS = 20  # sustained by a GPU on these networks: an example, not a measurement (docs/cluster.md)
 STATE_BYTES = 12  # of a resume state per trained value: the weight and AdamW's two moments
+IRRELEVANT = ("run_name", "config_path", "seed", "lr", "steps")  # in which the networks of a sweep may differ
 PASSED = Path(".snakemake/finallyse/checked")  # experiments that have passed, by a hash of everything that counts
 
 
@@ -38,13 +40,15 @@ def check(targets: Sequence[str], arguments: Sequence[str]) -> int:
 
 
 def networks_of(config: Mapping, targets: Sequence[str]) -> list[str]:
-    """The networks that targets (names or checkpoints; none: all) are made with, in the order of training."""
+    """The networks that targets (networks, sweeps, checkpoints; none: all) are made with, in the order of training."""
     experiments = config["experiments"]
     by_path = {f"{config['results']}/{name}{kind}": name for name in experiments for kind in (".ckpt", ".best.ckpt")}
-    asked = [by_path.get(target, target) for target in targets] or list(experiments)
-    for name in asked:
-        if name not in experiments:
-            raise UserError(f"{name}: no network of this config; {nearest(name, experiments)}")
+    sweeps = {name: list(read_sweep(name, entry).networks) for name, entry in config["sweep"].items()}
+    named = {name: [name] for name in experiments} | sweeps
+    for target in targets:
+        if by_path.get(target, target) not in named:
+            raise UserError(f"{target}: no network or sweep of this config; {nearest(target, named)}")
+    asked = [name for target in targets for name in named[by_path.get(target, target)]] or list(experiments)
     ordered: list[str] = []
 
     def visit(name: str, chain: tuple[str, ...]) -> None:
@@ -215,8 +219,15 @@ def _hash(config: Mapping, name: str) -> str:
         starts.append(next((options[n] for n in options if source.startswith(f"{config['results']}/{n}.")), None))
         starts.append(Path(source).stat().st_mtime_ns if starts[-1] is None and Path(source).exists() else source)
     code = max(path.stat().st_mtime_ns for path in Path(finallyse.__file__).parent.rglob("*.py"))
-    text = json.dumps([options[name], starts, config["networks"][name]["gpus"], code], sort_keys=True, default=str)
+    counted = [_without(IRRELEVANT, part) for part in (options[name], starts)]
+    text = json.dumps([counted, config["networks"][name]["gpus"], code], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _without(keys: Collection[str], value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without(keys, inner) for key, inner in value.items() if key not in keys}
+    return [_without(keys, inner) for inner in value] if isinstance(value, list) else value
 
 
 def main(words: Sequence[str]) -> int:
