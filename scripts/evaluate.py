@@ -20,6 +20,7 @@ from pathlib import Path
 from finallyse.cli import positive
 from finallyse.errors import one_line_errors, printable
 from finallyse.metrics import metrics_registry
+from finallyse.plugins import load as load_plugins
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -54,7 +55,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=positive, metavar="N", help="processes; default: one per core")
     text = "measure what there is of files that are cut short or damaged"
     parser.add_argument("--accept-cut", action="store_true", help=text)
+    text = "Python file with metrics of your own; may be repeated"
+    parser.add_argument("--plugin", action="append", default=[], metavar="FILE", help=text)
     options = parser.parse_args(arguments)
+    load_plugins(options.plugin)
     if options.metrics == ["all"]:
         options.metrics, options.skip_missing = list(metrics_registry), True
     return options

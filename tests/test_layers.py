@@ -10,6 +10,7 @@ LAYERS = (
     ("errors", "hashes"),
     ("checks",),
     ("atomic", "compare", "hardware", "options", "precision", "progress", "project", "registry"),
+    ("plugins",),
     ("journal", "processes", "recipe", "sweep"),
     ("finished",),
     ("audio",),
@@ -23,7 +24,7 @@ LAYERS = (
     ("schema",),
     ("config",),
     # commands, each beside the package that it is about
-    ("corpora.plan", "corpora.prepare", "demo", "models.convert", "provenance", "report", "status"),
+    ("corpora.plan", "corpora.prepare", "demo", "models.convert", "new", "provenance", "report", "status"),
     ("preflight",),
     ("cli",),
 )

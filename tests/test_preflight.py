@@ -114,7 +114,9 @@ def test_a_best_that_will_not_be_made(check):
     best = "${exp.results}/finally_stage1.best.ckpt"
     status, _, errors = check("finally_stage2", generator={"init_from": best})
     assert status == 0, errors
-    with pytest.raises(UserError, match=r"finally_stage9: no network or sweep of this config; did you mean 'finally_stage"):
+    with pytest.raises(
+        UserError, match=r"finally_stage9: no network or sweep of this config; did you mean 'finally_stage"
+    ):
         check("finally_stage9")
 
 

@@ -317,7 +317,7 @@ def stubbed(root, tmp_path):
         (tmp_path / "attempts").unlink(missing_ok=True)
         (tmp_path / "what").write_text(what)
         command = ["hifigan", "--cores", "1", "--configfile", "config/demo.yaml", *arguments]
-        place = ["results=r", "resources=s"]
+        place = ["results=r", "resources=s", "preflight=false"]
         done = snakemake(tmp_path, *command, *([] if "--config" in arguments else ["--config"]), *place)
         made = tmp_path / "attempts"
         return done, len(made.read_text()) if made.exists() else 0, done.stdout + done.stderr

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from finallyse.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from finallyse.inference.enhancer import Enhancer
@@ -26,6 +27,7 @@ def load(
     checkpoint: str | Path | None = None,
     *,
     wavlm: str | Path | None = None,
+    plugins: Sequence[str] = (),
     device: Literal["auto", "cpu", "cuda"] = "auto",
     precision: Literal["fp32", "bf16"] = "fp32",
     window_s: float = 20.48,
@@ -37,14 +39,17 @@ def load(
         checkpoint: a file, or the name of a network of the package (`finallyse models`); None: the default.
         wavlm: folder of WavLM, for networks that need one; None: the one packed into the checkpoint, or that of its
             config.
+        plugins: Python files that the network was trained with (`plugins` of its config); they are executed.
         device, precision, window_s, batch: as for :class:`finallyse.Enhancer`.
 
     Raises:
         UserError: for a file that is no checkpoint of this package, and for options out of range.
     """
     from finallyse.inference.enhancer import Enhancer  # PyTorch, so that `import finallyse` stays cheap
+    from finallyse.plugins import load as load_plugins
     from finallyse.pretrained import checkpoint_file
 
+    load_plugins(plugins)
     options = {"device": device, "precision": precision, "window_s": window_s, "batch": batch}
     return Enhancer.from_checkpoint(checkpoint_file(checkpoint), wavlm=wavlm, **options)
 

@@ -109,6 +109,8 @@ def enhance(parser: ArgumentParser, words: Sequence[str]) -> int:
     add("--chunk", type=float, default=20.48, metavar="S", help="window length in seconds (default: %(default)s)")
     add("--wavlm", metavar="DIR", help="folder of WavLM, if the path in the checkpoint no longer exists")
     add("--threads", type=positive, metavar="N", help="CPU threads (default: PyTorch's own)")
+    text = "Python file with the network, for a checkpoint that was trained with plugins; may be repeated"
+    add("--plugin", **REPEATED, dest="plugins", metavar="FILE", help=text)
     options = vars(parser.parse_intermixed_args(words))
     from finallyse.inference.command import run
 
@@ -200,6 +202,20 @@ def convert(parser: ArgumentParser, words: Sequence[str]) -> None:
     print(f"{options.output} written")
 
 
+def new(parser: ArgumentParser, words: Sequence[str]) -> None:
+    """Write a class of your own, a loss, network, dataset, ..., that works as it is, and a test of its contract."""
+    from finallyse.new import PARTS, write
+
+    add = parser.add_argument
+    add("kind", choices=PARTS, metavar="KIND", help=", ".join(PARTS))
+    add("name", metavar="NAME", help="its name in configs: lower-case letters, digits and _")
+    add("--into", default=".", metavar="DIR", help="folder of NAME.py and test_NAME.py (default: this one)")
+    add("--force", action="store_true", help="overwrite existing files")
+    options = parser.parse_args(words)
+    part, test = write(options.kind, options.name, options.into, options.force)
+    print(f"{part} written: name it under `plugins` in a config or an experiment. Its test: python -m pytest {test}")
+
+
 def models(parser: ArgumentParser, words: Sequence[str]) -> None:
     """List the trained networks that come with the package, and the networks that can be trained.
 
@@ -230,7 +246,7 @@ def _add_pipeline(parser: ArgumentParser) -> None:
 
 
 COMMANDS = {
-    command.__name__: command for command in (status, config, check, enhance, compare, pack, data, convert, models)
+    command.__name__: command for command in (status, config, check, enhance, compare, pack, data, convert, new, models)
 }
 
 

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
+from finallyse import plugins
 from finallyse.compare import compared_systems
 from finallyse.errors import UserError, nearest
 from finallyse.options import Compared, Experiment, Network, Pipeline, Sweep, defaults, from_dict
@@ -32,6 +33,7 @@ from finallyse.schema import (
     check_config,
     check_keys,
     check_required,
+    current_schema,
     fill_arguments,
     read_schema,
 )
@@ -376,15 +378,49 @@ def complete_experiment(config: dict, source: str, schema: dict) -> dict:
     for key, value in required.items():
         if not value:
             raise UserError(f"{source}: {key} is required")
+    full["plugins"], full["metric_plugins"] = _plugins_of(full)
     return full
+
+
+def _plugins_of(full: dict) -> tuple[list[str], list[str]]:
+    """Of the plugins of a complete experiment those that define the network, and those that only measure it."""
+    losses, data = full["losses"], full["data"]
+    degradations = (data[kind]["args"].get("augmentations") or [] for kind in ("train", "validation"))
+    parts = {
+        "trainer": [full["trainer"]],
+        "network": [full["generator"]["name"], *full["discriminators"]["parts"]],
+        "loss": [*losses["generator"], *losses["discriminator"]],
+        "dataset": [data["train"]["name"], data["validation"]["name"]],
+        "augmentation": [part["name"] for chain in degradations for part in chain],
+    }
+    named = [*full["plugins"], *full["metric_plugins"]]
+    defining = plugins.needed(named, parts)
+    measuring = plugins.needed(named, {"metric": full["metrics"]})
+    return defining, [name for name in measuring if name not in defining]
 
 
 def experiment_layers(path: str | Path, schema: dict) -> list[Layer]:
     """The layers of an experiment file, each checked."""
     layers = read_layers(path)
+    load_plugins(layers)
+    schema = current_schema(schema)
     for layer in layers:
         check_config(layer.values, "experiment", schema, layer.source, "${")
     return layers
+
+
+def load_plugins(layers: Sequence[Layer]) -> None:
+    """Load the plugins that layers of an experiment or the pipeline name, and those of its networks' experiments."""
+    for layer in layers:
+        for key in ("plugins", "metric_plugins"):
+            named = layer.values.get(key) or []
+            if isinstance(named, list) and all(isinstance(name, str) for name in named):  # otherwise the check tells
+                plugins.load(named)
+        networks = layer.values.get("networks")
+        for network in networks.values() if isinstance(networks, dict) else ():
+            path = network.get("experiment") if isinstance(network, dict) else None
+            if isinstance(path, str) and project_file(path).is_file():
+                load_plugins(read_layers(project_file(path)))
 
 
 def load_experiment(arguments: Sequence[str], schema: dict | None = None) -> Experiment:
@@ -404,8 +440,12 @@ def load_experiment(arguments: Sequence[str], schema: dict | None = None) -> Exp
     if len(path) > 1 and path[0] == path[-1] and path[0] in "'\"":  # quoted as the grammar would have it
         path = path[1:-1]
 
+    for override in parse_overrides(overrides):
+        if override.key_or_group == "plugins":
+            load_plugins([Layer("command line", {"plugins": override.value()})])
     schema = schema or build_schema()
     values = [layer.values for layer in experiment_layers(path, schema)]
+    schema = current_schema(schema)
     full = override_experiment(merge(*values, {"exp": {"config_path": path}}), overrides, path, schema)
     return from_dict(Experiment, full)
 
@@ -500,6 +540,8 @@ def pipeline_layers(files: Sequence[str | Path | dict], overrides: dict, schema:
     for file in files:
         layers += read_layers(file) if isinstance(file, str | Path) else _layers_of_module(file)
     layers.append(Layer("--config", _typed(overrides)))
+    load_plugins(layers)
+    schema = current_schema(schema)
     for layer in layers:
         check_config(layer.values, "pipeline", schema, layer.source, "${")
         for key in {"results", "resources"} & layer.values.keys():
@@ -537,6 +579,7 @@ def load_pipeline(files: Sequence[str | Path | dict], overrides: dict, schema: d
     that they start from. Files that come with the project are those of `project` where the working folder has none.
     """
     layers = pipeline_layers(files, overrides, schema)
+    schema = current_schema(schema)
     config = merge(defaults(Pipeline), *(layer.values for layer in layers))
     source = "config" if not files else MODULE if isinstance(files[-1], dict) else str(files[-1])
     config = _resolve(_of_experiments(config, INTERPOLATION, DEFERRED), source, RECORDED)
@@ -642,7 +685,9 @@ def network_experiment(
             merge(*(layer.values for layer in experiment_layers(path, schema))), project
         )
     run = {"run_name": name, **{key: config[key] for key in ("results", "resources", "seed")}}
-    return merge(of_files[path], {"exp": run}, config["common"], network["override"]), f"networks.{name} ({path})"
+    experiment = merge(of_files[path], {"exp": run}, config["common"], network["override"])
+    experiment["plugins"] = list(dict.fromkeys([*config["plugins"], *experiment.get("plugins", [])]))
+    return experiment, f"networks.{name} ({path})"
 
 
 def paths_below(config: Any, prefix: str) -> list[str]:

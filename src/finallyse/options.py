@@ -240,6 +240,12 @@ class Experiment:
     data: Data = option(Data, "the data")
     train: Train = option(Train, "the training loop")
     metrics: list[str] = option([], "metrics of the validations during training", defines=False)
+    plugins: list[str] = option(
+        [], "Python files (or entry points) with parts of your own; the files that define the network's parts define it"
+    )
+    metric_plugins: list[str] = option(
+        [], "those of `plugins` that only have metrics; set by the package", defines=False
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -364,6 +370,10 @@ class Pipeline:
         None, "a recording to enhance with the network that comes with the package, as `<results>/example.wav`"
     )
     allow_cpu: bool = option(False, "train even if no GPU is visible")
+    preflight: bool = option(
+        True,
+        "before anything starts, build the networks to be trained and make a step without data (`finallyse check`)",
+    )
     container: str | None = option(
         None, "image of every rule for `--sdm apptainer`, built from Containerfile: a .sif file or docker://..."
     )
@@ -393,6 +403,7 @@ class Pipeline:
         defines=False,
     )
     metrics: list[str] = option([], "metrics of the report")
+    plugins: list[str] = option([], "Python files (or entry points) with parts of your own, for all networks")
     compare: dict = option(
         {},
         "name of another system, or of an earlier run -> its enhanced files, measured and shown in the report beside a "

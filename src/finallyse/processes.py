@@ -12,6 +12,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import connection
 from typing import Any
 
+from finallyse import plugins
+
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # of OpenMP, BLAS and PyTorch
 
 
@@ -57,6 +59,7 @@ class _Pool(ProcessPoolExecutor):
 def _start(initializer: Callable[..., Any] | None, args: tuple) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+    plugins.load_inherited()
     if initializer:
         initializer(*args)
 

@@ -89,7 +89,7 @@ def recipe_beside(
     paths = {}
     for key, value in _defining(experiment):
         known = [recorded.definition.get(key), *recorded.fingerprints.get(key, ())]
-        if not (isinstance(value, str) and "/" in value):
+        if not _is_path(key, value):
             continue
         if Path(value).exists():
             paths[key] = _quick_fingerprints(Path(value), known, written)
@@ -242,11 +242,11 @@ def _parts(experiment: Experiment) -> Iterator[tuple[str, str, str | None, Mappi
 
 def file_paths(experiment: Experiment) -> dict[str, str]:
     """The dotted options that define the result and hold the path of a file or folder, with the path."""
-    return {
-        key: value
-        for key, value in _defining(experiment)
-        if isinstance(value, str) and "/" in value and Path(value).exists()
-    }
+    return {key: value for key, value in _defining(experiment) if _is_path(key, value) and Path(value).exists()}
+
+
+def _is_path(key: str, value: Any) -> bool:
+    return isinstance(value, str) and ("/" in value or key.startswith("plugins."))
 
 
 def newest_change(path: str | Path) -> float:

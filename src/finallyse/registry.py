@@ -22,14 +22,23 @@ from typing import Any, TypeVar
 from finallyse.errors import UserError, nearest
 
 T = TypeVar("T", bound=type)
+Contract = Callable[[type], Iterator[str]]
+
+REGISTRIES: dict[str, Registry] = {}  # kind -> its registry, as they are imported
 
 
 class Registry(Mapping[str, type]):
-    """Maps published names to classes; errors for unknown names and wrong arguments list the accepted ones."""
+    """Maps published names to classes; errors for unknown names and wrong arguments list the accepted ones.
 
-    def __init__(self, kind: str):
-        self.kind = kind
+    Args:
+        kind: what the classes are, for messages.
+        contract: yields what a class lacks of what all of them must have.
+    """
+
+    def __init__(self, kind: str, contract: Contract = lambda cls: iter(())):
+        self.kind, self._contract = kind, contract
         self._classes: dict[str, type] = {}
+        REGISTRIES[kind] = self
 
     def register(self, name: str) -> Callable[[T], T]:
         """Class decorator that registers the class as `name`."""
@@ -37,6 +46,9 @@ class Registry(Mapping[str, type]):
         def decorate(cls: T) -> T:
             if name in self._classes:
                 raise ValueError(f"{self.kind} {name!r} is registered twice")
+            lacking = next(self._contract(cls), None)
+            if lacking:
+                raise TypeError(f"{self.kind} {name!r}: class {cls.__name__} {lacking}")
             self._classes[name] = cls
             _check_arguments(cls, f"{self.kind} {name!r}")
             return cls
@@ -89,3 +101,20 @@ def _check_arguments(cls: type, label: str) -> None:
         init(self, *args, **kwargs)
 
     cls.__init__ = checked
+
+
+def attributes(cls: type, **kinds: type | tuple[type, ...]) -> Iterator[str]:
+    """For contracts: what is missing of the class's attributes, name -> type."""
+    for name, kind in kinds.items():
+        if not isinstance(getattr(cls, name, None), kind):
+            known = kind if isinstance(kind, tuple) else (kind,)
+            yield f"needs the attribute {name} ({' or '.join(k.__name__ for k in known)})"
+
+
+def methods(cls: type, base: type, *names: str) -> Iterator[str]:
+    """For contracts: that the class derives from `base` and has methods of its own."""
+    if not issubclass(cls, base):
+        yield f"must derive from {base.__module__}.{base.__name__}"
+    for name in names:
+        if getattr(cls, name, None) is getattr(base, name, None):
+            yield f"must implement {name}()"

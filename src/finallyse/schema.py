@@ -9,6 +9,7 @@ reads the generated file (so that a dry run need not import PyTorch); scripts/tr
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import json
 import sys
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from finallyse import options
+from finallyse import options, plugins
 from finallyse.checks import NULLABLE, argument_schema, dataclass_schema, object_schema, type_schema, validate
 from finallyse.errors import UserError, nearest
 
@@ -145,6 +146,16 @@ def _parts(registry: Mapping[str, type], **extra: dict) -> dict:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Using it
+
+
+def current_schema(schema: dict) -> dict:
+    """`schema`, which is that of the package, or the one that knows the parts of plugins, too."""
+    return _schema_with(plugins.loaded()) if plugins.loaded() else schema
+
+
+@functools.lru_cache(maxsize=4)
+def _schema_with(_plugins: tuple[str, ...]) -> dict:
+    return build_schema()
 
 
 def read_schema(path: str | Path) -> dict:

@@ -35,8 +35,9 @@ from finallyse.finished import keep
 from finallyse.metrics import metrics_registry
 from finallyse.options import Experiment, from_dict
 from finallyse.progress import NowAndThen
+from finallyse.plugins import needed
 from finallyse.recipe import choices
-from finallyse.schema import argument_defaults, read_schema
+from finallyse.schema import argument_defaults, current_schema, read_schema
 from finallyse.status import Running
 from finallyse.sweep import read_sweep
 
@@ -103,6 +104,7 @@ configfile: own("config/config.yaml")
 with one_line_errors(status=1):
     SCHEMA = read_schema(own("config/schema.json"))
     config = load_pipeline(*config_sources(), SCHEMA, PROJECT)
+    SCHEMA = current_schema(SCHEMA)
 
 if config["container"]:
 
@@ -173,6 +175,20 @@ def initial_checkpoint(wildcards):
             for start in starts(EXPERIMENTS[wildcards.network])
         }
     )
+
+
+def training_plugins(wildcards):
+    """The Python files with parts of a network that are not the package's."""
+    return [p for p in EXPERIMENTS[wildcards.network]["plugins"] if p.endswith(".py")]
+
+
+def measured_metrics():
+    """The configuration's metrics as an option of scripts/evaluate.py, with the files of those of plugins."""
+    files = needed(config["plugins"], {"metric": config["metrics"]})
+    return [
+        *config["metrics"],
+        *(word for file in files for word in ("--plugin", file)),
+    ]
 
 
 def training_recipe(wildcards):
@@ -283,7 +299,9 @@ def require_gpu():
 
 def require_trainable_networks():
     """Stop before any download if a training would fail: `finallyse check`, for networks that have not passed it."""
-    if workflow.is_main_process and find_spec("torch") and waiting_networks():
+    if not (config["preflight"] and workflow.is_main_process and find_spec("torch")):
+        return
+    if waiting_networks():
         checked = subprocess.run(
             [sys.executable, "-m", "finallyse.preflight", *waiting_networks()],
             input=json.dumps(config),

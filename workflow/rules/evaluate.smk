@@ -76,7 +76,7 @@ rule compute_metrics:
         mem_mb=lambda wildcards, threads: 3000 * threads,
         runtime=1440,
     params:
-        metrics=config["metrics"],
+        metrics=measured_metrics(),
         skipped=skipped_metrics(),
         own_weights=metric_weights(registered=False),
         resources=lambda wildcards: RESOURCES,
@@ -115,7 +115,7 @@ rule compute_compared_metrics:
     params:
         compared=compared_folder,
         content=lambda wildcards: folder_fingerprint(compared_folder(wildcards)),
-        metrics=config["metrics"],
+        metrics=measured_metrics(),
         skipped=skipped_metrics(),
         own_weights=metric_weights(registered=False),
         resources=lambda wildcards: RESOURCES,

@@ -53,6 +53,7 @@ rule train_network:
         data=training_manifests,
         weights=training_weights,
         start=initial_checkpoint,
+        plugins=training_plugins,
     output:
         ckpt=f"{RESULTS}/{{network}}.ckpt",
     log:

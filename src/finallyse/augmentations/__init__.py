@@ -9,13 +9,21 @@ Each first draws its parameters, plain values, from a random number generator, t
 `Chain` draws and applies several in order, each with a probability.
 """
 
-from finallyse.registry import Registry
+from collections.abc import Iterator
 
-augmentations_registry = Registry("augmentation")
+from finallyse.augmentations.base import Augmentation, AugmentationError
+from finallyse.registry import Registry, attributes, methods
+
+
+def _contract(cls: type) -> Iterator[str]:
+    yield from methods(cls, Augmentation, "draw", "_apply")
+    yield from attributes(cls, name=str)
+
+
+augmentations_registry = Registry("augmentation", _contract)
 
 # Each module registers its augmentations in `augmentations_registry`, which must be defined first.
 from finallyse.augmentations import band_limit, codec, effects, impulse_response, noise  # noqa: E402, F401
-from finallyse.augmentations.base import Augmentation, AugmentationError  # noqa: E402
 from finallyse.augmentations.chain import Chain, Link  # noqa: E402
 
 __all__ = ["Augmentation", "AugmentationError", "Chain", "Link", "augmentations_registry"]

@@ -5,9 +5,17 @@ its `name`. `dataset[(epoch, index)]` depends only on the constructor's argument
 epoch 0, so that validation items are always the same.
 """
 
-from finallyse.registry import Registry
+from collections.abc import Iterator
 
-datasets_registry = Registry("dataset")
+from finallyse.datasets.base import ItemDataset
+from finallyse.registry import Registry, methods
+
+
+def _contract(cls: type) -> Iterator[str]:
+    yield from methods(cls, ItemDataset, "__len__", "item")
+
+
+datasets_registry = Registry("dataset", _contract)
 
 # Each module registers its datasets in `datasets_registry`, which must be defined first.
 from finallyse.datasets import bandwidth, degraded, folder, pairs, vocoder  # noqa: E402, F401

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from finallyse.errors import UserError
 from finallyse.inference.files import Options, enhance_files, plan_outputs
+from finallyse.plugins import load as load_plugins
 from finallyse.pretrained import checkpoint_file
 
 
@@ -18,6 +19,7 @@ def run(
     checkpoint: str | None,
     *,
     threads: int | None = None,
+    plugins: Sequence[str] = (),
     **options,
 ) -> int:
     """Enhance `inputs` into `output`; returns the exit status: 0, or 1 if a file could not be enhanced.
@@ -40,6 +42,7 @@ def run(
 
     from finallyse.inference.enhancer import Enhancer, tune_process
 
+    load_plugins(plugins)
     if threads:
         torch.set_num_threads(threads)
     tune_process()

@@ -8,13 +8,21 @@
 Importing this package loads nothing heavy: each metric imports its libraries when it first scores.
 """
 
-from finallyse.registry import Registry
+from collections.abc import Iterator, Mapping
 
-metrics_registry = Registry("metric")
+from finallyse.metrics.base import Better, Metric, Needs, Unscored, Utterance, goodness
+from finallyse.registry import Registry, attributes, methods
+
+
+def _contract(cls: type) -> Iterator[str]:
+    yield from methods(cls, Metric, "score")
+    yield from attributes(cls, needs=Needs, columns=Mapping)
+
+
+metrics_registry = Registry("metric", _contract)
 
 # Each module registers its metrics in `metrics_registry`, which must be defined first.
 from finallyse.metrics import dnsmos, guards, intrusive, networks  # noqa: E402, F401
-from finallyse.metrics.base import Better, Metric, Needs, Unscored, Utterance, goodness  # noqa: E402
 from finallyse.metrics.measure import MetricSet, Scores, Summary, summarise  # noqa: E402
 
 

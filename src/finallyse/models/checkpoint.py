@@ -55,6 +55,11 @@ class Checkpoint:
         if not self.generator:
             raise UserError(f"{self.path}: holds no generator, only {', '.join(self.discriminators) or 'a config'}")
         settings = self.config.get("generator") or {}
+        if settings.get("name") not in models_registry and (files := self.config.get("plugins")):
+            raise UserError(
+                f"{self.path}: its network {settings.get('name')!r} is of a plugin, {', '.join(map(str, files))}: "
+                "give that file with --plugin (finallyse.load: plugins=[...])"
+            )
         with bounded_by(self.generator, str(self.path)):
             network, args = models_registry[settings.get("name")], settings.get("args") or {}
             if not issubclass(network, Generator):
