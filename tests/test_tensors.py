@@ -19,7 +19,7 @@ from finallyse.metrics.networks import read_wav2vec2_mos
 from finallyse.models import models_registry
 from finallyse.models.checkpoint import load_checkpoint, save_checkpoint
 from finallyse.models.convert import convert
-from finallyse.models.tensors import load_tensors
+from finallyse.models.tensors import DTYPES, load_tensors
 from finallyse.models.utmosv2 import load_utmosv2
 from finallyse.models.wavlm import WavLM
 from finallyse.training.state import StateFolder
@@ -175,6 +175,24 @@ def test_every_loader_refuses_every_kind_and_runs_nothing(tmp_path, make: Callab
             LOADERS[name](path)
         assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
     assert not mark.exists()
+
+
+def test_published_files_of_before_zip_archives_are_read(tmp_path):
+    weights = {"generator": {"a": torch.arange(5.0)}}
+    torch.save(weights, tmp_path / "g", _use_new_zipfile_serialization=False)
+    torch.testing.assert_close(load_tensors(tmp_path / "g"), weights, rtol=0, atol=0)
+
+
+def test_foreign_files_have_every_kind_of_tensor(tmp_path):
+    """Also views of a common storage, parameters and empty ones."""
+    whole = torch.arange(12.0).reshape(3, 4)
+    tensors = {"whole": whole, "column": whole[:, 1], "parameter": torch.nn.Parameter(torch.ones(2))}
+    tensors |= {str(dtype): torch.ones(3).to(dtype) for dtype in (*DTYPES.values(),)} | {"none": torch.zeros(0)}
+    torch.save({"state_dict": tensors, "hyper_parameters": Code(tmp_path / "mark")}, tmp_path / "wav2vec2.ckpt")
+    read = read_wav2vec2_mos(tmp_path / "wav2vec2.ckpt")
+    assert read.keys() == tensors.keys() and not (tmp_path / "mark").exists()
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(read[name], tensor.detach(), rtol=0, atol=0)
 
 
 # --- checkpoints that were changed ------------------------------------------------------------------------------------
