@@ -19,11 +19,11 @@ from finallyse.metrics.networks import read_wav2vec2_mos
 from finallyse.models import models_registry
 from finallyse.models.checkpoint import load_checkpoint, save_checkpoint
 from finallyse.models.convert import convert
-from finallyse.models.tensors import DTYPES, load_tensors
+from finallyse.models.tensors import DTYPES, bounded_by, load_strictly, load_tensors
 from finallyse.models.utmosv2 import load_utmosv2
 from finallyse.models.wavlm import WavLM
 from finallyse.training.state import StateFolder
-from support.networks import SMALL
+from support.networks import SMALL, UPSAMPLING
 
 # --- what may stand in place of a file --------------------------------------------------------------------------------
 
@@ -232,7 +232,7 @@ CHANGES = {
     "config.generator.args.upsample_initial_channel": [None, "32", -32, 0, 10**9, 32.0, float("nan")],
     "config.generator.args.resblock_kernel_sizes": [None, [], [0, 0], [-3, 5], ["3", "5"], [3] * 100_000],
     "config.generator.args.resblock_dilation_sizes": [None, [], [[1] * 100_000, [1]], [1, 2]],
-    "config.generator.args.upsample_rates": [None, "8822", ["8", 8, 2, 2]],
+    "config.generator.args.upsample_rates": [None, "8822", ["8", 8, 2, 2], [0, 8, 2, 2]],
     "config.data": [None, {"train": 5}],
     "config.exp": [None, {"results": None}],
     "card": [5],
@@ -247,6 +247,21 @@ def test_a_checkpoint_that_was_changed_is_refused_in_one_line(tmp_path, content,
         with pytest.raises(UserError) as error:
             load_checkpoint(path).build_generator()
         assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("norm", [{}, {"norm_type": "spectral"}])
+def test_the_bound_on_a_network_is_no_bound_on_its_own_weights(name, norm):
+    arguments = SMALL[name] | (norm if "norm_type" in models_registry.defaults(name) else {})
+    if name == "finally_gen":
+        arguments |= UPSAMPLING
+    state = models_registry[name](**arguments).state_dict()
+    with bounded_by(state, "x.ckpt"):
+        load_strictly(models_registry[name](**arguments), state, "x.ckpt")
+    fewer = dict(list(state.items())[: len(state) // 8])
+    with pytest.raises(UserError, match=r"^x\.ckpt: describes a larger network than it has weights of$"):  # noqa: SIM117
+        with bounded_by({key: value[:1] for key, value in fewer.items()}, "x.ckpt"):
+            models_registry[name](**arguments)
 
 
 @pytest.mark.parametrize(

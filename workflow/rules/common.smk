@@ -251,7 +251,9 @@ def tell_errors(logs):
         path
         for log in logs
         for path in re.findall(
-            r"^\s+log: (.+) \(check log file", Path(log).read_text(errors="replace"), re.MULTILINE
+            r"^\s+log: (.+) \(check log file",
+            Path(log).read_text(errors="replace"),
+            re.MULTILINE,
         )
     ]
     for path in dict.fromkeys(failed):
