@@ -17,7 +17,7 @@ from finallyse.audio.resample import resample
 from finallyse.errors import UserError
 from finallyse.metrics import MetricSet, Scores, Utterance, metrics_registry
 from finallyse.metrics import evaluate as evaluation
-from finallyse.metrics.evaluate import Row, Task, evaluate
+from finallyse.metrics.evaluate import Row, Task, as_text, evaluate, from_text
 
 RATE = 16000
 METRICS = ["si_sdr", "lsd"]  # quick to import and to compute
@@ -300,6 +300,32 @@ def fail_at_c(task, metric_set, accept_cut):
     if task.utterance == "c":
         raise ZeroDivisionError("something\nunheard of")
     return Row(task.utterance, 1.0, 0.0, {role: Scores({"si_sdr": 1.0}, {}) for role in task.score}, [])
+
+
+@pytest.mark.parametrize("name", ["=1+1", "-a", "+a", "@a", "'=a", "''=a", "a=b", "'a", "", "001"])
+def test_names_are_no_formulas_in_a_spreadsheet(name):
+    assert as_text(name)[:1] not in set("=+-@") and from_text(as_text(name)) == name
+
+
+def test_a_journal_that_is_damaged_costs_its_damaged_entries(folders, monkeypatch):
+    keep_only(folders, ["=c", "a", "b"])
+    for role in ("enhanced", "reference"):
+        (folders / role / "b.wav").rename(folders / role / "=b.wav")
+
+    def stop(path, *_arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(evaluation, "write_csv", stop)
+        run(folders)
+    journal = folders / "out.csv.partial"
+    settings, first, second = journal.read_bytes().splitlines()
+    journal.write_bytes(
+        b"\n".join([settings, first.replace(b"scores", b"scorez"), second[:30] + b"\xff" + second[31:], b"\xff"])
+    )
+    assert [row.utterance for row in run(folders).rows] == ["=b", "a"]
+    assert not journal.exists()
+    assert {from_text(name) for name in table(folders / "out.csv")} == {"=b", "a"}
 
 
 def test_any_exception_costs_one_utterance(folders, monkeypatch):

@@ -304,7 +304,7 @@ def test_weights_that_are_missing_or_others(pair, tmp_path):
     assert set(scores.values) == {"si_sdr"} and not scores.reasons
     path.parent.mkdir(parents=True)
     path.write_bytes(b"not a checkpoint")
-    with pytest.raises(UserError, match=r"wav2vec2\.ckpt: not the wav2vec2 MOS checkpoint"):
+    with pytest.raises(UserError, match=r"wav2vec2\.ckpt: not readable as a wav2vec2 MOS checkpoint"):
         score("wv-mos", pair[0], resources=str(tmp_path))
     torch.save({"state_dict": {"model.dense.0.weight": torch.zeros(2, 2)}}, path)
     with pytest.raises(UserError, match=r"wav2vec2\.ckpt: not the weights"):

@@ -358,6 +358,12 @@ def test_only_the_end_of_a_long_history_is_read_and_half_lines_do_not_count(tmp_
     path.write_text("")
     assert status.read_history(path) == (0, None)
     assert status.read_history(tmp_path / "none.csv") == (0, None)
+    path.write_bytes(
+        b"step,loss,seconds\n1,0.5,0.25\n2,\xff,0.25\n3,0.5,1.2.3\n\xc2\xb2,1,1\n" + b"9" * 5000 + b",1,1\n"
+    )
+    assert status.read_history(path) == (3, pytest.approx(0.25))
+    path.write_bytes(b"st\xff,loss,seconds\n1,0.5,0.25\n")
+    assert status.read_history(path) == (0, None)
 
 
 def test_mistakes_are_one_line(project, tmp_path_factory, monkeypatch):

@@ -19,11 +19,11 @@ from finallyse.metrics.networks import read_wav2vec2_mos
 from finallyse.models import models_registry
 from finallyse.models.checkpoint import load_checkpoint, save_checkpoint
 from finallyse.models.convert import convert
-from finallyse.models.tensors import load_tensors
+from finallyse.models.tensors import DTYPES, bounded_by, load_strictly, load_tensors
 from finallyse.models.utmosv2 import load_utmosv2
 from finallyse.models.wavlm import WavLM
 from finallyse.training.state import StateFolder
-from support.networks import SMALL
+from support.networks import SMALL, UPSAMPLING
 
 # --- what may stand in place of a file --------------------------------------------------------------------------------
 
@@ -177,6 +177,24 @@ def test_every_loader_refuses_every_kind_and_runs_nothing(tmp_path, make: Callab
     assert not mark.exists()
 
 
+def test_published_files_of_before_zip_archives_are_read(tmp_path):
+    weights = {"generator": {"a": torch.arange(5.0)}}
+    torch.save(weights, tmp_path / "g", _use_new_zipfile_serialization=False)
+    torch.testing.assert_close(load_tensors(tmp_path / "g"), weights, rtol=0, atol=0)
+
+
+def test_foreign_files_have_every_kind_of_tensor(tmp_path):
+    """Also views of a common storage, parameters and empty ones."""
+    whole = torch.arange(12.0).reshape(3, 4)
+    tensors = {"whole": whole, "column": whole[:, 1], "parameter": torch.nn.Parameter(torch.ones(2))}
+    tensors |= {str(dtype): torch.ones(3).to(dtype) for dtype in (*DTYPES.values(),)} | {"none": torch.zeros(0)}
+    torch.save({"state_dict": tensors, "hyper_parameters": Code(tmp_path / "mark")}, tmp_path / "wav2vec2.ckpt")
+    read = read_wav2vec2_mos(tmp_path / "wav2vec2.ckpt")
+    assert read.keys() == tensors.keys() and not (tmp_path / "mark").exists()
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(read[name], tensor.detach(), rtol=0, atol=0)
+
+
 # --- checkpoints that were changed ------------------------------------------------------------------------------------
 
 NAME = "hifigan_gen"
@@ -214,7 +232,7 @@ CHANGES = {
     "config.generator.args.upsample_initial_channel": [None, "32", -32, 0, 10**9, 32.0, float("nan")],
     "config.generator.args.resblock_kernel_sizes": [None, [], [0, 0], [-3, 5], ["3", "5"], [3] * 100_000],
     "config.generator.args.resblock_dilation_sizes": [None, [], [[1] * 100_000, [1]], [1, 2]],
-    "config.generator.args.upsample_rates": [None, "8822", ["8", 8, 2, 2]],
+    "config.generator.args.upsample_rates": [None, "8822", ["8", 8, 2, 2], [0, 8, 2, 2]],
     "config.data": [None, {"train": 5}],
     "config.exp": [None, {"results": None}],
     "card": [5],
@@ -229,6 +247,21 @@ def test_a_checkpoint_that_was_changed_is_refused_in_one_line(tmp_path, content,
         with pytest.raises(UserError) as error:
             load_checkpoint(path).build_generator()
         assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("norm", [{}, {"norm_type": "spectral"}])
+def test_the_bound_on_a_network_is_no_bound_on_its_own_weights(name, norm):
+    arguments = SMALL[name] | (norm if "norm_type" in models_registry.defaults(name) else {})
+    if name == "finally_gen":
+        arguments |= UPSAMPLING
+    state = models_registry[name](**arguments).state_dict()
+    with bounded_by(state, "x.ckpt"):
+        load_strictly(models_registry[name](**arguments), state, "x.ckpt")
+    fewer = dict(list(state.items())[: len(state) // 8])
+    with pytest.raises(UserError, match=r"^x\.ckpt: describes a larger network than it has weights of$"):  # noqa: SIM117
+        with bounded_by({key: value[:1] for key, value in fewer.items()}, "x.ckpt"):
+            models_registry[name](**arguments)
 
 
 @pytest.mark.parametrize(

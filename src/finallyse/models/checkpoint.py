@@ -66,6 +66,8 @@ class Checkpoint:
                 raise UserError(f"{settings['name']} is no generator")
             validate(args, argument_schema(network), "generator.args")
             generator = network(**args)
+            if generator.alignment < 1:
+                raise UserError(f"{settings['name']} with these arguments has no output")
         load_strictly(generator, self.generator, str(self.path))
         return generator.eval()
 

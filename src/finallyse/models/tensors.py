@@ -174,7 +174,7 @@ def bounded_by(state: Mapping[str, Tensor], source: str) -> Iterator[None]:
     A parameter takes memory only when it is initialised, after it is counted here. Raises UserError for that, and for a
     description of which nothing can be made.
     """
-    most = 64 + 8 * len(state)  # a norm registers several parameters for one weight
+    most = 64 + 2 * len(state)  # a norm registers more parameters than it has in the end
     largest, made = max((tensor.numel() for tensor in state.values()), default=0), 0
 
     def count(_module: nn.Module, name: str, parameter: Tensor | None) -> None:

@@ -28,7 +28,6 @@ from finallyse import __version__
 from finallyse.checks import dataclass_schema, validate
 from finallyse.compare import System
 from finallyse.config import read_file
-from finallyse.datasets import datasets_registry
 from finallyse.datasets.base import Task
 from finallyse.errors import UserError, nearest
 from finallyse.hardware import cores, processor
@@ -365,6 +364,8 @@ def _schema(path: Path | None) -> dict:
 
 def _experiment(config: dict[str, Any], path: Path) -> Experiment:
     """A configuration as written, possibly by another version: of the right types, with any names and values."""
+    from finallyse.datasets import datasets_registry  # slow to import
+
     validate(config, _types_only(dataclass_schema(Experiment)), str(path))
     experiment = from_dict(Experiment, config)
     if experiment.data.train.name not in datasets_registry:
@@ -381,6 +382,8 @@ def _types_only(schema: dict) -> dict:
 
 
 def _task(experiment: Experiment | None) -> Task:
+    from finallyse.datasets import datasets_registry
+
     if experiment is None:
         return Task("", "Input", "the input")
     train = experiment.data.train
