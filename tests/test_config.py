@@ -15,7 +15,7 @@ import yaml
 from finallyse import provenance
 from finallyse import schema as schemas
 from finallyse.cli import main
-from finallyse.config import load_experiment, load_pipeline, read_yaml
+from finallyse.config import load_experiment, load_pipeline, read_config, read_yaml
 from finallyse.errors import UserError
 from finallyse.models import models_registry
 from finallyse.options import Experiment, from_dict
@@ -429,6 +429,20 @@ def test_what_cannot_be_shown_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"config\.yaml: not found in .*; run finallyse in the project's folder"):
         provenance.show("hifigan", [], [])
+
+
+def test_where_the_workflow_ran_the_config_is_the_projects_under_the_folders_own(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".snakemake").mkdir()
+    config = read_config(["demo_speech=null"])
+    assert config["targets"] == list(NETWORKS) and config["results"] == "results"
+    assert Path(config["networks"]["hifigan"]["experiment"]).samefile(root / "config/experiments/hifigan.yaml")
+    (tmp_path / "config").mkdir()
+    write(tmp_path / "config" / "config.yaml", "only: [hifigan]")
+    assert read_config([])["targets"] == ["hifigan"]
+    assert read_config([str(root / "config/demo.yaml")])["experiments"]["hifigan"]["generator"]["init_from"] == str(
+        root / "resources/demo/hifigan.ckpt"
+    )
 
 
 def test_the_advice_of_the_readme_holds(schema, tmp_path, capsys):
