@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from finallyse.compare import compared_systems
@@ -99,16 +99,41 @@ def _read_file(path: Path, extended_by: Sequence[Path] = ()) -> dict:
     return dict(_parsed(path, status.st_mtime_ns, status.st_size))
 
 
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """YAML as OmegaConf reads it: 1e-4 is a number, dates are texts, a key that stands twice is an error.
+
+    With libyaml, where PyYAML has it: OmegaConf's own loader takes most of the time of a plan.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """The mapping; ConstructorError for a key that stands twice."""
+        keys = set()
+        for key, _ in node.value:
+            if key.tag == yaml.resolver.BaseResolver.DEFAULT_SCALAR_TAG and key.value in keys:
+                raise yaml.constructor.ConstructorError(None, None, f"found duplicate key {key.value}", key.start_mark)
+            keys.add(key.value if isinstance(key.value, str) else None)
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d[\d_]*(?:\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+}
+
+
 @functools.lru_cache(maxsize=256)
 def _parsed(path: Path, mtime_ns: int, size: int) -> dict:
     """The contents of a file, which many others may extend; the last two arguments tell its versions apart."""
     try:
-        loaded = OmegaConf.load(path)
-    except Exception as error:  # YAML scanner, OmegaConf grammar: all of them mean that the file cannot be read
+        loaded = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(loaded, DictConfig):
+    if not isinstance(loaded, dict | None):
         raise UserError(f"{path}: must hold keys and values, found a list or a single value")
-    return OmegaConf.to_container(loaded, resolve=False)
+    return loaded or {}
 
 
 def read_yaml(path: str | Path) -> dict:
