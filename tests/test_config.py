@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from finallyse import checks, provenance
 from finallyse import schema as schemas
 from finallyse.cli import main
-from finallyse.config import load_experiment, load_pipeline, read_yaml
+from finallyse.config import load_experiment, load_pipeline, read_config, read_layers, read_yaml
 from finallyse.errors import UserError
 from finallyse.models import models_registry
 from finallyse.options import Experiment, from_dict
@@ -328,6 +329,17 @@ def test_a_file_stands_over_those_that_it_extends(tmp_path):
     assert read_yaml(path) == {"train": {"steps": 2, "log_step": 1, "keep": 3}, "metrics": ["stoi"]}
 
 
+def test_files_are_read_as_omegaconf_reads_them(root, tmp_path):
+    numbers = "1e-4 1.5e3 -2E+5 .5 1_000 1.0 0x10 .inf 1e 12:30 '1e-4' yes 1_0e2 1. .5e-3 -.5 ~ 2026-01-01 1.e3 +1e2"
+    path = tmp_path / "numbers.yaml"
+    write(path, f"a: [{', '.join(numbers.split())}]\nb: &b {{c: 1}}\nd: {{<<: *b, e: 2}}\n")
+    for file in [path, *(root / "config").rglob("*.yaml")]:
+        read = {key: value for key, value in OmegaConf.to_container(OmegaConf.load(file)).items() if key != "extends"}
+        assert read_layers(file)[-1].values == read, file
+    with pytest.raises(UserError, match=r"numbers\.yaml, line 2, column 1: train: given before, in line 1"):
+        read_yaml(write(path, "train: {steps: 1}\ntrain: {steps: 2}\n"))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -429,6 +441,20 @@ def test_what_cannot_be_shown_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"config\.yaml: not found in .*; run finallyse in the project's folder"):
         provenance.show("hifigan", [], [])
+
+
+def test_where_the_workflow_ran_the_config_is_the_projects_under_the_folders_own(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".snakemake").mkdir()
+    config = read_config(["demo_speech=null"])
+    assert config["targets"] == list(NETWORKS) and config["results"] == "results"
+    assert Path(config["networks"]["hifigan"]["experiment"]).samefile(root / "config/experiments/hifigan.yaml")
+    (tmp_path / "config").mkdir()
+    write(tmp_path / "config" / "config.yaml", "only: [hifigan]")
+    assert read_config([])["targets"] == ["hifigan"]
+    assert read_config([str(root / "config/demo.yaml")])["experiments"]["hifigan"]["generator"]["init_from"] == str(
+        root / "resources/demo/hifigan.ckpt"
+    )
 
 
 def test_the_advice_of_the_readme_holds(schema, tmp_path, capsys):

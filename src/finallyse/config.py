@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
@@ -115,6 +115,22 @@ def read_file(path: str | Path, extended_by: Sequence[Path] = ()) -> dict:
     return copy.deepcopy(_parsed(path, status.st_mtime_ns, status.st_size))
 
 
+QUICK = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, where PyYAML has it
+
+
+class _Loader(QUICK):
+    """YAML as OmegaConf reads it, whose own loader takes most of a plan's time: 1e-4 is a number, a date a text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d[\d_]*(?:\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+}
+
+
 @functools.lru_cache(maxsize=256)
 def _parsed(path: Path, mtime_ns: int, size: int) -> dict:
     """The contents of a file, which many others may extend; the last two arguments tell its versions apart."""
@@ -131,14 +147,14 @@ def _parsed(path: Path, mtime_ns: int, size: int) -> dict:
         ) from None
     check_yaml(text, str(path))
     try:
-        loaded = OmegaConf.create(text)
+        loaded = yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         raise _misread(error, str(path)) from None
-    except Exception as error:  # OmegaConf's grammar, YAML's constructors: all of them mean that it cannot be read
+    except (yaml.YAMLError, ValueError) as error:  # a tag without a value here, or a number without end
         raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(loaded, DictConfig):
+    if not isinstance(loaded, dict | None):
         raise UserError(f"{path}: must hold keys and values, found a list or a single value")
-    return OmegaConf.to_container(loaded, resolve=False)
+    return loaded or {}
 
 
 def yaml_value(text: str, source: str) -> Any:
@@ -153,7 +169,11 @@ def yaml_value(text: str, source: str) -> Any:
 def check_yaml(text: str, source: str) -> None:
     """Raise a UserError with line and column for the first thing in a YAML `text` that cannot be read."""
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = yaml.compose(text, Loader=QUICK)
+    except (yaml.YAMLError, RecursionError):
+        root = None
+    try:
+        root = root or yaml.compose(text, Loader=yaml.SafeLoader)  # which tells better what is wrong
     except yaml.reader.ReaderError as error:
         line, column = _place(text, error.position)
         raise UserError(
@@ -477,12 +497,16 @@ def parse_overrides(arguments: Sequence[str]) -> list[Override]:
     from hydra.errors import HydraException
 
     try:
-        return OverridesParser.create().parse_overrides(list(arguments))
+        overrides = OverridesParser.create().parse_overrides(list(arguments))
     except (HydraException, ValueError) as error:  # ValueError: a number without end
         raise UserError(
             f"command line: {' '.join(str(error).split())}. A value with other than letters, digits and -_./:+ needs "
             "quotes that the shell leaves there: \"key='value'\""
         ) from None
+    for argument, override in zip(arguments, overrides, strict=True):
+        if not override.key_or_group:
+            raise UserError(f"command line: {argument}: names no option before the =")
+    return overrides
 
 
 def _compose(config: dict, arguments: list[str]) -> dict:
