@@ -190,72 +190,20 @@ def test_the_environment_does_not_get_into_checkpoints(value, schema, tmp_path, 
 
 # --- anything ---------------------------------------------------------------------------------------------------------
 
-KEYS = [
-    *("exp", "exp.seed", "exp.run_name", "exp.results", "exp.threads", "exp.config_path", "trainer"),
-    *("generator", "generator.name", "generator.args", "generator.args.upsample_rates", "generator.optimizer.betas"),
-    *(
-        "discriminators.parts",
-        "discriminators.parts.mpd",
-        "discriminators.parts.mpd.args",
-        "losses",
-        "wavlm",
-        "metrics",
-    ),
-    *(
-        "losses.generator",
-        "losses.generator.gen_loss",
-        "losses.generator.gen_loss.weight",
-        "data.train",
-        "data.batch_size",
-    ),
-    *(
-        "data.train.args",
-        "data.train.args.manifest",
-        "train.steps",
-        "train.clip.norm",
-        "train.best",
-        "hydra.run",
-        "x.y",
-    ),
-    *("", ".", "exp.", "exp@x", "losses.generator.lmos.args.hop"),
-]
-VALUES = [
-    *(
-        "",
-        "null",
-        "~",
-        "{}",
-        "[]",
-        "[1]",
-        "{a:1}",
-        "{a:{b:{c:1}}}",
-        "nan",
-        "inf",
-        "1e999",
-        "-1",
-        "0",
-        "1.0",
-        "9" * 5000,
-    ),
-    *("${exp}", "${exp.results}", "${x}", "${", "}", "'", '"', "\\\\", "a,b", "range(1,3)", "choice(a,b)", "glob(*)"),
-    *(
-        "9" * 5000,
-        "int(x)",
-        "'a b'",
-        "x=y",
-        "../x",
-        "~/x",
-        "~x/y",
-        "\0",
-        "\n",
-        "\x1b[31m",
-        "ä",
-        "\ud800",
-        "???",
-        "true",
-    ),
-    *("${oc.create:[1]}", "${oc.decode:'{'}", "${oc.select:x}", "${now:%Y}", "${hydra:runtime.cwd}", "2020-01-01", "*"),
-]
+OF_KEYS = """
+    exp exp.seed exp.run_name exp.results exp.threads exp.config_path trainer wavlm metrics x.y . exp. exp@x hydra.run
+    generator generator.name generator.args generator.args.upsample_rates generator.optimizer.betas
+    discriminators.parts discriminators.parts.mpd discriminators.parts.mpd.args
+    losses losses.generator losses.generator.gen_loss losses.generator.gen_loss.weight losses.generator.lmos.args.hop
+    data.train data.train.args data.train.args.manifest data.batch_size train.steps train.clip.norm train.best
+"""
+OF_VALUES = r"""
+    null ~ {} [] [1] {a:1} {a:{b:{c:1}}} nan inf 1e999 -1 0 1.0 true ??? ä x=y ../x ~/x ~x/y 2020-01-01 * } ' " \\ a,b
+    range(1,3) choice(a,b) glob(*) int(x) ${ ${x} ${exp} ${exp.results} ${oc.create:[1]} ${oc.decode:'{'} ${oc.select:x}
+    ${now:%Y} ${hydra:runtime.cwd}
+"""
+KEYS = ["", *OF_KEYS.split()]
+VALUES = ["", "'a b'", "\0", "\n", "\x1b[31m", "\ud800", "9" * 5000, *OF_VALUES.split()]
 OVERRIDES = st.builds(
     "{}{}={}".format, st.sampled_from(["", "", "+", "++", "~"]), st.sampled_from(KEYS), st.sampled_from(VALUES)
 )
@@ -263,18 +211,7 @@ PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_si
 TREES = st.recursive(
     PLAIN, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(KEYS) | PLAIN, inner, max_size=2)
 )
-PIPELINE_KEYS = [
-    "results",
-    "seed",
-    "networks",
-    "common",
-    "corpora",
-    "compare",
-    "rooms",
-    "metrics",
-    "container",
-    "extends",
-]
+PIPELINE_KEYS = ["results", "seed", "networks", "common", "corpora", "compare", "rooms", "metrics", "extends"]
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,6 +1,7 @@
 """finallyse enhance and finallyse.load: windows without seams, any recording, nothing clipped or half-written."""
 
 import errno
+import fcntl
 import io
 import itertools
 import os
@@ -606,6 +607,21 @@ def test_outputs_are_whole_or_not_there(tmp_path, minute):
     with pytest.raises(UserError, match="not finite"):
         enhance_file(Enhancer(Broken(), device="cpu"), str(tmp_path / "in.wav"), str(tmp_path / "out.wav"), Options())
     assert [path.name for path in tmp_path.iterdir()] == ["in.wav"]
+
+
+def test_what_killed_runs_have_left_is_removed_and_nothing_that_is_in_use(tmp_path, minute):
+    sf.write(tmp_path / "in.wav", minute[:8000], 16000)
+    used, killed, early, new = (tmp_path / f".enhance-{name}" for name in ("used", "killed", "early", "new"))
+    for folder in (used, killed, early, new):
+        folder.mkdir()
+    for folder in (used, killed):
+        (folder / "lock").touch()
+        (folder / "input.f32").touch()
+    os.utime(early, (1, 1))  # killed before its lock was there, unlike one that has just begun
+    with (used / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        enhance_file(Enhancer(Loud(), device="cpu"), str(tmp_path / "in.wav"), str(tmp_path / "out.wav"), Options())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".enhance-new", ".enhance-used", "in.wav", "out.wav"]
 
 
 @pytest.mark.parametrize("links", [True, False])
