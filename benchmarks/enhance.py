@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from finallyse.hardware import processor
 from finallyse.inference import enhancer as enhancer_module
-from finallyse.inference.enhancer import WAVLM_WINDOW_S, Enhancer, tune_process
+from finallyse.inference.renderer import WAVLM_WINDOW_S, Enhancer, tune_process
 from finallyse.models import models_registry
 from finallyse.models.checkpoint import save_checkpoint
 from support import ROOT

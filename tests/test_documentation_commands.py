@@ -26,6 +26,7 @@ import yaml
 
 from finallyse.cli import COMMANDS, main
 from finallyse.config import load_experiment, load_pipeline
+from finallyse.new import write
 from finallyse.schema import read_schema
 from support import ROOT
 
@@ -40,7 +41,6 @@ NOT_FOLLOWED = {
     ".": "activates an environment, which the tests run in",
     "$EDITOR": "opens an editor; its file is checked to exist",
     "tmux": "a terminal",
-    "watch": "repeats what follows for ever; that is followed",
     "srun": "SLURM's; the command that it runs is followed",
     "squeue": "SLURM's",
     "tail": "a log of a run",
@@ -129,7 +129,7 @@ def of(program: str) -> list[list[str]]:
     """The words after the program of its commands, also of those that another program runs; each once."""
     found = {}
     for words in [words for command in COMMAND_LINES for words in parts(command)]:
-        if words[0] in ("watch", "srun", "exec"):
+        if words[0] in ("srun", "exec"):
             words = words[next(i for i, word in enumerate(words) if word in OURS) :]
         if words[0] == program:
             found[tuple(words[1:])] = words[1:]
@@ -158,13 +158,19 @@ def clone(tmp_path_factory) -> Path:
     module = "\n\n".join(block for _, block in all_blocks("snakefile"))
     (folder / "module").mkdir()
     (folder / "module" / "Snakefile").write_text(in_place(module, folder))
+    write("loss", "my_loss", folder)
     for path in ("my_clean_speech/a.wav", "speech/x", "DIR/a.wav"):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).touch()
+    for _, block in all_blocks("yaml"):
+        for path in re.findall(r"/data(/[\w/]+)", block):
+            (folder / path[1:]).mkdir(parents=True, exist_ok=True)
+            (folder / path[1:] / "a.wav").touch()
     schema = read_schema(ROOT / "config/schema.json")
     config = load_pipeline([ROOT / "config/config.yaml"], {}, schema)
     (folder / "results/configs").mkdir(parents=True)
-    (folder / "results/configs/finally_stage1.yaml").write_text(yaml.safe_dump(config["experiments"]["finally_stage1"]))
+    for name in ("finally_stage1", "hifigan"):
+        (folder / f"results/configs/{name}.yaml").write_text(yaml.safe_dump(config["experiments"][name]))
     return folder
 
 
@@ -238,10 +244,17 @@ def only_parsed(words: list[str]) -> bool:
 
 
 def test_the_command_of_the_package_understands_what_is_documented(clone, monkeypatch, capsys):
-    """Networks are not run; the rest is."""
+    """Networks are not run, nor what needs results; the rest is."""
     monkeypatch.chdir(clone)
     given = []
-    for function in ("inference.command.run", "inference.pack.pack", "models.table.show"):
+    run = (
+        "inference.command.run",
+        "inference.pack.pack",
+        "models.table.show",
+        "preflight.check",
+        "report.comparison.compare",
+    )
+    for function in run:
         monkeypatch.setattr(f"finallyse.{function}", lambda *words, **options: given.append((words, options)))
     commands = of("finallyse")
     assert {words[0] for words in commands} >= {"enhance", "config", "data", "status", "pack", "models"}
@@ -250,7 +263,7 @@ def test_the_command_of_the_package_understands_what_is_documented(clone, monkey
             assert words[0] in COMMANDS
             continue
         with pytest.raises(SystemExit) as stop:
-            main(words)
+            main([*words, "--force"] if words[0] == "new" else words)  # its file is there for the other commands
         assert not stop.value.code, f"finallyse {shlex.join(words)}: {capsys.readouterr().err}"
     assert len(given) >= 4
 
@@ -278,7 +291,7 @@ def test_scripts_understand_what_is_documented(clone, monkeypatch):
     for script, *words in commands:
         words = [os.path.expandvars(PLACEHOLDERS.get(word, word)) for word in words]
         if script in ("scripts/train.py", "scripts/inference.py"):
-            assert load_experiment(words, schema).trainer == "finally_stage1_trainer"
+            assert load_experiment(words, schema).trainer
             continue
         with monkeypatch.context() as patched:
             patched.setattr(sys, "argv", [script, *words])
