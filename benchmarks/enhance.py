@@ -27,8 +27,9 @@ import yaml
 from torch import Tensor, nn
 
 from finallyse.hardware import processor
-from finallyse.inference import enhancer as enhancer_module
-from finallyse.inference.renderer import WAVLM_WINDOW_S, Enhancer, tune_process
+from finallyse.inference import renderer as renderer_module
+from finallyse.inference.enhancer import Enhancer, tune_process
+from finallyse.inference.renderer import WAVLM_WINDOW_S
 from finallyse.models import models_registry
 from finallyse.models.checkpoint import save_checkpoint
 from support import ROOT
@@ -188,7 +189,7 @@ def seam_table(checkpoint: Path, wavlm: Path | None) -> list[str]:
     wav = read_speech(RATE, 120)
     outputs = []
     for whole in (False, True):
-        enhancer_module.WAVLM_WINDOW_S = 1e6 if whole else WAVLM_WINDOW_S
+        renderer_module.WAVLM_WINDOW_S = 1e6 if whole else WAVLM_WINDOW_S
         options = {"window_s": 1e6} if whole else {}
         enhancer = Enhancer.from_checkpoint(checkpoint, wavlm=wavlm, device="cpu", **options)
         outputs.append(enhancer.enhance(wav, RATE, enhancer.output_rate))
