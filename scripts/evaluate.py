@@ -58,7 +58,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     text = "Python file with metrics of your own; may be repeated"
     parser.add_argument("--plugin", action="append", default=[], metavar="FILE", help=text)
     options = parser.parse_args(arguments)
-    load_plugins(options.plugin)
+    load_plugins(vars(options).pop("plugin"))
     if options.metrics == ["all"]:
         options.metrics, options.skip_missing = list(metrics_registry), True
     return options

@@ -74,6 +74,7 @@ def test_options_stand_anywhere(words, monkeypatch):
         "dither": False,
         "keep_tags": False,
         "keep_times": False,
+        "plugins": [],
         "accept_cut": False,
         "force": False,
         "resume": False,
