@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from finallyse.corpora.sources import read_sources
 from finallyse.corpora.layouts import CORPORA
+from finallyse.corpora.sources import read_sources
 from finallyse.demo.pack import PACKERS, pack
 from finallyse.demo.speech import collect_speech
 from support.server import Faults, serve
