@@ -144,7 +144,9 @@ def _step(
 ) -> Step:
     """One step with a microbatch of `size` items on a kind of device."""
     device = torch.device(kind)
-    trainer = _trainer(experiment, weights, keys, device)
+    # without autocast, which the meta device does not know, and in which many CPUs are very slow
+    full = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, precision="fp32"))
+    trainer = _trainer(full, weights, keys, device)
     check_rates(trainer.generator, sets["train"], sets["validation"])
     wavlm = list(trainer.wavlm.parameters()) if trainer.wavlm else []
     batch = Batch({key: _repeated(value, size, device) for key, value in item.items()}, ["made up"] * size)
@@ -165,8 +167,7 @@ def _step(
     trained = sum(p.numel() for updater in updaters for p in updater.parameters)
     fixed = PER_TRAINED * trained + 4 * sum(p.numel() for p in parameters if not p.requires_grad)
     fixed += 4 * sum(p.numel() for p in trainer.generator.parameters()) * (trainer.average is not None)
-    # on the meta device, autocast is not there to halve them
-    halved = BF16_SHARE if experiment.train.precision == "bf16" and kind == "meta" else 1
+    halved = BF16_SHARE if experiment.train.precision == "bf16" else 1
     return Step(trained, size, counter.get_total_flops(), saved.peak * halved, fixed)
 
 
