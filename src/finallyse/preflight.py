@@ -6,6 +6,7 @@ fit, and a step is made on the meta device (:mod:`finallyse.training.rehearsal`)
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -67,14 +68,14 @@ def networks_of(config: Mapping, targets: Sequence[str]) -> list[str]:
 
 def report(config: Mapping, names: Sequence[str], passed: Path, again: bool) -> int:
     """Check networks and print a line for each, then disk space. again: also those that have passed before."""
-    logging.disable(logging.WARNING)  # what the training's own log says of an experiment
     failed = 0
     trained: dict[str, int] = {}
     for name in names:
         marker = passed / _hash(config, name)
         if marker.is_file() and not again:
             continue
-        lines, errors, trained[name] = _network(config, name)
+        with _quietly():
+            lines, errors, trained[name] = _network(config, name)
         for line in lines:
             print(f"{name}: {line}", flush=True)
         for error in errors:
@@ -86,6 +87,17 @@ def report(config: Mapping, names: Sequence[str], passed: Path, again: bool) -> 
     for line in _space(config, names, trained):
         print(line, flush=True)
     return 2 if failed else 0
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Context without the lines that belong in a training's own log."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _network(config: Mapping, name: str) -> tuple[list[str], list[str], int]:
