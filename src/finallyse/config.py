@@ -506,6 +506,8 @@ def parse_overrides(arguments: Sequence[str]) -> list[Override]:
     for argument, override in zip(arguments, overrides, strict=True):
         if not override.key_or_group:
             raise UserError(f"command line: {argument}: names no option before the =")
+        if override.is_sweep_override():
+            raise UserError(f"command line: {argument}: gives several values; give one, or a list in brackets: [a,b]")
     return overrides
 
 
