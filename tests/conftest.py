@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,11 +14,28 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import numpy as np
 import pytest
 
+from finallyse import plugins
+from finallyse.registry import REGISTRIES
 from support import ROOT
 from support.speech import clips, read_speech
 
 # A shell without job control has what it runs in the background ignore Ctrl-C, and what that starts inherits it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def no_plugins_afterwards(monkeypatch):
+    """Parts of plugins that a test loads are not there in the next one, nor in the processes that it starts."""
+    monkeypatch.delenv(plugins.INHERITED, raising=False)
+    yield
+    for parts in plugins._loaded.values():
+        for kind, names in parts.items():
+            for name in names:
+                del REGISTRIES[kind]._classes[name]
+    plugins._loaded.clear()
+    os.environ.pop(plugins.INHERITED, None)
+    for name in [name for name in sys.modules if name.startswith("finallyse_plugin_")]:
+        del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

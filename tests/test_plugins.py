@@ -24,20 +24,6 @@ from finallyse.training.engine import argument_defaults, train
 from support.training import experiment, history, prepare_resources, write_yaml
 
 
-@pytest.fixture(autouse=True)
-def no_plugins_afterwards(monkeypatch):
-    """Registries, modules and environment as they were."""
-    build_schema()  # imports all registries
-    registered = {kind: dict(registry._classes) for kind, registry in REGISTRIES.items()}
-    monkeypatch.setattr(plugins, "_loaded", {})
-    monkeypatch.setenv(plugins.INHERITED, "")
-    yield
-    for kind, classes in registered.items():
-        REGISTRIES[kind]._classes = classes
-    for name in [name for name in sys.modules if name.startswith("finallyse_plugin_")]:
-        del sys.modules[name]
-
-
 @pytest.fixture(scope="module")
 def resources(tmp_path_factory):
     torch.set_num_threads(1)

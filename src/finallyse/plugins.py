@@ -36,7 +36,7 @@ def load(plugins: Iterable[str]) -> None:
     Raises:
         UserError: for one that does not exist or fails; with its line.
     """
-    for plugin in plugins:
+    for plugin in map(_in_full, plugins):
         if plugin in _loaded:
             continue
         before = {kind: set(registry) for kind, registry in REGISTRIES.items()}
@@ -63,8 +63,13 @@ def needed(plugins: Sequence[str], parts: Mapping[str, Iterable[str]]) -> list[s
     return [
         plugin
         for plugin in plugins
-        if any(set(parts.get(kind, ())) & set(names) for kind, names in _loaded.get(plugin, {}).items())
+        if any(set(parts.get(kind, ())) & set(names) for kind, names in _loaded.get(_in_full(plugin), {}).items())
     ]
+
+
+def _in_full(plugin: str) -> str:
+    """The absolute path of a file, which is found in other folders, too."""
+    return str(Path(plugin).resolve()) if plugin.endswith(".py") else plugin
 
 
 def _is_ours(cls: type) -> bool:
