@@ -36,7 +36,6 @@ from finallyse.training import trainers_registry
 from finallyse.training.batches import Batch, collate
 from finallyse.training.distributed import Group
 from finallyse.training.engine import check_rates
-from finallyse.training.pretrained import load_pretrained
 from finallyse.training.trainers import BaseTrainer
 
 SMALL = 5_000_000  # parameters
@@ -174,11 +173,16 @@ def _step(
 def _trainer(experiment: Experiment, weights: Weights, keys: set[str], device: torch.device) -> BaseTrainer:
     """The experiment's trainer on `device`, with WavLM's shapes if its weights are not there yet."""
 
-    def given(source: str, *parts: str) -> Mapping[str, Tensor]:
-        """The weights of a checkpoint; arbitrary ones for a network that is not trained yet."""
-        found = weights(source, parts[0])
-        found = found[parts[1]] if parts[1:] else found
-        return {name: torch.full_like(v, 0.01, device=device) if v.is_meta else v for name, v in found.items()}
+    def with_values(found: Mapping) -> dict:
+        """`found` with arbitrary values for the weights of a network that is not trained yet."""
+        return {
+            name: with_values(value)
+            if isinstance(value, Mapping)
+            else torch.full_like(value, 0.01, device=device)
+            if value.is_meta
+            else value
+            for name, value in found.items()
+        }
 
     class Rehearsing(trainers_registry[experiment.trainer]):
         def _load_wavlm(self, folder: str | None) -> nn.Module | None:
@@ -187,14 +191,8 @@ def _trainer(experiment: Experiment, weights: Weights, keys: set[str], device: t
             config = WavLM.read_config(folder) if Path(folder).exists() else _published_wavlm(self.generator)
             return WavLM.without_weights(config).to(device)
 
-        def _load_pretrained(self, generator, discriminators) -> None:
-            if source := generator.init_from:
-                load_pretrained(self.generator, given(source, "generator"), source, generator.train_only)
-            if source := discriminators.init_from:
-                for name, network in self.discriminators.items():
-                    if name not in weights(source, "discriminators"):
-                        raise UserError(f"discriminators.init_from: {source} has no discriminator {name!r}")
-                    load_pretrained(network, given(source, "discriminators", name), f"{source} ({name})")
+        def _pretrained(self, source: str, part: str) -> Mapping:
+            return with_values(weights(source, part))
 
     with _on(device):
         return Rehearsing(experiment, Group(device), keys)
@@ -350,7 +348,7 @@ def _to_rehearse(experiment: Experiment) -> tuple[Experiment, list[str]]:
             kept[name] = part
     options = dataclasses.asdict(experiment)
     options["losses"]["generator"] = kept
-    options["train"]["balance_step"] = None  # one more backward pass for each loss, of which nothing depends
+    options["train"]["balance_step"] = None  # one more backward pass for each loss, on which nothing depends
     return from_dict(Experiment, options), left_out
 
 

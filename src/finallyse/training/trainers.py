@@ -311,13 +311,17 @@ class BaseTrainer:
     def _load_pretrained(self, generator: Generator, discriminators: Discriminators) -> None:
         """Initialise networks from the checkpoints of `init_from`."""
         if source := generator.init_from:
-            load_pretrained(self.generator, load_checkpoint(source).generator, source, generator.train_only)
+            load_pretrained(self.generator, self._pretrained(source, "generator"), source, generator.train_only)
         if source := discriminators.init_from:
-            weights = load_checkpoint(source).discriminators
+            weights = self._pretrained(source, "discriminators")
             for name, network in self.discriminators.items():
                 if name not in weights:
                     raise UserError(f"discriminators.init_from: {source} has no discriminator {name!r}")
                 load_pretrained(network, weights[name], f"{source} ({name})")
+
+    def _pretrained(self, source: str, part: str) -> Mapping:
+        """The `generator` or `discriminators` of a checkpoint."""
+        return getattr(load_checkpoint(source), part)
 
     def _load_wavlm(self, folder: str | None) -> nn.Module | None:
         if folder is None:
