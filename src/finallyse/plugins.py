@@ -25,7 +25,6 @@ from finallyse.registry import REGISTRIES
 
 GROUP = "finallyse.plugins"  # of the entry points of installed packages
 INHERITED = "FINALLYSE_PLUGINS"  # environment variable: what this process has loaded, for those that it starts
-METRIC = "metric"
 
 _loaded: dict[str, dict[str, list[str]]] = {}  # plugin -> kind of part -> names registered by it
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import finallyse
-from finallyse.config import read_config
+from finallyse import plugins
+from finallyse.config import network_checkpoints, read_config, starts
 from finallyse.corpora.plan import costs
 from finallyse.corpora.space import RESERVE, free_space
 from finallyse.errors import UserError, nearest, one_line_errors
@@ -43,8 +44,9 @@ def check(targets: Sequence[str], arguments: Sequence[str]) -> int:
 def networks_of(config: Mapping, targets: Sequence[str]) -> list[str]:
     """The networks that targets (networks, sweeps, checkpoints; none: all) are made with, in the order of training."""
     experiments = config["experiments"]
-    by_path = {f"{config['results']}/{name}{kind}": name for name in experiments for kind in (".ckpt", ".best.ckpt")}
+    by_path = network_checkpoints(config)
     sweeps = {name: list(read_sweep(name, entry).networks) for name, entry in config["sweep"].items()}
+    sweeps = {name: members for name, members in sweeps.items() if set(members) <= experiments.keys()}
     named = {name: [name] for name in experiments} | sweeps
     for target in targets:
         if by_path.get(target, target) not in named:
@@ -55,7 +57,7 @@ def networks_of(config: Mapping, targets: Sequence[str]) -> list[str]:
     def visit(name: str, chain: tuple[str, ...]) -> None:
         if name in chain:
             raise UserError(f"networks.{name} starts from itself: {' <- '.join([*chain, name])}")
-        for source in _starts(experiments[name]).values():
+        for source in starts(experiments[name]):
             if source in by_path:
                 visit(by_path[source], (*chain, name))
         if name not in ordered:
@@ -158,13 +160,13 @@ class _Weights:
     def __call__(self, path: str, part: str) -> Mapping:
         from finallyse.models.checkpoint import load_checkpoint
 
-        results = self.config["results"]
-        for name, options in self.config["experiments"].items():
-            if path == f"{results}/{name}.best.ckpt" and not options["train"]["best"]:
-                raise UserError(f"{path} will not be made: networks.{name} has train.best=null; start from {name}.ckpt")
-            if path in (f"{results}/{name}.ckpt", f"{results}/{name}.best.ckpt"):
-                return self._shapes(options, part)
-        return getattr(load_checkpoint(path), part)
+        name = network_checkpoints(self.config).get(path)
+        if name is None:
+            return getattr(load_checkpoint(path), part)
+        options = self.config["experiments"][name]
+        if path.endswith(".best.ckpt") and not options["train"]["best"]:
+            raise UserError(f"{path} will not be made: networks.{name} has train.best=null; start from {name}.ckpt")
+        return self._shapes(options, part)
 
     def _shapes(self, options: Mapping, part: str) -> Mapping:
         import torch
@@ -179,15 +181,9 @@ class _Weights:
             return {n: models_registry[n](**(p or {}).get("args", {})).state_dict() for n, p in parts.items()}
 
 
-def _starts(options: Mapping) -> dict[str, str]:
-    """Part -> the checkpoint that it starts from."""
-    return {part: options[part]["init_from"] for part in ("generator", "discriminators") if options[part]["init_from"]}
-
-
 def _missing(config: Mapping, options: Mapping) -> Iterator[str]:
     """Errors for files of the user's that do not exist."""
-    results, resources = config["results"], config["resources"]
-    made = {f"{results}/{name}{kind}" for name in config["experiments"] for kind in (".ckpt", ".best.ckpt")}
+    resources, made = config["resources"], network_checkpoints(config)
     for key, path in _paths(options, ""):
         workflows = path in made or path.startswith((f"{resources}/prepared/", f"{resources}/weights/"))
         if not workflows and not Path(path).exists():
@@ -226,14 +222,18 @@ def _space(config: Mapping, names: Iterable[str], trained: Mapping[str, int]) ->
 
 def _hash(config: Mapping, name: str) -> str:
     """A name for all that the check of a network depends on: experiments, code, and the files that it starts from."""
-    options, starts = config["experiments"], []
-    for source in _starts(options[name]).values():
-        starts.append(next((options[n] for n in options if source.startswith(f"{config['results']}/{n}.")), None))
-        starts.append(Path(source).stat().st_mtime_ns if starts[-1] is None and Path(source).exists() else source)
-    code = max(path.stat().st_mtime_ns for path in Path(finallyse.__file__).parent.rglob("*.py"))
-    counted = [_without(IRRELEVANT, part) for part in (options[name], starts)]
+    options, checkpoints, begins = config["experiments"], network_checkpoints(config), []
+    for source in starts(options[name]):
+        begins += [source, options[checkpoints[source]] if source in checkpoints else _changed(source)]
+    files = [*Path(finallyse.__file__).parent.rglob("*.py"), *(p for p in plugins.loaded() if p.endswith(".py"))]
+    code = max(Path(file).stat().st_mtime_ns for file in files)
+    counted = [_without(IRRELEVANT, part) for part in (options[name], begins)]
     text = json.dumps([counted, config["networks"][name]["gpus"], code], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _changed(path: str) -> int | None:
+    return Path(path).stat().st_mtime_ns if Path(path).exists() else None
 
 
 def _without(keys: Collection[str], value: Any) -> Any:
@@ -244,6 +244,7 @@ def _without(keys: Collection[str], value: Any) -> Any:
 
 def main(words: Sequence[str]) -> int:
     """Called by the workflow: `python -m finallyse.preflight NETWORK ... < config as JSON`."""
+    plugins.load_inherited()
     return report(json.load(sys.stdin), words, PASSED, again=False)
 
 
