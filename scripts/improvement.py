@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 from finallyse.errors import UserError, one_line_errors
+from finallyse.plugins import load_inherited
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -71,4 +72,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     with one_line_errors():
+        load_inherited()
         sys.exit(main())

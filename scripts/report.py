@@ -15,6 +15,7 @@ from pathlib import Path
 from finallyse.cli import positive
 from finallyse.compare import System
 from finallyse.errors import UserError, one_line_errors
+from finallyse.plugins import load_inherited
 from finallyse.project import project_file
 from finallyse.sweep import Sweep, read_sweep
 
@@ -97,6 +98,7 @@ def main() -> None:
     """Entry point."""
     arguments = parser.parse_args()
     with one_line_errors():
+        load_inherited()
         if arguments.output.suffix != ".html":
             raise UserError(f"--output {arguments.output}: must end in .html")
         if not (arguments.networks or arguments.sweep):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -197,3 +198,18 @@ def test_processes_that_this_one_starts_know_the_plugins(tmp_path):
 
     with process_pool(1) as pool:
         assert pool.submit(plugins.loaded).result() == (str(tmp_path / "own.py"),)
+
+
+def test_the_check_of_a_start_knows_the_plugins_of_the_workflow(root, tmp_path):
+    write("loss", "own_loss", tmp_path)
+    overlay = tmp_path / "my.yaml"
+    overlay.write_text(
+        f"plugins: [{tmp_path}/own_loss.py]\n"
+        "networks:\n  hifigan: {override: {losses: {generator: {own_loss: {weight: 2}}}}}\n"
+    )
+    files = ["config/config.yaml", "config/demo.yaml", overlay]
+    config = load_pipeline([root / file for file in files], {}, read_schema(root / "config/schema.json"))
+    command = [sys.executable, "-m", "finallyse.preflight", "hifigan"]
+    run = subprocess.run(command, cwd=root, input=json.dumps(config), capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "Traceback" not in run.stderr

@@ -24,7 +24,7 @@ import numpy
 import pandas
 import yaml
 
-from finallyse import __version__
+from finallyse import __version__, plugins
 from finallyse.checks import dataclass_schema, validate
 from finallyse.compare import System
 from finallyse.config import read_file
@@ -329,6 +329,8 @@ def _network(results: Path, name: str, recipes: Recipes | None) -> Network:
     audio = present(results / "enhanced" / name, "enhanced utterances")
 
     config = read_file(config_path) if config_path else None
+    if config:
+        plugins.load([*config.get("plugins", []), *config.get("metric_plugins", [])])
     experiment = _experiment(config, config_path) if config else None
     checkpoint = _checkpoint(checkpoint_path) if checkpoint_path else None
     validation = _numbers(validation_path) if validation_path else None
