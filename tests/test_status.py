@@ -392,3 +392,14 @@ def test_the_command_prints_tables_soon_and_without_pytorch(project):
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert float(run.stdout.splitlines()[-1]) < 2, "seconds of CPU time"
+
+
+def test_a_damaged_validation_is_left_out(project):
+    folder = project / "results/demo/state/hifigan"
+    write_state(folder, steps=25, seconds=2.0, saved=20)
+    (folder / "validation.csv").write_text("step,wb_pesq,si_sdr,seconds\n10,1.93,-2.5,4\n20,1.9\0,-3.5,x\n")
+    run = subprocess.run(
+        [FINALLYSE, "status", "--watch", *DEMO], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert "si_sdr -3.5" in " ".join(run.stdout.split()) and "wb_pesq" not in run.stdout

@@ -33,7 +33,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from finallyse.config import paths_below, read_config
+from finallyse.config import network_checkpoints, paths_below, read_config, starts
 from finallyse.finished import kept, read
 from finallyse.options import Experiment, from_dict
 from finallyse.progress import data_size, duration
@@ -262,7 +262,7 @@ def _network(config: dict, name: str, jobs: list[Job], locked: bool, defaults: A
     if job and job.cluster_id and state in ("training", "queued", "starting"):
         detail = ", ".join(filter(None, [f"job {job.cluster_id}", detail]))
     step, every = min(step, steps), experiment["train"]["val_step"] or steps
-    validation_s = [float(row["seconds"]) for row in validation if row.get("seconds")]
+    validation_s = [float(row["seconds"]) for row in validation if re.fullmatch(NUMBER, row.get("seconds") or "")]
     return Network(
         name=name,
         state=state,
@@ -281,9 +281,8 @@ def _network(config: dict, name: str, jobs: list[Job], locked: bool, defaults: A
 
 def _starts_from(config: dict, experiment: dict) -> tuple[str, ...]:
     """The networks of the workflow whose checkpoints an experiment starts from."""
-    names = [path.removeprefix(f"{config['results']}/") for path in _inputs(config, experiment)]
-    stems = [name.removesuffix(".ckpt").removesuffix(".best") for name in names]
-    return tuple(dict.fromkeys(stem for stem in stems if stem in config["experiments"]))
+    checkpoints = network_checkpoints(config)
+    return tuple(dict.fromkeys(checkpoints[path] for path in starts(experiment) if path in checkpoints))
 
 
 def _lend_paces(experiments: dict, networks: Sequence[Network]) -> None:
@@ -319,7 +318,8 @@ def _validation(rows: Sequence[Mapping[str, str]]) -> str:
     """`step 160: wb_pesq 1.93, stoi 0.85` of the last of the rows of validation.csv."""
     if not rows:
         return ""
-    numbers = [f"{key} {float(value):.4g}" for key, value in rows[-1].items() if key not in NO_METRICS and value]
+    scores = {key: value for key, value in rows[-1].items() if key not in NO_METRICS}
+    numbers = [f"{key} {float(value):.4g}" for key, value in scores.items() if re.fullmatch(f"-?{NUMBER}", value)]
     return f"step {int(rows[-1]['step']):,}: {', '.join(numbers)}"
 
 
