@@ -29,7 +29,6 @@ from finallyse.corpora.manifest import COLUMNS, write_csv
 from finallyse.datasets import datasets_registry
 from finallyse.errors import UserError
 from finallyse.metrics import metrics_registry
-from finallyse.models import models_registry
 from finallyse.models.wavlm import WavLM
 from finallyse.options import Experiment, from_dict
 from finallyse.training import trainers_registry
@@ -105,18 +104,21 @@ def rehearse(experiment: Experiment, weights: Weights, processes: int = 1) -> Re
     largest = min(share, sub_batch or share)
     smallest = share % largest or largest
     try:
-        if _is_small(experiment):  # with values it is faster
-            steps = [_step(experiment, weights, keys, sets, item, min(2, smallest), "cpu")]
+        trainer = _trainer(experiment, weights, keys, torch.device("meta"))
+        if _is_small(trainer):  # with values it is faster
+            trainer = _trainer(experiment, weights, keys, torch.device("cpu"))
+            steps = [_step(trainer, sets, item, min(2, smallest))]
         else:
-            steps = [_step(experiment, weights, keys, sets, item, size, "meta") for size in {largest: 0, smallest: 0}]
+            steps = [_step(trainer, sets, item, size) for size in {largest: 0, smallest: 0}]
     except (NotImplementedError, RuntimeError):
         # An operation that meta tensors do not have, or a real mistake: one item with values will tell.
-        _step(experiment, weights, keys, sets, item, 1, "cpu")
+        _step(_trainer(experiment, weights, keys, torch.device("cpu")), sets, item, 1)
         left_out.append("memory and operations: a part computes with values, which the estimate does without")
         return Rehearsal(0, largest, math.nan, math.nan, tuple(left_out))
     step = steps[0]
     flop = step.flop * experiment.data.batch_size / step.items
-    memory = step.fixed_bytes + step.saved_bytes * largest / step.items
+    share_of_fp32 = BF16_SHARE if experiment.train.precision == "bf16" else 1
+    memory = step.fixed_bytes + step.saved_bytes * share_of_fp32 * largest / step.items
     return Rehearsal(step.trained, largest, flop, memory, tuple(left_out))
 
 
@@ -130,48 +132,43 @@ class Step(NamedTuple):
     fixed_bytes: float
 
 
-def _is_small(experiment: Experiment) -> bool:
+def _is_small(trainer: BaseTrainer) -> bool:
     """Whether a step with values takes no longer than one without."""
-    parts = {experiment.generator.name: {"args": experiment.generator.args}, **experiment.discriminators.parts}
-    with _on(torch.device("meta")):
-        networks = [models_registry[name](**(part or {}).get("args", {})) for name, part in parts.items()]
+    networks = (trainer.generator, trainer.discriminators)
     return sum(p.numel() for network in networks for p in network.parameters()) < SMALL
 
 
-def _step(
-    experiment: Experiment, weights: Weights, keys: set[str], sets: Mapping, item: Mapping, size: int, kind: str
-) -> Step:
-    """One step with a microbatch of `size` items on a kind of device."""
-    device = torch.device(kind)
-    # without autocast, which the meta device does not know, and in which many CPUs are very slow
-    full = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, precision="fp32"))
-    trainer = _trainer(full, weights, keys, device)
+def _step(trainer: BaseTrainer, sets: Mapping, item: Mapping, size: int) -> Step:
+    """One step of a trainer that has made none, or of one on the meta device, with a microbatch of `size` items."""
     check_rates(trainer.generator, sets["train"], sets["validation"])
     wavlm = list(trainer.wavlm.parameters()) if trainer.wavlm else []
-    batch = Batch({key: _repeated(value, size, device) for key, value in item.items()}, ["made up"] * size)
+    batch = Batch({key: _repeated(value, size, trainer.device) for key, value in item.items()}, ["made up"] * size)
     updaters = trainer.updaters().values()
     for updater in updaters:
         updater.adamw.step = lambda: None  # the fused one takes no meta tensors, and nothing depends on it here
     parameters = [*trainer.generator.parameters(), *trainer.discriminators.parameters(), *wavlm]
     trainer.begin(0, 0)
     try:
-        with FlopCounterMode(display=False) as counter, Saved(parameters) as saved:
+        with _norms_on(trainer.device), FlopCounterMode(display=False) as counter, Saved(parameters) as saved:
             trainer.train_step(batch)
     except UserError:
         raise
     except Exception as error:
-        if kind == "meta":
+        if trainer.device.type == "meta":
             raise
         raise UserError(f"a training step fails: {_described(error)}") from error
     trained = sum(p.numel() for updater in updaters for p in updater.parameters)
     fixed = PER_TRAINED * trained + 4 * sum(p.numel() for p in parameters if not p.requires_grad)
     fixed += 4 * sum(p.numel() for p in trainer.generator.parameters()) * (trainer.average is not None)
-    halved = BF16_SHARE if experiment.train.precision == "bf16" else 1
-    return Step(trained, size, counter.get_total_flops(), saved.peak * halved, fixed)
+    return Step(trained, size, counter.get_total_flops(), saved.peak, fixed)
 
 
 def _trainer(experiment: Experiment, weights: Weights, keys: set[str], device: torch.device) -> BaseTrainer:
-    """The experiment's trainer on `device`, with WavLM's shapes if its weights are not there yet."""
+    """The experiment's trainer on `device`, with WavLM's shapes if its weights are not there yet.
+
+    Without autocast, which the meta device does not know, and in which many CPUs are very slow.
+    """
+    experiment = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, precision="fp32"))
 
     def with_values(found: Mapping) -> dict:
         """`found` with arbitrary values for the weights of a network that is not trained yet."""
@@ -200,20 +197,44 @@ def _trainer(experiment: Experiment, weights: Weights, keys: set[str], device: t
 
 @contextlib.contextmanager
 def _on(device: torch.device) -> Iterator[None]:
-    """Context in which networks are built on `device`, on the meta device without the iterations of spectral norms.
+    """Context in which networks are built on `device`.
 
     Raises:
         UserError: for any error.
     """
-    no_iterations = mock.patch.object(parametrizations._SpectralNorm, "_power_method", lambda *arguments: None)
     try:
-        with warnings.catch_warnings(), device, no_iterations if device.type == "meta" else contextlib.nullcontext():
+        with warnings.catch_warnings(), device, _norms_on(device):
             warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter")
             yield
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"the networks and losses cannot be built: {_described(error)}") from error
+
+
+@contextlib.contextmanager
+def _norms_on(device: torch.device) -> Iterator[None]:
+    """Context in which norms of weights compute nothing on the meta device: only the shapes of what they return count.
+
+    PyTorch takes apart their many small operations there in Python, which would be half of the time of a rehearsal.
+    """
+    if device.type != "meta":
+        yield
+        return
+    weight, spectral = parametrizations._WeightNorm, parametrizations._SpectralNorm
+    with (
+        mock.patch.object(weight, "forward", lambda norm, magnitude, direction: magnitude * direction),
+        mock.patch.object(weight, "right_inverse", lambda norm, values: (_magnitude(values, norm.dim), values)),
+        mock.patch.object(spectral, "_power_method", lambda *arguments: None),
+    ):
+        yield
+
+
+def _magnitude(weight: Tensor, kept: int) -> Tensor:
+    """The magnitude of a normed weight, without values: of each slice of an axis, or of all (-1)."""
+    return weight.new_empty(
+        [size if axis == kept else 1 for axis, size in enumerate(weight.shape)] if kept >= 0 else []
+    )
 
 
 def _published_wavlm(generator: nn.Module) -> dict[str, Any]:
