@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import inspect
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 
+from finallyse import __version__
 from finallyse.errors import one_line_errors
 
 REPEATED = {"action": "append", "default": []}  # an option that may be given several times
@@ -239,6 +241,40 @@ def models(parser: ArgumentParser, words: Sequence[str]) -> None:
     show(options.seconds)
 
 
+def completion(parser: ArgumentParser, words: Sequence[str]) -> None:
+    """Print a script for tab completion of this command. bash: eval "$(finallyse completion bash)" in ~/.bashrc."""
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="bash, zsh or tcsh")
+    shell = parser.parse_args(words).shell
+    import shtab
+
+    whole = ArgumentParser("finallyse")
+    whole.add_argument("--version", action="store_true")
+    commands = whole.add_subparsers()
+    for name, command in COMMANDS.items():
+        described = _Described(add_help=False)
+        with contextlib.suppress(_Described.Done):
+            command(described, [])
+        text = inspect.getdoc(command).splitlines()[0]
+        one = commands.add_parser(name, parents=[described], help=text, description=text)
+        for action in one._actions:
+            action.choices = action.choices and list(action.choices)  # shtab takes a dictionary for more commands
+            if action.metavar and any(kind in str(action.metavar) for kind in ("FILE", "DIR", "PUT", "CHECKPOINT")):
+                action.complete = shtab.FILE
+    print(shtab.complete(whole, shell))
+
+
+class _Described(ArgumentParser):
+    """A parser that only learns the options of a command: the command ends where it would parse them."""
+
+    class Done(Exception):
+        pass
+
+    def parse_args(self, *arguments, **more):
+        raise self.Done
+
+    parse_intermixed_args = parse_args
+
+
 def _add_pipeline(parser: ArgumentParser) -> None:
     kinds = "FILE|KEY=VALUE"
     parser.add_argument("more", nargs="*", metavar=kinds, help="config files over config/config.yaml, or overrides")
@@ -246,20 +282,22 @@ def _add_pipeline(parser: ArgumentParser) -> None:
 
 
 COMMANDS = {
-    command.__name__: command for command in (status, config, check, enhance, compare, pack, data, convert, new, models)
+    command.__name__: command
+    for command in (status, config, check, enhance, compare, pack, data, convert, new, models, completion)
 }
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Entry point of the `finallyse` command; `words`: the command line without its first word."""
     words = sys.argv[1:] if words is None else words
-    listed = "\n".join(f"  {name:8} {inspect.getdoc(command).splitlines()[0]}" for name, command in COMMANDS.items())
+    listed = "\n".join(f"  {name:10} {inspect.getdoc(command).splitlines()[0]}" for name, command in COMMANDS.items())
     parser = ArgumentParser(
         "finallyse",
         description="Enhance speech, convert checkpoints, inspect networks, corpora and runs.",
         epilog=f"commands:\n{listed}\n\n`finallyse COMMAND --help` describes a command and its options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"finallyse {__version__}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
     if not words:
         parser.print_help()

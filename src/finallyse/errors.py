@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib.metadata
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 INTERRUPTED = 130  # exit status of a process that Ctrl-C has ended, as shells say it
+DISTRIBUTIONS = {"yaml": "pyyaml", "hydra": "hydra-core"}  # modules whose packages have other names
 TRY_AGAIN = 75  # exit status (EX_TEMPFAIL) of work that may succeed if it is started again as it is
 
 
@@ -55,9 +58,30 @@ def naming(path: str | Path, part: Path | None = None) -> Iterator[None]:
         raise
 
 
+def not_installed(error: ModuleNotFoundError) -> str | None:
+    """One line that says how to install the package that is missing; None for modules that no part of this one needs.
+
+    The extra that it belongs to, such as `metrics`, is read from the metadata of the installed package.
+    """
+    module = (error.name or "").partition(".")[0]
+    package = DISTRIBUTIONS.get(module, module.replace("_", "-")).lower()
+    try:
+        requirements = importlib.metadata.requires("finallyse") or []
+    except importlib.metadata.PackageNotFoundError:
+        requirements = []
+    for requirement in requirements:
+        if re.match(r"[\w.-]+", requirement)[0].lower() == package != "finallyse":  # extras contain others
+            extra = re.search(r"extra == [\"']([\w-]+)[\"']", requirement)
+            what = f"'finallyse[{extra[1]}]'" if extra else package
+            return f"{package} is not installed, which this needs: pip install {what}"
+    return None
+
+
 @contextlib.contextmanager
 def one_line_errors(status: int = 2) -> Iterator[None]:
     """Print a :class:`UserError`, or an OSError of the system, as one line on stderr and exit with `status`.
+
+    So is a package that is not installed, with the command that installs it.
 
     A :class:`TemporaryError` does not begin with `error: ` and exits with status 75, Ctrl-C exits with 130.
     """
@@ -75,6 +99,10 @@ def one_line_errors(status: int = 2) -> Iterator[None]:
         sys.exit(TRY_AGAIN)
     except UserError as error:
         line = str(error)
+    except ModuleNotFoundError as error:
+        line = not_installed(error)
+        if line is None:
+            raise
     except OSError as error:
         if error.strerror is None:  # raised by a library, not by the system
             raise
