@@ -15,9 +15,9 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= $(shell nproc 2>/dev/null || echo 2)
-# The first of these on the PATH that is Python 3.11 or 3.12; to override: make PYTHON=/path/to/python3.11
-PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3 python,$(shell command -v $(p) >/dev/null 2>&1 && \
-	$(p) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1 && echo $(p))))
+# The first of these on the PATH that is Python 3.11 to 3.13; to override: make PYTHON=/path/to/python3.11
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3 python,$(shell command -v $(p) >/dev/null 2>&1 && \
+	$(p) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1 && echo $(p))))
 
 help:
 	@sed -n '/^# make/,/^$$/s/^# //p' Makefile
@@ -25,8 +25,8 @@ help:
 install: $(BIN)/.installed-dev
 
 $(BIN)/.python:
-	@if [ -z "$(PYTHON)" ]; then echo "error: Python 3.11 or 3.12 is needed and neither is on the PATH; install one, or say: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; fi
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || { echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1), not Python 3.11 or 3.12; say: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@if [ -z "$(PYTHON)" ]; then echo "error: Python 3.11, 3.12 or 3.13 is needed, and none is on the PATH; install one, or say: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; fi
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1), not Python 3.11, 3.12 or 3.13; say: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { echo "error: $(PYTHON) -m venv failed; on Debian or Ubuntu install the package python3-venv" >&2; exit 1; }
 	@touch $@
 
