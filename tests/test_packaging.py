@@ -15,7 +15,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import finallyse
-from finallyse import errors
 from finallyse.errors import one_line_errors
 
 
@@ -107,7 +106,7 @@ def test_a_package_that_is_not_installed_is_one_line(code, line, monkeypatch, ca
 def test_a_module_that_nothing_needs_is_a_mistake_of_ours(monkeypatch):
     with pytest.raises(ModuleNotFoundError), one_line_errors():
         import finallyse.does_not_exist  # noqa: F401
-    monkeypatch.setattr(errors.importlib.metadata, "requires", lambda name: None)
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: None)
     with pytest.raises(ModuleNotFoundError), one_line_errors():
         raise ModuleNotFoundError("No module named 'pandas'", name="pandas")
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import importlib.metadata
 import os
 import re
 import signal
@@ -65,6 +64,8 @@ def not_installed(error: ModuleNotFoundError) -> str | None:
     """
     module = (error.name or "").partition(".")[0]
     package = DISTRIBUTIONS.get(module, module.replace("_", "-")).lower()
+    import importlib.metadata  # slow, and rarely needed
+
     try:
         requirements = importlib.metadata.requires("finallyse") or []
     except importlib.metadata.PackageNotFoundError:

@@ -38,7 +38,6 @@ from finallyse.progress import NowAndThen
 from finallyse.plugins import needed
 from finallyse.recipe import choices
 from finallyse.schema import argument_defaults, current_schema, read_schema
-from finallyse.status import Running
 from finallyse.sweep import read_sweep
 
 IN_PROJECT = PROJECT.samefile(Path.cwd())
@@ -373,6 +372,8 @@ PROGRESS = []
 def tell_progress():
     """Print how far the running trainings are, every `progress_minutes`, unless Snakemake is to be quiet about it."""
     if workflow.is_main_process and config["progress_minutes"]:
+        from finallyse.status import Running  # not needed for a dry run
+
         steps = {name: EXPERIMENTS[name]["train"]["steps"] for name in NETWORKS}
         PROGRESS.append(
             NowAndThen(
