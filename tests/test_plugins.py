@@ -148,6 +148,7 @@ def test_the_pipeline_gives_each_network_what_it_needs(root, tmp_path, monkeypat
     [
         ("x = (\n", r"bad\.py, line 1: SyntaxError: '\(' was never closed"),
         ("import torch\n\nraise ValueError('no\\nway')\n", r"bad\.py, line 3: ValueError: no way"),
+        ("raise SystemExit('no way')\n", r"bad\.py, line 1: SystemExit: no way"),
         ("import no_such_module\n", r"bad\.py, line 1: ModuleNotFoundError: No module named 'no_such_module'"),
     ],
 )

@@ -93,7 +93,7 @@ def _execute(plugin: str) -> None:
     except UserError:
         del sys.modules[name]
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
         line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else 1
@@ -110,5 +110,5 @@ def _import(plugin: str) -> None:
         points[plugin].load()
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"plugins: {plugin}: {type(error).__name__}: {' '.join(str(error).split())}") from error
