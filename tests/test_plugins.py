@@ -44,9 +44,13 @@ def test_what_new_writes_passes_its_own_tests_and_the_linter(tmp_path, root, cap
         assert run.returncode == 0, run.stdout + run.stderr
     with pytest.raises(UserError, match=r"my_loss\.py: exists; choose another name, or give --force"):
         write("loss", "my_loss", tmp_path)
-    for name in ("My", "1a", "class", "a-b", "../a"):
-        with pytest.raises(UserError, match="the name must be of lower-case letters"):
+    refused = dict.fromkeys(("My", "1a", "a-b", "../a"), "the name must be of lower-case letters")
+    refused |= {"class": "is a word of Python's own", "lmos": "the package has a loss of that name"}
+    for name, message in refused.items():
+        with pytest.raises(UserError, match=message):
             write("loss", name, tmp_path)
+    with pytest.raises(UserError, match="the package has a trainer of that name"):
+        write("trainer", "hifigan_trainer", tmp_path)
 
 
 def with_own_parts(resources, folder, **changes) -> dict:

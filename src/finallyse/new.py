@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import keyword
 import re
 from pathlib import Path
 
 from finallyse import atomic
 from finallyse.errors import UserError
+from finallyse.registry import REGISTRIES
 
 PARTS = {
     "loss": (
@@ -284,6 +286,14 @@ def test_a_step_changes_the_weights():
         "from finallyse.training.distributed import Group",
     ),
 }
+REGISTERED_IN = {
+    "loss": "losses",
+    "network": "models",
+    "dataset": "datasets",
+    "augmentation": "augmentations",
+    "metric": "metrics",
+    "trainer": "training",
+}
 TEST = '''\
 """What every KIND promises: python -m pytest test_NAME.py."""
 
@@ -300,10 +310,15 @@ BODY'''
 def write(kind: str, name: str, folder: str | Path, force: bool = False) -> list[Path]:
     """Write NAME.py and test_NAME.py into `folder`; returns their paths.
 
-    Raises UserError for a name that is no Python identifier, and for files that exist, without `force`.
+    Raises UserError for a name that is no Python identifier or is taken, and for files that exist, without `force`.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise UserError(f"{name}: the name must be of lower-case letters, digits and _, beginning with a letter")
+    if keyword.iskeyword(name):
+        raise UserError(f"{name}: is a word of Python's own; choose another name")
+    importlib.import_module(f"finallyse.{REGISTERED_IN[kind]}")
+    if name in REGISTRIES[kind]:
+        raise UserError(f"{name}: the package has a {kind} of that name; choose another one")
     part, test, imports = PARTS[kind]
     third_party = sorted({"import torch", *re.findall(r"^import (?:numpy|soundfile).*$", imports, re.MULTILINE)})
     third_party += ["import pytest"] * ("pytest." in test)
