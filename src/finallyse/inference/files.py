@@ -28,8 +28,8 @@ import soxr
 
 from finallyse.audio.blocks import BLOCK, BlockReader
 from finallyse.audio.channels import VORBIS_ORDER, channel_mask
+from finallyse.audio.folders import audio_files
 from finallyse.audio.formats import SUFFIXES
-from finallyse.corpora.layouts import audio_files
 from finallyse.errors import UserError
 from finallyse.inference.windows import length_at
 from finallyse.progress import AudioProgress, Progress, duration
