@@ -92,7 +92,7 @@ def enhance(parser: ArgumentParser, words: Sequence[str]) -> int:
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="recordings or folders of them; -: stdin")
     add("output", metavar="OUTPUT", help="output file, or folder for several inputs; -: WAV to stdout")
-    text = "trained network: results/NETWORK.ckpt, or one that comes with the package (default: small)"
+    text = "trained network: results/NETWORK.ckpt, an export of it, or one that comes with the package (default: small)"
     add("--checkpoint", metavar="NAME|FILE", help=text)
     text = "sample rate of the output, Hz (default: the network's or the input's, whichever is higher)"
     add("--rate", type=int, metavar="HZ", help=text)
@@ -104,13 +104,15 @@ def enhance(parser: ArgumentParser, words: Sequence[str]) -> int:
     add("--accept-cut", action="store_true", help="enhance what there is of recordings that are cut short or damaged")
     add("--force", action="store_true", help="overwrite existing files")
     add("--resume", action="store_true", help="skip a single input, too, whose output exists")
+    text = "torch, onnx (ONNX Runtime; also without PyTorch), or auto: torch if it is installed (default: %(default)s)"
+    add("--engine", default="auto", help=text)
     add("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
     text = "fp32, or bf16: faster, differs from fp32 by about -45 dB (default: %(default)s)"
     add("--precision", default="fp32", help=text)
     add("--batch", type=positive, metavar="N", help="windows per batch (default: 1 on a CPU, 4 on a GPU)")
     add("--chunk", type=float, default=20.48, metavar="S", help="window length in seconds (default: %(default)s)")
     add("--wavlm", metavar="DIR", help="folder of WavLM, if the path in the checkpoint no longer exists")
-    add("--threads", type=positive, metavar="N", help="CPU threads (default: PyTorch's own)")
+    add("--threads", type=positive, metavar="N", help="CPU threads (default: one per core)")
     text = "Python file with the network, for a checkpoint that was trained with plugins; may be repeated"
     add("--plugin", **REPEATED, dest="plugins", metavar="FILE", help=text)
     options = vars(parser.parse_intermixed_args(words))
@@ -169,6 +171,28 @@ def pack(parser: ArgumentParser, words: Sequence[str]) -> None:
     from finallyse.inference.pack import pack as write
 
     write(options.checkpoint, options.output, options.wavlm, options.force, options.card)
+
+
+def export(parser: ArgumentParser, words: Sequence[str]) -> None:
+    """Write a trained network as ONNX, which runs without PyTorch (`finallyse enhance --engine onnx`, browsers, ...).
+
+    One graph from waveform to waveform; for a network that is conditioned on WavLM, that is a second file beside it.
+    The output is compared with PyTorch's before the file is given its name.
+    """
+    add = parser.add_argument
+    add("checkpoint", metavar="CHECKPOINT", help="trained network: results/NETWORK.ckpt, or the name of a built-in one")
+    add("output", metavar="OUT.onnx", help="file to write")
+    kinds = parser.add_mutually_exclusive_group()
+    text = "half the size, at the speed of 32 bits: weights in half precision"
+    kinds.add_argument("--fp16", action="store_const", dest="precision", const="fp16", default="fp32", help=text)
+    text = "a quarter of the size: weights of 8 bits"
+    kinds.add_argument("--int8", action="store_const", dest="precision", const="int8", default="fp32", help=text)
+    add("--wavlm", metavar="DIR", help="folder of WavLM, if the path in the checkpoint no longer exists")
+    add("--force", action="store_true", help="overwrite existing files")
+    options = vars(parser.parse_args(words))
+    from finallyse.export.command import export as write
+
+    write(options.pop("checkpoint"), options.pop("output"), **options)
 
 
 def data(parser: ArgumentParser, words: Sequence[str]) -> None:
@@ -283,7 +307,7 @@ def _add_pipeline(parser: ArgumentParser) -> None:
 
 COMMANDS = {
     command.__name__: command
-    for command in (status, config, check, enhance, compare, pack, data, convert, new, models, completion)
+    for command in (status, config, check, enhance, compare, pack, export, data, convert, new, models, completion)
 }
 
 
