@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from finallyse.errors import UserError
-from finallyse.inference.windows import Window, join, plan
+from finallyse.inference.windows import Window, fit, join, plan
 
 # Context on either side of the part of a window that is kept. With random weights, 0.5 s from a window's edge the
 # published networks are within -100 dB of the output for the whole signal (tests/test_enhance.py checks small ones).
@@ -57,6 +57,7 @@ class Renderer:
         self.wavlm = wavlm if self.input_kind == "wav+ssl" else None
         self.input_rate, self.output_rate = generator.input_rate, generator.output_rate
         self.factor = self.output_rate // self.input_rate
+        self.alignment = generator.alignment
         self.grid = math.lcm(GRID, generator.alignment, self.wavlm.hop if self.wavlm else 1)
         self.context = math.ceil(CONTEXT_S * self.input_rate / self.grid) * self.grid
         shortest = (2 * self.context + self.grid) / self.input_rate
@@ -95,14 +96,25 @@ class Renderer:
     def render_windows(self, read: Read, length: int, channels: int) -> Iterator[np.ndarray]:
         """Consecutive [channels, n] at `output_rate`, in constant memory.
 
+        The network is given whole multiples of its alignment, the end filled with zeros: where it pads inside depends
+        on the length, so that otherwise the first second of a recording would depend on how long its last one is.
+
         Args:
             read: (start, stop) -> float32 [channels, stop - start]; called with increasing starts.
             length: samples at `input_rate`.
         """
-        windows = plan(length, self.window, self.context, self.grid)
+        whole = -(-length // self.alignment) * self.alignment
+
+        def read_whole(start: int, stop: int) -> np.ndarray:
+            return fit(read(start, min(stop, length)), stop - start)
+
+        windows = plan(whole, self.window, self.context, self.grid)
         scaled = [(start * self.factor, stop * self.factor) for start, stop in windows]
         fade = int(FADE_S * self.output_rate)
-        return join(scaled, self._pieces(windows, read, length, channels), fade)
+        left = length * self.factor
+        for block in join(scaled, self._pieces(windows, read_whole, whole, channels), fade):
+            yield block[:, :left]
+            left -= min(left, block.shape[1])
 
     def _pieces(self, windows: list[Window], read: Read, length: int, channels: int) -> Iterator[np.ndarray]:
         """Each window's output [C, n * factor]."""
