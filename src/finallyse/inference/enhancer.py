@@ -16,12 +16,12 @@ from finallyse.audio.resample import resample
 from finallyse.errors import UserError
 from finallyse.hardware import choose_device, keep_freed_memory
 from finallyse.inference.renderer import Read, Renderer
+from finallyse.inference.signals import as_floats, whole_rate
 from finallyse.inference.windows import fit, length_at
 from finallyse.models.checkpoint import Checkpoint, load_checkpoint
 from finallyse.models.norms import fold, normed_layers
 
 SILENT_PEAK = 1e-30  # channels with lower peaks keep their level: the gain would overflow float32
-MOST_CHANNELS = 64  # beyond, an array with more channels than samples is taken for a mistake
 
 
 class Enhancer(Renderer):
@@ -110,8 +110,8 @@ class Enhancer(Renderer):
         exceed 1; nothing is clipped.
 
         Args:
-            wav: [T], or [C, T] with at most `MOST_CHANNELS` channels: floats in [-1, 1], or integers of 8 (unsigned),
-                16 or 32 bits over their full range.
+            wav: [T], or [C, T] with at most `signals.MOST_CHANNELS` channels: floats in [-1, 1], or integers of 8
+                (unsigned), 16 or 32 bits over their full range.
             sample_rate: its rate, Hz.
             rate: rate of the output, Hz; None: `rate_for(sample_rate)`.
 
@@ -122,9 +122,9 @@ class Enhancer(Renderer):
             UserError: for an empty signal, one with other axes, values that are not finite, and rates that are not
                 positive whole numbers.
         """
-        wav = _as_floats(wav)
-        sample_rate = _whole_rate("sample_rate", sample_rate)
-        rate = self.rate_for(sample_rate) if rate is None else _whole_rate("rate", rate)
+        wav = as_floats(wav)
+        sample_rate = whole_rate("sample_rate", sample_rate)
+        rate = self.rate_for(sample_rate) if rate is None else whole_rate("rate", rate)
         x = resample(np.atleast_2d(wav), sample_rate, self.input_rate)
         y = self.render_whole(fit(x, length_at(wav.shape[-1], sample_rate, self.input_rate)))
         y = fit(resample(y, self.output_rate, rate), length_at(wav.shape[-1], sample_rate, rate))
@@ -174,31 +174,6 @@ class Enhancer(Renderer):
     def autocast(self) -> torch.autocast:
         """The autocast context of the precision."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-
-
-def _as_floats(wav: ArrayLike | Tensor) -> np.ndarray:
-    """A user's signal as float32 in [-1, 1]; UserError if it cannot be one."""
-    wav = wav.detach().cpu().float().numpy() if isinstance(wav, Tensor) and wav.is_floating_point() else np.asarray(wav)
-    if wav.ndim not in (1, 2) or wav.size == 0:
-        raise UserError(f"wav must be [T] or [C, T] with at least one sample, not {list(wav.shape)}")
-    if wav.ndim == 2 and len(wav) > MOST_CHANNELS and len(wav) > wav.shape[1]:
-        raise UserError(f"wav must be [C, T], and {list(wav.shape)} looks like [T, C]: give wav.T")
-    if wav.dtype == np.uint8:
-        wav = (wav.astype(np.float32) - 128) / 128
-    elif wav.dtype in (np.int16, np.int32):
-        wav = wav / np.float64(2 ** (8 * wav.itemsize - 1))
-    elif wav.dtype.kind != "f":
-        raise UserError(f"wav must be of floats in [-1, 1], or of integers of 8, 16 or 32 bits, not {wav.dtype}")
-    wav = wav.astype(np.float32, copy=False)
-    if not np.isfinite(wav).all():
-        raise UserError("wav contains samples that are not finite numbers")
-    return wav
-
-
-def _whole_rate(name: str, rate: float) -> int:
-    if not (rate >= 1 and float(rate).is_integer()):
-        raise UserError(f"{name} must be a positive whole number of Hz, not {rate}")
-    return int(rate)
 
 
 def find_wavlm(checkpoint: Checkpoint, folder: str | Path | None) -> Path:
