@@ -214,17 +214,24 @@ def compare(parser: ArgumentParser, words: Sequence[str]) -> int:
 
 
 def pack(parser: ArgumentParser, words: Sequence[str]) -> None:
-    """Write a self-contained checkpoint: drops the discriminators, embeds WavLM and a model card."""
+    """Write a self-contained checkpoint to give away: without discriminators, with WavLM and a model card inside.
+
+    The model card is also written beside it, as NAME.md: the one given, that of the checkpoint, or else one made of its
+    configuration and the scores in its folder of results. docs/howto/share.md: how to sign it.
+    """
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help="trained network, results/NETWORK.ckpt")
     add("output", metavar="OUTPUT", help="checkpoint to write")
     add("--wavlm", metavar="DIR", help="folder of WavLM, if the path in the checkpoint no longer exists")
     add("--card", metavar="FILE", help="text file of a model card to embed")
-    add("--force", action="store_true", help="overwrite an existing file")
+    add("--safetensors", action="store_true", help="write a safetensors file, as for an OUTPUT of that suffix")
+    add("--force", action="store_true", help="overwrite existing files")
     options = parser.parse_intermixed_args(words)
     from finallyse.inference.pack import pack as write
 
-    write(options.checkpoint, options.output, options.wavlm, options.force, options.card)
+    print(
+        write(options.checkpoint, options.output, options.wavlm, options.force, options.card, options.safetensors),
+    )
 
 
 def data(parser: ArgumentParser, words: Sequence[str]) -> None:
