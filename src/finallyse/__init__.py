@@ -5,6 +5,7 @@ With the network that comes with the package, or another trained one:
     import finallyse
     model = finallyse.load()                                    # or load("results/finally_stage3.ckpt")
     enhanced = model.enhance(wav, sample_rate)                  # at model.rate_for(sample_rate)
+    stream = finallyse.Stream(model)                            # or while it comes in: stream.push(samples)
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from finallyse.inference.engine import Engine
+    from finallyse.inference.enhancer import Enhancer
+    from finallyse.inference.stream import Stream
 
-__all__ = ["Enhancer", "UserError", "load"]
+__all__ = ["Enhancer", "Stream", "UserError", "load"]
 __version__ = "0.1.0"
 
 
@@ -61,4 +64,8 @@ def __getattr__(name: str) -> object:
         from finallyse.inference.enhancer import Enhancer
 
         return Enhancer
+    if name == "Stream":
+        from finallyse.inference.stream import Stream
+
+        return Stream
     raise AttributeError(f"module 'finallyse' has no attribute {name!r}")

@@ -88,10 +88,17 @@ def enhance(parser: ArgumentParser, words: Sequence[str]) -> int:
     Several inputs, or folders, are written to the folder OUTPUT; a single one also if OUTPUT ends with a slash. Files
     are written atomically. Of several inputs, those whose outputs exist are skipped. A file that cannot be enhanced
     does not stop the others; it is listed at the end and the exit status is 1.
+
+    With --live, sound is enhanced while it comes in, until it ends or Ctrl-C is pressed: raw samples from stdin to
+    stdout, or INPUT mic (the microphone) and OUTPUT speaker (the loudspeaker), which need sounddevice:
+
+      arecord -f S16_LE -r 16000 -t raw | finallyse enhance --live | aplay -f S16_LE -r 16000 -t raw
+      finallyse enhance mic speaker --live
     """
-    add = parser.add_argument
-    add("inputs", nargs="+", metavar="INPUT", help="recordings or folders of them; -: stdin")
-    add("output", metavar="OUTPUT", help="output file, or folder for several inputs; -: WAV to stdout")
+    add, live = parser.add_argument, "--live" in words
+    add("inputs", nargs="*" if live else "+", metavar="INPUT", help="recordings or folders of them; -: stdin")
+    if not live:
+        add("output", metavar="OUTPUT", help="output file, or folder for several inputs; -: WAV to stdout")
     text = "trained network: results/NETWORK.ckpt, an export of it, or one that comes with the package (default: small)"
     add("--checkpoint", metavar="NAME|FILE", help=text)
     text = "sample rate of the output, Hz (default: the network's or the input's, whichever is higher)"
@@ -115,11 +122,62 @@ def enhance(parser: ArgumentParser, words: Sequence[str]) -> int:
     add("--threads", type=positive, metavar="N", help="CPU threads (default: one per core)")
     text = "Python file with the network, for a checkpoint that was trained with plugins; may be repeated"
     add("--plugin", **REPEATED, dest="plugins", metavar="FILE", help=text)
+    of_live = _add_live(parser)
     options = vars(parser.parse_intermixed_args(words))
+    if live:
+        return _enhance_live(parser, options)
+    if given := [name for name in of_live if options.pop(name) != parser.get_default(name)]:
+        parser.error(f"argument {of_live[given[0]]}: only with --live")
     from finallyse.inference.command import run
 
     suffix, window_s = f".{options.pop('format').lower().lstrip('.')}", options.pop("chunk")
     return run(**options, suffix=suffix, window_s=window_s)
+
+
+def _add_live(parser: ArgumentParser) -> dict[str, str]:
+    """Adds the options of `enhance --live`, and returns the name and the spelling of each."""
+    group = parser.add_argument_group("options of --live")
+    text = "enhance while the sound comes in: INPUT is - (raw samples, the default) or mic, OUTPUT - or speaker"
+    group.add_argument("--live", action="store_true", help=text)
+    text = "raw samples, interleaved: s16le (16-bit integers) or f32le (32-bit floats) (default: %(default)s)"
+    group.add_argument("--live-format", default="s16le", metavar="FORMAT", help=text)
+    text = "sample rate of the input (default: the network's; others add the delay of a resampler)"
+    group.add_argument("--live-rate", type=int, metavar="HZ", help=text)
+    group.add_argument("--live-channels", type=positive, default=1, metavar="N", help="(default: %(default)s)")
+    text = "what is heard of the future: 0.04 (default): latency 0.14 s; 0.768: 1.07 s, and the output is as of a file"
+    group.add_argument("--lookahead", type=float, default=0.04, metavar="S", help=text)
+    text = "the network runs every few of these (default: %(default)s); longer ones need less work"
+    group.add_argument("--live-block", type=float, default=0.02, metavar="S", help=text)
+    text = "largest magnitude that the sound will have, for networks that were trained at a fixed peak"
+    group.add_argument("--peak", type=float, metavar="P", help=text)
+    actions = group._group_actions
+    return {action.dest: action.option_strings[0] for action in actions}
+
+
+def _enhance_live(parser: ArgumentParser, options: dict) -> int:
+    files = (
+        "format",
+        "subtype",
+        "dither",
+        "keep_tags",
+        "keep_times",
+        "accept_cut",
+        "force",
+        "resume",
+        "chunk",
+        "batch",
+    )
+    for name in files:
+        if options.pop(name) != parser.get_default(name):
+            parser.error(f"argument --{name.replace('_', '-')}: not with --live")
+    ends = options.pop("inputs")
+    if len(ends) > 2:
+        parser.error("--live takes at most an INPUT and an OUTPUT")
+    del options["live"]
+    from finallyse.inference.command import run_live
+
+    names = {"live_format": "format", "live_rate": "input_rate", "live_channels": "channels", "live_block": "block"}
+    return run_live(ends, **{names.get(name, name): value for name, value in options.items()})
 
 
 def compare(parser: ArgumentParser, words: Sequence[str]) -> int:
@@ -160,17 +218,24 @@ def compare(parser: ArgumentParser, words: Sequence[str]) -> int:
 
 
 def pack(parser: ArgumentParser, words: Sequence[str]) -> None:
-    """Write a self-contained checkpoint: drops the discriminators, embeds WavLM and a model card."""
+    """Write a self-contained checkpoint to give away: without discriminators, with WavLM and a model card inside.
+
+    The model card is also written beside it, as NAME.md: the one given, that of the checkpoint, or else one made of its
+    configuration and the scores in its folder of results. docs/howto/share.md: how to sign it.
+    """
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help="trained network, results/NETWORK.ckpt")
     add("output", metavar="OUTPUT", help="checkpoint to write")
     add("--wavlm", metavar="DIR", help="folder of WavLM, if the path in the checkpoint no longer exists")
     add("--card", metavar="FILE", help="text file of a model card to embed")
-    add("--force", action="store_true", help="overwrite an existing file")
+    add("--safetensors", action="store_true", help="write a safetensors file, as for an OUTPUT of that suffix")
+    add("--force", action="store_true", help="overwrite existing files")
     options = parser.parse_intermixed_args(words)
     from finallyse.inference.pack import pack as write
 
-    write(options.checkpoint, options.output, options.wavlm, options.force, options.card)
+    print(
+        write(options.checkpoint, options.output, options.wavlm, options.force, options.card, options.safetensors),
+    )
 
 
 def export(parser: ArgumentParser, words: Sequence[str]) -> None:

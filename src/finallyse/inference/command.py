@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from finallyse.errors import UserError
-from finallyse.inference.engine import choose_engine, open_engine
+from finallyse.inference.engine import Engine, choose_engine, open_engine
 from finallyse.inference.files import Options, enhance_files, plan_outputs
 from finallyse.pretrained import checkpoint_file
 
@@ -21,17 +22,40 @@ def run(inputs: Sequence[str], output: str, checkpoint: str | None, *, engine: s
     """
     names = [field.name for field in dataclasses.fields(Options)]
     writing = Options(**{name: options.pop(name) for name in names if name in options})
-    if options["device"] not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device {options['device']}: must be auto, cpu or cuda")
-    if options["precision"] not in ("fp32", "bf16"):
-        raise UserError(f"--precision {options['precision']}: must be fp32 or bf16")
+    _check(options)
     engine = choose_engine(engine, checkpoint)
     checkpoint_file(checkpoint, engine)
     pairs = plan_outputs(inputs, output, writing)
     # on termination, remove temporary files
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    return 1 if enhance_files(_open(checkpoint, engine, options), pairs, writing) else 0
+
+
+def run_live(ends: Sequence[str], checkpoint: str | None, *, engine: str = "auto", **options) -> int:
+    """Enhance a live signal; returns the exit status. `ends`: its source and target, by default stdin and stdout.
+
+    `options` are those of `finallyse.inference.live.Live` and of `finallyse.load`.
+    """
+    from finallyse.inference import live
+
+    names = [field.name for field in dataclasses.fields(live.Live)]
+    given = dict(zip(("source", "target"), ends, strict=False))
+    settings = live.Live(**given, **{name: options.pop(name) for name in names if name in options})
+    _check(options)
+    return live.run(_open(checkpoint, choose_engine(engine, checkpoint), options), settings)
+
+
+def _check(options: Mapping[str, Any]) -> None:
+    """Raise UserError for options that no network accepts, before PyTorch is loaded."""
+    if options["device"] not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {options['device']}: must be auto, cpu or cuda")
+    if options["precision"] not in ("fp32", "bf16"):
+        raise UserError(f"--precision {options['precision']}: must be fp32 or bf16")
+
+
+def _open(checkpoint: str | None, engine: str, options: Mapping[str, Any]) -> Engine:
     if engine == "torch":
         from finallyse.inference.enhancer import tune_process
 
         tune_process()
-    return 1 if enhance_files(open_engine(checkpoint, engine, **options), pairs, writing) else 0
+    return open_engine(checkpoint, engine, **options)

@@ -15,12 +15,12 @@ from numpy.typing import ArrayLike
 from finallyse.audio.resample import resample
 from finallyse.errors import UserError
 from finallyse.inference.renderer import Conditioner, Model, Read, Renderer
+from finallyse.inference.signals import as_floats, whole_rate
 from finallyse.inference.windows import fit, length_at
 from finallyse.pretrained import checkpoint_file
 
 ENGINES = ("auto", "torch", "onnx")
 SILENT_PEAK = 1e-30  # channels with lower peaks keep their level: the gain would overflow float32
-MOST_CHANNELS = 64  # beyond, an array with more channels than samples is taken for a mistake
 
 
 class Engine(Renderer):
@@ -56,7 +56,7 @@ class Engine(Renderer):
         exceed 1; nothing is clipped.
 
         Args:
-            wav: [T], or [C, T] with at most `MOST_CHANNELS` channels: floats in [-1, 1], or integers of 8 (unsigned),
+            wav: [T], or [C, T] with at most `signals.MOST_CHANNELS` channels: floats in [-1, 1], or integers of 8 (unsigned),
                 16 or 32 bits over their full range.
             sample_rate: its rate, Hz.
             rate: rate of the output, Hz; None: `rate_for(sample_rate)`.
@@ -68,9 +68,9 @@ class Engine(Renderer):
             UserError: for an empty signal, one with other axes, values that are not finite, and rates that are not
                 positive whole numbers.
         """
-        wav = _as_floats(wav)
-        sample_rate = _whole_rate("sample_rate", sample_rate)
-        rate = self.rate_for(sample_rate) if rate is None else _whole_rate("rate", rate)
+        wav = as_floats(wav)
+        sample_rate = whole_rate("sample_rate", sample_rate)
+        rate = self.rate_for(sample_rate) if rate is None else whole_rate("rate", rate)
         x = resample(np.atleast_2d(wav), sample_rate, self.input_rate)
         y = self.render_whole(fit(x, length_at(wav.shape[-1], sample_rate, self.input_rate)))
         y = fit(resample(y, self.output_rate, rate), length_at(wav.shape[-1], sample_rate, rate))
@@ -119,12 +119,12 @@ def choose_engine(engine: str, checkpoint: str | Path | None) -> str:
         engine = "onnx" if exported or importlib.util.find_spec("torch") is None else "torch"
     if engine == "onnx" and Path(checkpoint or "").suffix and not exported:
         raise UserError(
-            f"{checkpoint}: runs with PyTorch (pip install finallyse[torch]); for --engine onnx export it first: "
+            f"{checkpoint}: runs with PyTorch (pip install torch); for --engine onnx export it first: "
             f"finallyse export {checkpoint} {Path(checkpoint).with_suffix('.onnx')}"
         )
-    needs, extra = ("torch", "torch") if engine == "torch" else ("onnxruntime", "onnx")
+    needs = "torch" if engine == "torch" else "onnxruntime"
     if importlib.util.find_spec(needs) is None:
-        raise UserError(f"--engine {engine}: the package {needs} is not installed: pip install finallyse[{extra}]")
+        raise UserError(f"--engine {engine}: the package {needs} is not installed: pip install {needs}")
     return engine
 
 
@@ -165,31 +165,3 @@ def open_engine(
         if value:
             raise UserError(f"{name}: not with ONNX Runtime, only with --engine torch")
     return OnnxEnhancer(trained, threads=threads, **options)
-
-
-def _as_floats(wav: ArrayLike) -> np.ndarray:
-    """A user's signal as float32 in [-1, 1]; UserError if it cannot be one."""
-    if hasattr(wav, "detach"):  # a tensor of PyTorch
-        wav = wav.detach().cpu()
-        wav = wav.float() if wav.is_floating_point() else wav
-    wav = np.asarray(wav)
-    if wav.ndim not in (1, 2) or wav.size == 0:
-        raise UserError(f"wav must be [T] or [C, T] with at least one sample, not {list(wav.shape)}")
-    if wav.ndim == 2 and len(wav) > MOST_CHANNELS and len(wav) > wav.shape[1]:
-        raise UserError(f"wav must be [C, T], and {list(wav.shape)} looks like [T, C]: give wav.T")
-    if wav.dtype == np.uint8:
-        wav = (wav.astype(np.float32) - 128) / 128
-    elif wav.dtype in (np.int16, np.int32):
-        wav = wav / np.float64(2 ** (8 * wav.itemsize - 1))
-    elif wav.dtype.kind != "f":
-        raise UserError(f"wav must be of floats in [-1, 1], or of integers of 8, 16 or 32 bits, not {wav.dtype}")
-    wav = wav.astype(np.float32, copy=False)
-    if not np.isfinite(wav).all():
-        raise UserError("wav contains samples that are not finite numbers")
-    return wav
-
-
-def _whole_rate(name: str, rate: float) -> int:
-    if not (rate >= 1 and float(rate).is_integer()):
-        raise UserError(f"{name} must be a positive whole number of Hz, not {rate}")
-    return int(rate)

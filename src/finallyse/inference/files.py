@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile as sf
-import soxr
 
 from finallyse.audio.blocks import BLOCK, BlockReader
 from finallyse.audio.channels import VORBIS_ORDER, channel_mask
 from finallyse.audio.folders import audio_files
 from finallyse.audio.formats import SUFFIXES
+from finallyse.audio.resample import Resampler
 from finallyse.errors import UserError
 from finallyse.inference.windows import length_at
 from finallyse.progress import AudioProgress, Progress, duration
@@ -211,20 +211,6 @@ class _Spool:
         self._file.close()
 
 
-class _Resampler:
-    """Resamples [C, n] blocks of one signal as a whole; the same as `finallyse.audio.resample` in one go."""
-
-    def __init__(self, from_rate: int, to_rate: int, channels: int):
-        self._stream = None
-        if from_rate != to_rate:
-            self._stream = soxr.ResampleStream(from_rate, to_rate, channels, dtype="float32", quality="VHQ")
-
-    def __call__(self, block: np.ndarray, last: bool = False) -> np.ndarray:
-        if self._stream is None:
-            return block
-        return self._stream.resample_chunk(np.ascontiguousarray(block.T), last=last).reshape(-1, len(block)).T
-
-
 @contextlib.contextmanager
 def _scratch(folder: Path | None) -> Iterator[Path]:
     """A folder for temporary files in `folder` (None: the system's), which is removed at the end.
@@ -332,7 +318,7 @@ def _enhance_in(
         container, subtype, output_rate = _output_format(path, channels, options, enhancer.rate_for(rate))
         tags = {key: reader.tags[key] for key in TAGS if key in reader.tags} if options.keep_tags else {}
         heard = _Spool(work / "input.f32", channels)
-        resampler, samples = _Resampler(rate, enhancer.input_rate, channels), 0
+        resampler, samples = Resampler(rate, enhancer.input_rate, channels), 0
         for block in reader:
             samples += block.shape[1]
             heard.append(resampler(block))
@@ -342,7 +328,7 @@ def _enhance_in(
         progress.begin(samples / rate)
 
     made = _Spool(work / "output.f32", channels)
-    resampler = _Resampler(enhancer.output_rate, output_rate, channels)
+    resampler = Resampler(enhancer.output_rate, output_rate, channels)
     for block in enhancer.render(heard.read, heard.frames, heard.peaks):
         made.append(resampler(block))
         if progress:

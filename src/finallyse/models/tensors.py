@@ -1,9 +1,15 @@
-"""Files of tensors: reading what `torch.save` wrote without running anything in it, writing, and strict loading."""
+"""Files of tensors: reading what `torch.save` or safetensors wrote without running anything in it, writing, and strict
+loading.
+
+A safetensors file holds what a file of `torch.save` does: its tensors under their path in the nested dicts, with
+slashes (`generator/conv_pre.weight`), and all else as JSON in the header, under `finallyse`.
+"""
 
 from __future__ import annotations
 
 import collections
 import contextlib
+import json
 import pickle
 import re
 import tarfile
@@ -34,7 +40,7 @@ DTYPES = {
 
 
 def load_tensors(path: str | Path, kind: str = "checkpoint", foreign: bool = False) -> Any:
-    """The plain values and tensors in a file of `torch.save`, on the CPU. Nothing in the file is run.
+    """The plain values and tensors in a file of `torch.save` or `save_safetensors`, on the CPU. Nothing in it is run.
 
     Args:
         path: the file.
@@ -49,6 +55,8 @@ def load_tensors(path: str | Path, kind: str = "checkpoint", foreign: bool = Fal
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such {kind}")
+    if _is_safetensors(path):
+        return _load_safetensors(path, kind)
     try:
         archive = zipfile.is_zipfile(path)
         if archive and (what := damage(path)):
@@ -94,6 +102,78 @@ def _check_sizes(content: Any, path: Path) -> None:
             plain = value.device.type == "cpu" and value.layout == torch.strided
             if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
                 raise UserError(f"{path}: a tensor of shape {list(value.shape)} is without its data; {REMEDY}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Safetensors
+
+HEADER = "finallyse"  # key of the plain values in a safetensors file
+MOST_HEADER = 100_000_000  # bytes, as the safetensors library allows
+DEEPEST = 8  # slashes in the path of a tensor
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By its content: the length of a header in 8 bytes, and the header, which is JSON."""
+    with path.open("rb") as file:
+        size, first = file.read(8), file.read(1)
+    return len(size) == 8 and first == b"{" and int.from_bytes(size, "little") <= MOST_HEADER
+
+
+def save_safetensors(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write nested dicts of tensors and plain values as a safetensors file, atomically and durably.
+
+    Raises UserError with the path on failure; TypeError for values that are neither tensors nor JSON.
+    """
+    from safetensors.torch import save
+
+    path, tensors = Path(path), {}
+    plain = _without_tensors(content, "", tensors)
+    data = save(tensors, {HEADER: json.dumps(plain)})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic.replacing(path, durable=True) as part:
+            part.write_bytes(data)
+    except OSError as error:
+        raise UserError(f"{path}: could not be written: {error.strerror}") from error
+
+
+def _without_tensors(values: Mapping[str, Any], prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """The nested dicts without their tensors, which are added to `tensors` under their paths."""
+    plain = {}
+    for key, value in values.items():
+        if torch.is_tensor(value):
+            tensors[f"{prefix}{key}"] = value.detach().cpu().contiguous().clone()  # no memory is shared in the file
+        elif isinstance(value, Mapping):
+            plain[key] = _without_tensors(value, f"{prefix}{key}/", tensors)
+        else:
+            plain[key] = value
+    return plain
+
+
+def _load_safetensors(path: Path, kind: str) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            header = (file.metadata() or {}).get(HEADER)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  it is no dict
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: damaged, or not a safetensors file: {error}: copy or download it again") from error
+    if header is None:
+        raise UserError(f"{path}: not readable as a {kind}: a safetensors file that `finallyse pack` has not written")
+    try:
+        content = json.loads(header)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged: its header is not JSON ({error}): copy or download it again") from error
+    for name, tensor in tensors.items():
+        *folders, last = name.split("/")
+        place = content if len(folders) <= DEEPEST else None
+        for folder in folders:
+            place = place.setdefault(folder, {}) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or last in place:
+            raise UserError(f"{path}: damaged: its tensor {name!r} has no place in its header")
+        place[last] = tensor
+    return content
 
 
 # ---------------------------------------------------------------------------------------------------------------------
