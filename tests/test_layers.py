@@ -28,6 +28,7 @@ LAYERS = (
     ("corpora.plan", "corpora.prepare", "demo", "models.convert", "new", "provenance", "report", "status"),
     ("preflight",),
     ("cli",),
+    ("__main__",),
 )
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -56,8 +56,8 @@ class Engine(Renderer):
         exceed 1; nothing is clipped.
 
         Args:
-            wav: [T], or [C, T] with at most `signals.MOST_CHANNELS` channels: floats in [-1, 1], or integers of 8 (unsigned),
-                16 or 32 bits over their full range.
+            wav: [T], or [C, T] with at most `signals.MOST_CHANNELS` channels: floats in [-1, 1], or integers of 8
+                (unsigned), 16 or 32 bits over their full range.
             sample_rate: its rate, Hz.
             rate: rate of the output, Hz; None: `rate_for(sample_rate)`.
 
