@@ -118,6 +118,23 @@ def enhance(parser: ArgumentParser, words: Sequence[str]) -> int:
     return run(**options, suffix=suffix, window_s=window_s)
 
 
+def page(parser: ArgumentParser, words: Sequence[str]) -> None:
+    """Write a page that enhances in the visitor's own browser: one HTML file that loads nothing from elsewhere.
+
+    It works on a web server, as it is opened from a disk, and sent by e-mail.
+    """
+    add = parser.add_argument
+    add("output", metavar="OUT_DIR", help="folder to write index.html into, and the licences of what it contains")
+    text = "network: one that comes with the package (default: small), a checkpoint, or a file of `finallyse export`"
+    add("--checkpoint", metavar="NAME|FILE", help=text)
+    add("--force", action="store_true", help="replace an existing page")
+    options = parser.parse_args(words)
+    from finallyse.page.write import write
+
+    path = write(options.output, options.checkpoint, options.force)
+    print(f"{path} written ({path.stat().st_size / 1e6:.1f} MB): open it in a browser, or put it on a web server")
+
+
 def compare(parser: ArgumentParser, words: Sequence[str]) -> int:
     """Compare trained networks on the same recordings: one page with players, scores, curves and configurations.
 
@@ -246,7 +263,8 @@ def _add_pipeline(parser: ArgumentParser) -> None:
 
 
 COMMANDS = {
-    command.__name__: command for command in (status, config, check, enhance, compare, pack, data, convert, new, models)
+    command.__name__: command
+    for command in (status, config, check, enhance, page, compare, pack, data, convert, new, models)
 }
 
 

@@ -1,0 +1,124 @@
+"""The ONNX graph of a page, and what it says about itself, read without a library for ONNX."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from finallyse.errors import UserError
+from finallyse.inference.windows import CONTEXT_S, FADE_S, GRID, WINDOW_S
+from finallyse.pretrained import checkpoint_file
+
+METADATA_PROPS, KEY, VALUE = 14, 1, 2  # field numbers in onnx.proto, of ModelProto and of StringStringEntryProto
+ENTRY = "finallyse"  # key of the entry that `finallyse export` writes
+MOST_MB = 200  # a page is loaded as a whole, and a browser's memory is small
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """The content of an ONNX file, and what `finallyse export` wrote into it."""
+
+    name: str
+    content: bytes
+    described: dict[str, Any]
+
+    @property
+    def card(self) -> str:
+        """The model card, Markdown; "" if there is none."""
+        return self.described.get("card") or ""
+
+    def settings(self) -> dict[str, Any]:
+        """What the page needs to run it in windows, in samples at the input's rate unless the name says otherwise."""
+        rate, grid = self.described["input_rate"], math.lcm(GRID, self.described["alignment"])
+        context = math.ceil(CONTEXT_S * rate / grid) * grid
+        level = self.described.get("level")
+        return {
+            "input_rate": rate,
+            "output_rate": self.described["output_rate"],
+            "alignment": self.described["alignment"],
+            "grid": grid,
+            "context": context,
+            "window": max(int(WINDOW_S * rate), 2 * context + grid),
+            "fade_s": FADE_S,
+            "peak": level["peak"] if level else None,
+        }
+
+
+def read_graph(checkpoint: str | Path | None) -> Graph:
+    """The graph of a built-in network (None: the default one), of a checkpoint, or of an ONNX file.
+
+    Raises UserError for a file that is none, and for a network that needs a second graph (WavLM) or is too large.
+    """
+    name = str(checkpoint) if checkpoint is not None else None
+    if name is not None and Path(name).suffix == ".onnx":
+        return parse(Path(name))
+    found = checkpoint_file(name)
+    built_in = found.with_suffix(".onnx")
+    if found.parent == Path(checkpoint_file()).parent and built_in.is_file():
+        return parse(built_in)
+    return parse(built_in)
+
+
+def parse(path: Path) -> Graph:
+    """The graph in an ONNX file of `finallyse export`."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; `finallyse export CHECKPOINT {path.name}` writes one")
+    if path.stat().st_size > MOST_MB << 20:
+        raise UserError(
+            f"{path}: more than {MOST_MB} MB, too large for a page; `finallyse serve` enhances on the server"
+        )
+    content = path.read_bytes()
+    try:
+        described = next((json.loads(value) for key, value in _metadata(content) if key == ENTRY), None)
+    except (IndexError, UnicodeDecodeError, ValueError) as error:
+        raise UserError(f"{path}: is damaged, or no ONNX file") from error
+    if described is None:
+        raise UserError(f"{path}: not written by `finallyse export`, so its rates and its alignment are unknown")
+    if described.get("input_kind", "wav") == "wav+ssl":
+        raise UserError(f"{path}: needs WavLM as well, too large for a page; `finallyse serve` enhances on the server")
+    return Graph(path.stem, content, described)
+
+
+def _metadata(content: bytes) -> Iterator[tuple[str, str]]:
+    """The entries of ModelProto.metadata_props. Raises IndexError or ValueError for what is no protocol buffer."""
+    for field, value in _fields(content):
+        if field == METADATA_PROPS:
+            entry = dict(_fields(value))
+            yield entry[KEY].decode(), entry.get(VALUE, b"").decode()
+
+
+def _fields(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """The fields of a message that have a length: (number, content)."""
+    view, at = memoryview(content), 0
+    while at < len(view):
+        tag, at = _varint(view, at)
+        kind = tag & 7
+        if kind == 0:
+            _, at = _varint(view, at)
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+        elif kind == 2:
+            size, at = _varint(view, at)
+            if at + size > len(view):
+                raise ValueError("a field ends after the file")
+            yield tag >> 3, bytes(view[at : at + size])
+            at += size
+        else:
+            raise ValueError(f"unknown kind of field: {kind}")
+
+
+def _varint(view: memoryview, at: int) -> tuple[int, int]:
+    """A number of variable length, and where it ends."""
+    value = shift = 0
+    while True:
+        byte = view[at]
+        value |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return value, at
+        if shift > 63:
+            raise ValueError("a number is longer than 64 bits")
