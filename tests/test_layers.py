@@ -25,7 +25,8 @@ LAYERS = (
     ("config",),
     # commands, each beside the package that it is about
     ("corpora.plan", "corpora.prepare", "demo", "models.convert", "new", "provenance", "report", "status"),
-    ("preflight",),
+    ("page",),
+    ("preflight", "serve"),
     ("cli",),
 )
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
