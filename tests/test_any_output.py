@@ -21,7 +21,7 @@ from finallyse.audio.io import decode
 from finallyse.errors import UserError
 from finallyse.inference.command import run
 from finallyse.inference.enhancer import Enhancer
-from finallyse.inference.files import SCRATCH, Options, scratch, enhance_file
+from finallyse.inference.files import SCRATCH, Options, enhance_file, scratch
 from finallyse.models.base import Generator
 
 RATE = 16000
