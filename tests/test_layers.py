@@ -20,6 +20,7 @@ LAYERS = (
     ("models",),
     ("losses", "metrics"),
     ("inference",),
+    ("export",),
     ("training",),
     ("schema",),
     ("config",),

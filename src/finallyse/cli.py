@@ -221,6 +221,28 @@ def pack(parser: ArgumentParser, words: Sequence[str]) -> None:
     write(options.checkpoint, options.output, options.wavlm, options.force, options.card)
 
 
+def export(parser: ArgumentParser, words: Sequence[str]) -> None:
+    """Write a trained network as ONNX, which runs without PyTorch (`finallyse enhance --engine onnx`, browsers, ...).
+
+    One graph from waveform to waveform; for a network that is conditioned on WavLM, that is a second file beside it.
+    The output is compared with PyTorch's before the file is given its name.
+    """
+    add = parser.add_argument
+    add("checkpoint", metavar="CHECKPOINT", help="trained network: results/NETWORK.ckpt, or the name of a built-in one")
+    add("output", metavar="OUT.onnx", help="file to write")
+    kinds = parser.add_mutually_exclusive_group()
+    text = "half the size, at the speed of 32 bits: weights in half precision"
+    kinds.add_argument("--fp16", action="store_const", dest="precision", const="fp16", default="fp32", help=text)
+    text = "a quarter of the size: weights of 8 bits"
+    kinds.add_argument("--int8", action="store_const", dest="precision", const="int8", default="fp32", help=text)
+    add("--wavlm", metavar="DIR", help="folder of WavLM, if the path in the checkpoint no longer exists")
+    add("--force", action="store_true", help="overwrite existing files")
+    options = vars(parser.parse_args(words))
+    from finallyse.export.command import export as write
+
+    write(options.pop("checkpoint"), options.pop("output"), **options)
+
+
 def data(parser: ArgumentParser, words: Sequence[str]) -> None:
     """Show the size, source and citation of the corpora and weights. `snakemake --cores 8 data` downloads them."""
     parser.add_argument("--plan", action="store_true", help="size of each corpus in bytes, and what is present")
@@ -299,7 +321,7 @@ def _add_pipeline(parser: ArgumentParser) -> None:
 
 COMMANDS = {
     command.__name__: command
-    for command in (status, config, check, enhance, page, serve, compare, pack, data, convert, new, models)
+    for command in (status, config, check, enhance, page, serve, compare, pack, export, data, convert, new, models)
 }
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from finallyse.errors import UserError
-from finallyse.inference.windows import CONTEXT_S, FADE_S, GRID, WINDOW_S
-from finallyse.pretrained import checkpoint_file
+from finallyse.inference.windows import FADE_S, WINDOW_S
+from finallyse.pretrained import FOLDER, checkpoint_file
 
 METADATA_PROPS, KEY, VALUE = 14, 1, 2  # field numbers in onnx.proto, of ModelProto and of StringStringEntryProto
 ENTRY = "finallyse"  # key of the entry that `finallyse export` writes
+SUFFIX = ".onnx"
 MOST_MB = 200  # a page is loaded as a whole, and a browser's memory is small
 
 
@@ -33,34 +34,28 @@ class Graph:
 
     def settings(self) -> dict[str, Any]:
         """What the page needs to run it in windows, in samples at the input's rate unless the name says otherwise."""
-        rate, grid = self.described["input_rate"], math.lcm(GRID, self.described["alignment"])
-        context = math.ceil(CONTEXT_S * rate / grid) * grid
-        level = self.described.get("level")
-        return {
-            "input_rate": rate,
-            "output_rate": self.described["output_rate"],
-            "alignment": self.described["alignment"],
-            "grid": grid,
-            "context": context,
-            "window": max(int(WINDOW_S * rate), 2 * context + grid),
-            "fade_s": FADE_S,
-            "peak": level["peak"] if level else None,
-        }
+        about = {name: self.described[name] for name in ("input_rate", "output_rate", "alignment", "context", "grid")}
+        window = max(int(WINDOW_S * about["input_rate"]), 2 * about["context"] + about["grid"])
+        level = self.described["level"]
+        return {**about, "window": window, "fade_s": FADE_S, "peak": level["peak"] if level else None}
 
 
-def read_graph(checkpoint: str | Path | None) -> Graph:
+def read_graph(checkpoint: str | Path | None = None) -> Graph:
     """The graph of a built-in network (None: the default one), of a checkpoint, or of an ONNX file.
 
     Raises UserError for a file that is none, and for a network that needs a second graph (WavLM) or is too large.
     """
-    name = str(checkpoint) if checkpoint is not None else None
-    if name is not None and Path(name).suffix == ".onnx":
-        return parse(Path(name))
-    found = checkpoint_file(name)
-    built_in = found.with_suffix(".onnx")
-    if found.parent == Path(checkpoint_file()).parent and built_in.is_file():
-        return parse(built_in)
-    return parse(built_in)
+    if checkpoint is not None and Path(checkpoint).suffix.lower() == SUFFIX:
+        return parse(Path(checkpoint))
+    trained = checkpoint_file(checkpoint)
+    if trained.parent == FOLDER:  # built in, with its graph
+        return parse(trained.with_suffix(SUFFIX))
+    from finallyse.export.command import export
+
+    with tempfile.TemporaryDirectory(prefix="finallyse-page-") as folder:
+        graph = Path(folder) / f"{trained.stem}{SUFFIX}"
+        export(trained, graph, say=lambda _line: None)
+        return parse(graph)
 
 
 def parse(path: Path) -> Graph:
@@ -76,9 +71,9 @@ def parse(path: Path) -> Graph:
         described = next((json.loads(value) for key, value in _metadata(content) if key == ENTRY), None)
     except (IndexError, UnicodeDecodeError, ValueError) as error:
         raise UserError(f"{path}: is damaged, or no ONNX file") from error
-    if described is None:
+    if not isinstance(described, dict):
         raise UserError(f"{path}: not written by `finallyse export`, so its rates and its alignment are unknown")
-    if described.get("input_kind", "wav") == "wav+ssl":
+    if described["ssl"] is not None:
         raise UserError(f"{path}: needs WavLM as well, too large for a page; `finallyse serve` enhances on the server")
     return Graph(path.stem, content, described)
 

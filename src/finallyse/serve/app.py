@@ -38,6 +38,7 @@ from finallyse.serve.jobs import Full, Jobs
 from finallyse.serve.worker import Failed, OutOfTime, Refused, Worker
 
 CHUNK = 1 << 16
+LINGER_S = 10  # for reading the rest of an upload that is refused
 SLOWEST = 1 << 14  # bytes per second that a client has to take
 FORMATS = {"wav": "audio/wav", "flac": "audio/flac"}
 FLAGS = {"": True, "1": True, "true": True, "0": False, "false": False}
@@ -266,7 +267,8 @@ class _Text:
 
 
 class _Guard:
-    """In front of everything: refuses requests that a page of another site has made, adds the headers of security.
+    """In front of everything: refuses requests that a page of another site has made, reads the rest of uploads that are
+    refused, adds the headers of security.
 
     A browser lets any page send requests to 127.0.0.1; those under another name (DNS rebinding), or from another
     origin, are refused.
@@ -280,8 +282,29 @@ class _Guard:
             await self.app(scope, receive, send)
             return
 
+        unread, refused = True, False
+
+        async def reading() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread = unread and message["type"] == "http.request" and message.get("more_body", False)
+            return message
+
+        async def drain() -> None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_S):
+                    while unread:
+                        await reading()
+
         async def guarded(message: Message) -> None:
+            nonlocal refused
+            if message["type"] == "http.response.body" and refused and not message.get("more_body", False):
+                # Most clients read an answer only when they have sent everything, and take a closed connection for it.
+                await send({**message, "more_body": True})
+                await drain()
+                message = {"type": "http.response.body", "body": b""}
             if message["type"] == "http.response.start":
+                refused = message["status"] >= 400
                 have = {name for name, _ in message["headers"]}
                 added = [(k.encode(), v.encode()) for k, v in HEADERS.items() if k.encode() not in have]
                 message = {**message, "headers": [*message["headers"], *added]}
@@ -291,11 +314,11 @@ class _Guard:
         host, origin = request.headers.get("host", ""), request.headers.get("origin")
         if self.names and (urlsplit(f"//{host}").hostname or "") not in self.names:
             refusal = JSONResponse({"error": "not addressed by a name of this server; --name adds one"}, 421)
-            await refusal(scope, receive, guarded)
+            await refusal(scope, reading, guarded)
         elif origin is not None and urlsplit(origin).netloc != host:
-            await JSONResponse({"error": "requests of other sites are refused"}, 403)(scope, receive, guarded)
+            await JSONResponse({"error": "requests of other sites are refused"}, 403)(scope, reading, guarded)
         else:
-            await self.app(scope, receive, guarded)
+            await self.app(scope, reading, guarded)
 
 
 async def _http_error(_request: Request, error: Exception) -> Response:
@@ -303,7 +326,7 @@ async def _http_error(_request: Request, error: Exception) -> Response:
     text = {404: "no such page", 405: "not with this method"}.get(error.status_code, error.detail)
     headers = dict(error.headers or {})
     if error.status_code in (408, 413, 503):
-        headers["connection"] = "close"  # the rest of the upload is not read
+        headers["connection"] = "close"  # the rest of the upload may not be read
     return JSONResponse({"error": printable(text)}, error.status_code, headers)
 
 

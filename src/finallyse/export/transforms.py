@@ -1,0 +1,159 @@
+"""Fourier transforms of 1024 points in operators that every ONNX runtime has and runs fast: convolutions.
+
+ONNX's own operators DFT and STFT are slow where they exist (benchmarks/export.py), and a transform as one matrix
+product would take more time than the networks. A frame's transform is therefore factored once, as in the fast Fourier
+transform, with n = 32 a + b and k = p + 32 q:
+
+    X[p + 32 q] = sum_b e^(-2 pi i b q / 32)  ( e^(-2 pi i b p / 1024) sum_a e^(-2 pi i a p / 32) window[n] x[n] )
+
+The brackets are a convolution over the rows of 32 samples, one group for each b, in which the frames (four per hop of
+8 rows), the window and the factors in front of the inner sum are contained; the outer sum is a second convolution of
+width one. For a real signal the rows p = 0 to 16 suffice: the others are conjugates. That is a tenth of the arithmetic
+of the matrix product. Spectra stay in the order of p and q, [.., 17, 32, real or imaginary, frames], which
+`natural` and `factored` are the indices to leave and to enter.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from finallyse.audio.mel import LogMel, mel_filterbank
+from finallyse.models.hifipp import SpectralMaskNet
+
+SIZE, HOP, ROW = 1024, 256, 32
+ROWS = SIZE // ROW  # of a frame
+HALF = ROWS // 2 + 1  # values of p that are computed
+
+
+def _bins() -> np.ndarray:
+    """The frequency [17, 32] of each computed value, from 0 to 1023."""
+    return np.arange(HALF)[:, None] + ROWS * np.arange(ROW)[None, :]
+
+
+def natural() -> np.ndarray:
+    """Where the bins 0 to 512 are among the computed values [17 * 32]; some of them as the conjugate."""
+    folded = np.minimum(_bins(), SIZE - _bins()).ravel()
+    return np.array([int(np.flatnonzero(folded == k)[0]) for k in range(SIZE // 2 + 1)])
+
+
+def factored() -> np.ndarray:
+    """Which of the bins 0 to 512 each computed value [17 * 32] has the magnitude of."""
+    return np.minimum(_bins(), SIZE - _bins()).ravel()
+
+
+def _window() -> np.ndarray:
+    """Periodic Hann window, float64 [32 a, 32 b]."""
+    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(SIZE) / SIZE)).reshape(ROWS, ROW)
+
+
+def _inner() -> np.ndarray:
+    """Factors of the inner sum without the window, complex128 [b, p, a]."""
+    a, b, p = np.arange(ROWS), np.arange(ROW), np.arange(HALF)
+    return np.exp(-2j * np.pi * (np.outer(p, a)[None] / ROWS + np.outer(b, p)[:, :, None] / SIZE))
+
+
+def _outer() -> np.ndarray:
+    """The outer sum on pairs (real, imaginary), float64 [32 q, 2, 32 b, 2]."""
+    turn = np.exp(-2j * np.pi * np.outer(np.arange(ROW), np.arange(ROW)) / ROW)
+    pairs = np.array([[turn.real, -turn.imag], [turn.imag, turn.real]])
+    return pairs.transpose(2, 0, 3, 1)
+
+
+def _parameter(values: np.ndarray) -> nn.Parameter:
+    return nn.Parameter(torch.from_numpy(np.ascontiguousarray(values, np.float32)), requires_grad=False)
+
+
+class Analysis(nn.Module):
+    """Spectra of frames under a Hann window: wav [N, 256 (frames + 3)] -> [N, 17, 32, 2, frames]."""
+
+    def __init__(self):
+        super().__init__()
+        kernel = _inner() * _window().T[:, None, :]
+        self.inner = _parameter(np.stack([kernel.real, kernel.imag], 2).reshape(-1, 1, ROWS))
+        self.outer = _parameter(_outer().reshape(2 * ROW, 2 * ROW, 1))
+
+    def forward(self, wav: Tensor) -> Tensor:
+        count = wav.shape[0]
+        rows = wav.reshape(count, -1, ROW).transpose(1, 2)
+        inner = F.conv1d(rows, self.inner, stride=HOP // ROW, groups=ROW)
+        inner = inner.reshape(count, ROW, HALF, 2, -1).transpose(1, 2)
+        outer = F.conv1d(inner.reshape(count * HALF, 2 * ROW, -1), self.outer)
+        return outer.reshape(count, HALF, ROW, 2, -1)
+
+
+class Synthesis(nn.Module):
+    """The inverse: spectra [N, 17, 32, 2, frames] -> windowed frames, added up, [N, 256 (frames + 3)]."""
+
+    def __init__(self):
+        super().__init__()
+        # The transposed sums; p of 1 to 15 also stand for their conjugates.
+        weight = np.where(np.isin(np.arange(HALF), (0, ROWS // 2)), 1.0, 2.0) / SIZE
+        kernel = _inner() * _window().T[:, None, :] * weight[None, :, None]
+        self.inner = _parameter(np.stack([kernel.real, kernel.imag], 2).reshape(-1, 1, ROWS))
+        self.outer = _parameter(_outer().transpose(2, 3, 0, 1).reshape(2 * ROW, 2 * ROW, 1))
+
+    def forward(self, spectra: Tensor) -> Tensor:
+        count = spectra.shape[0]
+        outer = F.conv1d(spectra.reshape(count * HALF, 2 * ROW, -1), self.outer)
+        outer = outer.reshape(count, HALF, ROW, 2, -1).transpose(1, 2)
+        rows = F.conv_transpose1d(outer.reshape(count, 2 * HALF * ROW, -1), self.inner, stride=HOP // ROW, groups=ROW)
+        return rows.transpose(1, 2).reshape(count, -1)
+
+
+def reflect(wav: Tensor, by: int) -> Tensor:
+    """`finallyse.audio.stft.reflect_pad` of wav [N, T] on both sides, by at most 2 T - 2, without a choice by T."""
+    last = wav.shape[-1] - 1
+    index = torch.arange(-by, wav.shape[-1] + by, device=wav.device).abs()
+    return wav[:, (last - (last - index).abs()).abs()]
+
+
+class ExportedLogMel(nn.Module):
+    """`LogMel` at its defaults: wav [N, T] or [N, 1, T] -> [N, 80, T / 256], T a multiple of 256."""
+
+    def __init__(self, mel: LogMel):
+        super().__init__()
+        assert (mel.n_fft, mel.win, mel.hop) == (SIZE, SIZE, HOP)
+        self.analysis = Analysis()
+        bands = mel_filterbank(mel.sample_rate, mel.n_fft, mel.n_mels, mel.fmin, mel.fmax)
+        spread = np.zeros((len(bands), HALF * ROW))
+        spread[:, natural()] = bands
+        self.bands = _parameter(spread)
+
+    def forward(self, wav: Tensor) -> Tensor:
+        spectra = self.analysis(reflect(wav.flatten(1), (SIZE - HOP) // 2))
+        return torch.matmul(self.bands, _magnitudes(spectra)).clamp(min=1e-5).log()
+
+
+class ExportedMaskNet(nn.Module):
+    """`SpectralMaskNet` on features [B, C, T], T a multiple of 256, above 512."""
+
+    def __init__(self, net: SpectralMaskNet):
+        super().__init__()
+        assert (net.n_fft, net.hop) == (SIZE, HOP)
+        self.net, self.analysis, self.synthesis = net, Analysis(), Synthesis()
+        self.register_buffer("natural", torch.from_numpy(natural()[1:]), persistent=False)
+        self.register_buffer("factored", torch.from_numpy(factored()), persistent=False)
+        # Sum of the squared windows, which is constant but where the frames before the first and after the last one
+        # are missing: in the first hop and in the last.
+        energy = np.square(_window()).reshape(-1, HOP)
+        self.energy = float(energy.sum(0)[0])
+        self.missing_first, self.missing_last = _parameter(energy[3]), _parameter(energy[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, length = x.shape
+        spectra = self.analysis(F.pad(x, (SIZE // 2, SIZE // 2), mode="reflect").flatten(0, 1))
+        seen = _magnitudes(spectra)[:, :, 1:].index_select(1, self.natural)
+        mask = self.net.mask(seen.reshape(batch, channels, SIZE // 2, -1))
+        mask = F.pad(mask.flatten(0, 1), (1, 0, 1, 0), value=1.0).index_select(1, self.factored)
+        wav = self.synthesis(spectra * mask.reshape(batch * channels, HALF, ROW, 1, -1))
+        rest = length - HOP
+        energy = self.energy - F.pad(self.missing_first, (0, rest)) - F.pad(self.missing_last, (rest, 0))
+        return (wav[:, SIZE // 2 : SIZE // 2 + length] / energy).reshape(batch, channels, length)
+
+
+def _magnitudes(spectra: Tensor) -> Tensor:
+    """`finallyse.audio.stft.magnitude` of computed values [N, 17, 32, 2, frames] -> [N, 17 * 32, frames]."""
+    return (spectra.square().sum(3) + 1e-9).sqrt().flatten(1, 2)
