@@ -98,6 +98,11 @@ def wav_bytes(wav: np.ndarray, rate: int = RATE, kind: str = "WAV") -> bytes:
     return file.getvalue()
 
 
+def read_all(raw: socket.socket) -> bytes:
+    """What arrives until the other side closes."""
+    return b"".join(iter(lambda: raw.recv(65536), b""))
+
+
 def error_of(answer) -> str:
     status, headers, body = answer
     assert status >= 400 and headers["content-type"] == "application/json", answer
@@ -120,7 +125,7 @@ def server(tmp_path_factory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory) -> Iterator[Server]:
-    limits = ["--max-mb", "4", "--max-minutes", "0.5", "--queue", "2", "--timeout", "3"]
+    limits = ["--max-mb", "4", "--max-minutes", "0.5", "--queue", "2", "--timeout", "8"]
     with serving(tmp_path_factory.mktemp("strict"), *limits) as running:
         yield running
 
@@ -359,9 +364,10 @@ def test_a_worker_that_dies_is_started_again(server, speech_16k):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_ends_on_a_signal_and_leaves_nothing(tmp_path, number):
-    with serving(tmp_path) as server, begin_long(server, 20):
+    with serving(tmp_path) as server, begin_long(server, 20) as raw:
         children = server.children()
         server.process.send_signal(number)
+        assert b"the server is stopping" in read_all(raw)
         assert server.process.wait(30) == (143 if number == signal.SIGTERM else 130)
         assert list(tmp_path.glob(f"{SCRATCH}*")) == []
         server.wait_until(lambda: not any(Path(f"/proc/{child}").exists() for child in children))

@@ -15,6 +15,7 @@ from finallyse.pretrained import FOLDER, checkpoint_file
 
 METADATA_PROPS, KEY, VALUE = 14, 1, 2  # field numbers in onnx.proto, of ModelProto and of StringStringEntryProto
 ENTRY = "finallyse"  # key of the entry that `finallyse export` writes
+NEEDED = {"input_rate", "output_rate", "alignment", "context", "grid", "level", "ssl", "card"}
 SUFFIX = ".onnx"
 MOST_MB = 200  # a page is loaded as a whole, and a browser's memory is small
 
@@ -30,7 +31,7 @@ class Graph:
     @property
     def card(self) -> str:
         """The model card, Markdown; "" if there is none."""
-        return self.described.get("card") or ""
+        return self.described["card"]
 
     def settings(self) -> dict[str, Any]:
         """What the page needs to run it in windows, in samples at the input's rate unless the name says otherwise."""
@@ -71,7 +72,7 @@ def parse(path: Path) -> Graph:
         described = next((json.loads(value) for key, value in _metadata(content) if key == ENTRY), None)
     except (IndexError, UnicodeDecodeError, ValueError) as error:
         raise UserError(f"{path}: is damaged, or no ONNX file") from error
-    if not isinstance(described, dict):
+    if not isinstance(described, dict) or NEEDED - described.keys():
         raise UserError(f"{path}: not written by `finallyse export`, so its rates and its alignment are unknown")
     if described["ssl"] is not None:
         raise UserError(f"{path}: needs WavLM as well, too large for a page; `finallyse serve` enhances on the server")

@@ -34,8 +34,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from finallyse import __version__
 from finallyse.errors import printable
 from finallyse.progress import duration
-from finallyse.serve.jobs import Full, Jobs
-from finallyse.serve.worker import Failed, OutOfTime, Refused, Worker
+from finallyse.serve.jobs import Full, Jobs, Stopping
+from finallyse.serve.worker import Failed, OutOfTime, Refused
 
 CHUNK = 1 << 16
 LINGER_S = 10  # for reading the rest of an upload that is refused
@@ -64,15 +64,15 @@ class Limits:
     timeout_s: float = 600
 
 
-def build(worker: Worker, folder: Path, page: str, licences: str, limits: Limits, names: frozenset[str]) -> ASGIApp:
+def build(jobs: Jobs, folder: Path, page: str, licences: str, limits: Limits, names: frozenset[str]) -> ASGIApp:
     """The application.
 
     Args:
-        worker: started; it is stopped at the end.
+        jobs: its worker has been started.
         folder: for temporary files.
         names: hosts that requests may be addressed to; empty: any.
     """
-    jobs = Jobs(worker, limits.queue, limits.timeout_s)
+    worker = jobs.worker
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -81,7 +81,6 @@ def build(worker: Worker, folder: Path, page: str, licences: str, limits: Limits
             yield
         finally:
             running.cancel()
-            await asyncio.to_thread(worker.stop)
 
     async def model(_request: Request) -> Response:
         return JSONResponse({**worker.described, "limits": dataclasses.asdict(limits), "version": __version__})
@@ -126,19 +125,18 @@ async def _enhance(request: Request, jobs: Jobs, folder: Path, limits: Limits) -
         held.enter_context(jobs.place())
         work = Path(held.enter_context(_folder(folder)))
         source, target = work / "upload", work / f"enhanced.{suffix}"
-        try:
-            async with asyncio.timeout(limits.timeout_s):
-                await _receive(request, source, most, limits)
-        except TimeoutError:
-            raise HTTPException(408, f"the upload took more than {limits.timeout_s:g} s") from None
         options = {"accept_cut": accept_cut, "limit_s": 60 * limits.max_minutes}
-        result = await _result(request, jobs, source, target, options, limits)
+        with jobs.request():
+            await _receive(request, source, most, limits)
+            result = await _result(request, jobs, source, target, options, limits)
         source.unlink()
         facts = {"x-audio-seconds": f"{result['seconds']:.3f}", "x-gain": f"{result['gain']:.6g}"}
         _tell(f"enhanced {duration(result['seconds'])} of audio in {result['elapsed']:.1f} s")
         return _File(target, FORMATS[suffix], facts, held.pop_all())
     except Full as error:
         raise HTTPException(503, "the queue is full", {"retry-after": str(error.retry_s)}) from None
+    except Stopping:
+        raise HTTPException(503, "the server is stopping", {"retry-after": "30"}) from None
     except ClientDisconnect:
         _tell("a client left before its recording was enhanced")
         return Response(status_code=499)  # nobody reads it
@@ -158,12 +156,16 @@ def _folder(parent: Path) -> Iterator[str]:
 async def _receive(request: Request, path: Path, most: int, limits: Limits) -> None:
     """Write the body to a file. Raises HTTPException, and ClientDisconnect."""
     size = 0
-    with path.open("wb") as file:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > most:
-                raise _too_large(limits)
-            file.write(chunk)
+    try:
+        with path.open("wb") as file:
+            async with asyncio.timeout(limits.timeout_s):
+                async for chunk in request.stream():
+                    size += len(chunk)
+                    if size > most:
+                        raise _too_large(limits)
+                    file.write(chunk)
+    except TimeoutError:
+        raise HTTPException(408, f"the upload took more than {limits.timeout_s:g} s") from None
     if not size:
         raise HTTPException(400, "the body is empty; send a recording (curl --data-binary @FILE)")
 

@@ -14,10 +14,11 @@ from finallyse.inference.files import scratch
 from finallyse.page.graph import read_graph
 from finallyse.page.write import licences, render
 from finallyse.pretrained import DEFAULT, checkpoint_file
+from finallyse.serve.jobs import Jobs
 from finallyse.serve.worker import Network, Worker
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
-STOPPING_S = 10  # for the requests that are being answered when the server is to end
+STOPPING_S = 15  # for the requests that are being answered when the server is to end
 
 
 def run(
@@ -55,7 +56,8 @@ def run(
             if trained != checkpoint_file(DEFAULT):
                 offered = {"name": worker.described["name"], "summary": _summary(worker.described, limits)}
             allowed = frozenset() if host not in LOCAL and not names else frozenset([*LOCAL, *names])
-            app = build(worker, folder, render(graph, offered), licences(), limits, allowed)
+            jobs = Jobs(worker, limits.queue, limits.timeout_s)
+            app = build(jobs, folder, render(graph, offered), licences(), limits, allowed)
             shown = f"[{host}]" if ":" in host else host
             print(f"http://{shown}:{listening.getsockname()[1]}/ serves {trained.stem}; Ctrl-C ends it", flush=True)
             config = uvicorn.Config(
@@ -71,7 +73,13 @@ def run(
                 timeout_keep_alive=5,
                 timeout_graceful_shutdown=STOPPING_S,
             )
-            uvicorn.Server(config).run(sockets=[listening])
+
+            class Server(uvicorn.Server):
+                async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                    jobs.stop()
+                    await super().shutdown(sockets)
+
+            Server(config).run(sockets=[listening])
         finally:
             worker.stop()
 

@@ -23,6 +23,10 @@ class Full(Exception):
         self.retry_s = retry_s
 
 
+class Stopping(Exception):
+    """The server is about to end."""
+
+
 @dataclasses.dataclass
 class Job:
     """A recording to enhance. `gone` is set when nobody waits for it any more."""
@@ -48,13 +52,37 @@ class Jobs:
 
     def __init__(self, worker: Worker, places: int, limit_s: float):
         self.worker, self.places, self.limit_s = worker, places, limit_s
-        self.taken, self.done, self.busy = 0, 0, False
+        self.taken, self.done, self.busy, self.stopping = 0, 0, False, False
+        self._requests: set[asyncio.Task] = set()
         self._mean_s = 1.0  # of the last jobs
         self._waiting: asyncio.Queue[Job] = asyncio.Queue()
 
+    def stop(self) -> None:
+        """End: cancel the requests that are being received or wait, of which each answers that the server stops."""
+        self.stopping = True
+        for request in self._requests:
+            request.cancel()
+
+    @contextlib.contextmanager
+    def request(self) -> Iterator[None]:
+        """Have `stop` cancel the current task within the block, in which this is raised as Stopping."""
+        task = asyncio.current_task()
+        self._requests.add(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self.stopping:
+                raise
+            task.uncancel()
+            raise Stopping from None
+        finally:
+            self._requests.discard(task)
+
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
-        """Hold a place. Raises Full if there is none."""
+        """Hold a place. Raises Full if there is none, Stopping if there will be none any more."""
+        if self.stopping:
+            raise Stopping
         if self.taken >= self.places:
             raise Full(min(LONGEST_RETRY_S, max(1, math.ceil(self._mean_s * self.places / 2))))
         self.taken += 1
