@@ -192,11 +192,11 @@ class Browser:
         return result["result"].get("value")
 
     def wait(self, condition: str, timeout_s: float = 60) -> Any:
-        """The value of a JavaScript expression, once it is true."""
+        """The value of a JavaScript expression, once it is true (of an element: True)."""
         found: list[Any] = []
 
         def holds() -> bool:
-            found.append(self.run(condition))
+            found.append(self.run(f"((value) => (value instanceof Node ? true : value))({condition})"))
             return bool(found[-1])
 
         self._until(holds, timeout_s, condition)
