@@ -71,6 +71,7 @@ def test_options_stand_anywhere(words, monkeypatch):
         "window_s": 20.48,
         "batch": None,
         "device": "auto",
+        "engine": "auto",
         "dither": False,
         "keep_tags": False,
         "keep_times": False,

@@ -9,7 +9,7 @@ from pathlib import Path
 LAYERS = (
     ("errors", "hashes"),
     ("checks",),
-    ("atomic", "compare", "hardware", "options", "precision", "progress", "project", "registry"),
+    ("atomic", "compare", "hardware", "onnx_format", "options", "precision", "progress", "project", "registry"),
     ("plugins",),
     ("journal", "processes", "recipe", "sweep"),
     ("finished",),

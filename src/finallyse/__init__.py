@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from finallyse.inference.enhancer import Enhancer
+    from finallyse.inference.engine import Engine
 
 __all__ = ["Enhancer", "UserError", "load"]
 __version__ = "0.1.0"
@@ -26,17 +26,22 @@ __version__ = "0.1.0"
 def load(
     checkpoint: str | Path | None = None,
     *,
+    engine: Literal["auto", "torch", "onnx"] = "auto",
+    threads: int | None = None,
     wavlm: str | Path | None = None,
     plugins: Sequence[str] = (),
     device: Literal["auto", "cpu", "cuda"] = "auto",
     precision: Literal["fp32", "bf16"] = "fp32",
     window_s: float = 20.48,
     batch: int | None = None,
-) -> Enhancer:
+) -> Engine:
     """A trained network, ready to enhance: `load().enhance(wav, sample_rate)`.
 
     Args:
         checkpoint: a file, or the name of a network of the package (`finallyse models`); None: the default.
+        engine: what runs the network: PyTorch, or ONNX Runtime for those of `finallyse export` and of the package;
+            "auto": what the file needs, PyTorch if that is open and it is installed.
+        threads: CPU threads, with PyTorch of the whole process; None: those that the engine uses by itself.
         wavlm: folder of WavLM, for networks that need one; None: the one packed into the checkpoint, or that of its
             config.
         plugins: Python files that the network was trained with (`plugins` of its config); they are executed.
@@ -45,13 +50,10 @@ def load(
     Raises:
         UserError: for a file that is no checkpoint of this package, and for options out of range.
     """
-    from finallyse.inference.enhancer import Enhancer  # PyTorch, so that `import finallyse` stays cheap
-    from finallyse.plugins import load as load_plugins
-    from finallyse.pretrained import checkpoint_file
+    from finallyse.inference.engine import open_engine  # so that `import finallyse` stays cheap
 
-    load_plugins(plugins)
     options = {"device": device, "precision": precision, "window_s": window_s, "batch": batch}
-    return Enhancer.from_checkpoint(checkpoint_file(checkpoint), wavlm=wavlm, **options)
+    return open_engine(checkpoint, engine, threads=threads, wavlm=wavlm, plugins=plugins, **options)
 
 
 def __getattr__(name: str) -> object:

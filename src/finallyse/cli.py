@@ -98,7 +98,7 @@ def enhance(parser: ArgumentParser, words: Sequence[str]) -> int:
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="recordings or folders of them; -: stdin")
     add("output", metavar="OUTPUT", help="output file, or folder for several inputs; -: WAV to stdout")
-    text = "trained network: results/NETWORK.ckpt, or one that comes with the package (default: small)"
+    text = "trained network: results/NETWORK.ckpt, an export of it, or one that comes with the package (default: small)"
     add("--checkpoint", metavar="NAME|FILE", help=text)
     text = "sample rate of the output, Hz (default: the network's or the input's, whichever is higher)"
     add("--rate", type=int, metavar="HZ", help=text)
@@ -110,13 +110,15 @@ def enhance(parser: ArgumentParser, words: Sequence[str]) -> int:
     add("--accept-cut", action="store_true", help="enhance what there is of recordings that are cut short or damaged")
     add("--force", action="store_true", help="overwrite existing files")
     add("--resume", action="store_true", help="skip a single input, too, whose output exists")
+    text = "torch, onnx (ONNX Runtime; also without PyTorch), or auto: torch if it is installed (default: %(default)s)"
+    add("--engine", default="auto", help=text)
     add("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
     text = "fp32, or bf16: faster, differs from fp32 by about -45 dB (default: %(default)s)"
     add("--precision", default="fp32", help=text)
     add("--batch", type=positive, metavar="N", help="windows per batch (default: 1 on a CPU, 4 on a GPU)")
     add("--chunk", type=float, default=20.48, metavar="S", help="window length in seconds (default: %(default)s)")
     add("--wavlm", metavar="DIR", help="folder of WavLM, if the path in the checkpoint no longer exists")
-    add("--threads", type=positive, metavar="N", help="CPU threads (default: PyTorch's own)")
+    add("--threads", type=positive, metavar="N", help="CPU threads (default: one per core)")
     text = "Python file with the network, for a checkpoint that was trained with plugins; may be repeated"
     add("--plugin", **REPEATED, dest="plugins", metavar="FILE", help=text)
     options = vars(parser.parse_intermixed_args(words))

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from finallyse import atomic
-from finallyse.corpora.locations import MARKERS
+from finallyse.audio.folders import MARKERS
 from finallyse.corpora.space import require_space
 from finallyse.errors import UserError, naming
 from finallyse.progress import Progress

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha1, sha256
 from pathlib import Path
 
-from finallyse.audio.formats import is_recording
-from finallyse.corpora.locations import MARKERS, files_below, is_inside
+from finallyse.audio.folders import audio_files
+from finallyse.corpora.locations import is_inside
 from finallyse.corpora.manifest import LONGEST_NAME, short_name, utterance_name
 from finallyse.errors import UserError, nearest
 from finallyse.options import CorpusKind
@@ -238,16 +238,6 @@ def find_recordings(name: str, source: Path, corpus: Corpus | None = None) -> tu
     if not recordings:
         raise UserError(f"{source}: contains no audio files for {name}")
     return _unique_outputs(sorted(recordings, key=lambda r: r.source)), remarks
-
-
-def audio_files(source: Path, hidden: bool = False) -> Iterator[str]:
-    """Relative paths of the recordings, sorted, without hidden files (macOS leaves `._x.wav`).
-
-    hidden: search hidden folders too.
-    """
-    for path in files_below(source, hidden):
-        if not {"__MACOSX", MARKERS}.intersection(path.split("/")) and is_recording(source / path):
-            yield path
 
 
 def _published(corpus: Corpus, files: Sequence[str]) -> list[Recording]:

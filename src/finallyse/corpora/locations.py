@@ -12,10 +12,11 @@ import hashlib
 import os
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
+from finallyse.audio.folders import MARKERS, files_below
 from finallyse.corpora.sources import RemoteFile, Source
 from finallyse.errors import UserError, nearest
 from finallyse.hashes import sha256
@@ -25,7 +26,6 @@ COLLECTION = "collection.csv"
 # The place of a simulated corpus among the names of archives.
 SIMULATED = "simulated"
 # Complete unpackings are marked in this folder of a corpus.
-MARKERS = ".unpacked"
 # Names of a user's own corpora, which become folders and words of commands.
 OWN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 # Options of corpora of one's own only.
@@ -33,7 +33,6 @@ OWN_OPTIONS = ("kind", "clean", "noisy", "validation", "test")
 # Options that name a local folder; `validation` and `test` may be shares instead.
 FOLDERS = ("folder", "clean", "noisy", "validation", "test")
 # Folders that operating systems put on disks, some of them locked.
-OF_SYSTEMS = frozenset(("lost+found", "System Volume Information", "$RECYCLE.BIN"))
 
 
 def local_path(url: str) -> str | None:
@@ -300,30 +299,6 @@ class Locations:
     def fingerprint(self, name: str) -> str:
         """Changes whenever a local folder of the corpus changes; empty if it has none."""
         return "".join(map(folder_fingerprint, self.folders(name)))
-
-
-def files_below(folder: str | Path, hidden: bool = False) -> Iterator[str]:
-    """Relative paths of all files below `folder` (links followed, hidden files omitted), folder by folder, sorted.
-
-    hidden: search hidden folders too. Raises UserError for a folder that cannot be listed.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise UserError(
-            f"{error.filename}: cannot be listed ({error.strerror}); allow it, or move the folder out of {folder}"
-        ) from error
-
-    seen = set()
-    for place, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        real = os.path.realpath(place)
-        if real in seen:  # a link back to a folder that was visited
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(n for n in folders if n not in OF_SYSTEMS and (hidden or not n.startswith(".")))
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield Path(place, name).relative_to(folder).as_posix()
 
 
 def folder_fingerprint(folder: str | Path) -> str:

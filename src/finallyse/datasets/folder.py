@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from finallyse.audio.folders import audio_files
 from finallyse.audio.io import decode, mono
 from finallyse.audio.resample import resample
-from finallyse.corpora.layouts import audio_files
 from finallyse.corpora.manifest import Strings, short_name
 from finallyse.datasets import datasets_registry
 from finallyse.datasets.base import ItemDataset, tensor

@@ -25,10 +25,10 @@ import soundfile
 
 from finallyse import atomic
 from finallyse.audio.blocks import BlockReader
+from finallyse.audio.folders import files_below
 from finallyse.audio.formats import SUFFIXES, is_recording
 from finallyse.audio.io import decode, mono
 from finallyse.audio.resample import resample
-from finallyse.corpora.locations import files_below
 from finallyse.corpora.manifest import write_csv
 from finallyse.errors import UserError
 

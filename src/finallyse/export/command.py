@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,8 @@ from finallyse import __version__
 from finallyse.atomic import replacing
 from finallyse.errors import UserError
 from finallyse.hashes import sha256
+from finallyse.onnx_format import FORMAT, FORMAT_VERSION, SUFFIX, WAVLM_FORMAT, WAVLM_SUFFIX
 
-FORMAT, FORMAT_VERSION, KEY = "finallyse model", 1, "finallyse"
-SUFFIX, WAVLM_SUFFIX = ".onnx", ".wavlm.onnx"
 # The largest difference from PyTorch, dB of the output's power, with which an export is kept.
 WORST_DB = {"fp32": -80.0, "fp16": -40.0, "int8": -15.0}
 
@@ -96,7 +94,7 @@ def export(
         if enhancer.wavlm is not None:
             part = files.enter_context(replacing(beside))
             wavlm_graph(enhancer.wavlm, part)
-            store(part, precision, {"format": f"{FORMAT}, WavLM", "version": FORMAT_VERSION})
+            store(part, precision, {"format": WAVLM_FORMAT, "version": FORMAT_VERSION, "package_version": __version__})
             check(beside, part, compare_wavlm(part, enhancer))
             about["ssl"] = {
                 "file": beside.name,
@@ -111,12 +109,3 @@ def export(
         store(part, precision, about)
         check(output, part, compare_generator(part, enhancer))
     say(f"opset {OPSET}, input wav [batch, 1, T] at {enhancer.input_rate} Hz, T a multiple of {about['alignment']}")
-
-
-def described(metadata: dict[str, str]) -> dict[str, Any] | None:
-    """The description in a graph's metadata; None if it has none."""
-    try:
-        about = json.loads(metadata.get(KEY, ""))
-    except ValueError:
-        return None
-    return about if isinstance(about, dict) else None

@@ -14,6 +14,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from finallyse.onnx_format import KEY
+
 LEAST = 256  # elements; smaller tensors stay as they are
 PRECISIONS = ("fp32", "fp16", "int8")
 
@@ -27,8 +29,8 @@ def store(path: Path, precision: str, about: dict[str, Any]) -> None:
     _share(model.graph)
     if precision == "fp16":
         _half(model.graph)
-    onnx.helper.set_model_props(model, {"finallyse": json.dumps(about, ensure_ascii=False)})
-    model.producer_name, model.producer_version = "finallyse", about.get("package_version", "")
+    onnx.helper.set_model_props(model, {KEY: json.dumps(about, ensure_ascii=False)})
+    model.producer_name, model.producer_version = "finallyse", about["package_version"]
     onnx.save(model, path)
 
 

@@ -8,24 +8,16 @@ import sys
 from collections.abc import Sequence
 
 from finallyse.errors import UserError
+from finallyse.inference.engine import choose_engine, open_engine
 from finallyse.inference.files import Options, enhance_files, plan_outputs
-from finallyse.plugins import load as load_plugins
 from finallyse.pretrained import checkpoint_file
 
 
-def run(
-    inputs: Sequence[str],
-    output: str,
-    checkpoint: str | None,
-    *,
-    threads: int | None = None,
-    plugins: Sequence[str] = (),
-    **options,
-) -> int:
+def run(inputs: Sequence[str], output: str, checkpoint: str | None, *, engine: str = "auto", **options) -> int:
     """Enhance `inputs` into `output`; returns the exit status: 0, or 1 if a file could not be enhanced.
 
     The command line is checked before PyTorch is loaded. `options` are those of `finallyse.inference.files.Options` and
-    of `Enhancer.from_checkpoint`.
+    of `open_engine`.
     """
     names = [field.name for field in dataclasses.fields(Options)]
     writing = Options(**{name: options.pop(name) for name in names if name in options})
@@ -33,18 +25,13 @@ def run(
         raise UserError(f"--device {options['device']}: must be auto, cpu or cuda")
     if options["precision"] not in ("fp32", "bf16"):
         raise UserError(f"--precision {options['precision']}: must be fp32 or bf16")
-    trained = checkpoint_file(checkpoint)
+    engine = choose_engine(engine, checkpoint)
+    checkpoint_file(checkpoint, engine)
     pairs = plan_outputs(inputs, output, writing)
     # on termination, remove temporary files
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    if engine == "torch":
+        from finallyse.inference.enhancer import tune_process
 
-    import torch
-
-    from finallyse.inference.enhancer import Enhancer, tune_process
-
-    load_plugins(plugins)
-    if threads:
-        torch.set_num_threads(threads)
-    tune_process()
-    enhancer = Enhancer.from_checkpoint(trained, **options)
-    return 1 if enhance_files(enhancer, pairs, writing) else 0
+        tune_process()
+    return 1 if enhance_files(open_engine(checkpoint, engine, **options), pairs, writing) else 0

@@ -1,30 +1,24 @@
-"""Enhancement of signals of any length, rate and number of channels with a generator."""
+"""Enhancement with PyTorch, of signals of any length, rate and number of channels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
-from torch import Tensor, nn
+from torch import nn
 
 from finallyse.audio.mel import LogMel
-from finallyse.audio.resample import resample
 from finallyse.errors import UserError
 from finallyse.hardware import choose_device, keep_freed_memory
-from finallyse.inference.renderer import Read, Renderer
-from finallyse.inference.windows import fit, length_at
+from finallyse.inference.engine import Engine, finite
 from finallyse.models.checkpoint import Checkpoint, load_checkpoint
 from finallyse.models.norms import fold, normed_layers
 
-SILENT_PEAK = 1e-30  # channels with lower peaks keep their level: the gain would overflow float32
-MOST_CHANNELS = 64  # beyond, an array with more channels than samples is taken for a mistake
 
-
-class Enhancer(Renderer):
+class Enhancer(Engine):
     """Runs a generator over signals of any length, in windows, with the norms of its weights folded in.
 
     Args:
@@ -55,8 +49,7 @@ class Enhancer(Renderer):
         level: Mapping[str, float] | None = None,
     ):
         device = choose_device(device)
-        self.precision = precision
-        self.peak = None if level is None else level["peak"]
+        self.device, self.precision = device, precision
         if generator.input_kind == "wav+ssl":
             if wavlm is None:
                 raise UserError("this network needs WavLM's features: give the folder of WavLM (--wavlm DIR)")
@@ -68,8 +61,8 @@ class Enhancer(Renderer):
             wavlm = wavlm.to(device)
         if normed_layers(generator):
             fold(generator)
-        generator = generator.eval().requires_grad_(False).to(device)
-        super().__init__(generator, wavlm, device, window_s, batch or (4 if device.type == "cuda" else 1))
+        self.generator = generator.eval().requires_grad_(False).to(device)
+        super().__init__(self.generator, wavlm, window_s, batch or (4 if device.type == "cuda" else 1), level)
         self.log_mel = LogMel() if self.input_kind == "mel" else None
 
     @classmethod
@@ -99,60 +92,11 @@ class Enhancer(Renderer):
             network = network or WavLM(find_wavlm(checkpoint, wavlm))
         return cls(generator, network, level=level, **options)
 
-    def rate_for(self, sample_rate: int) -> int:
-        """Rate of the output for an input at `sample_rate` Hz unless another is asked for: never less than either's."""
-        return max(self.output_rate, sample_rate)
-
-    def enhance(self, wav: ArrayLike | Tensor, sample_rate: float, rate: float | None = None) -> np.ndarray:
-        """Enhance a signal of any rate.
-
-        Channels are enhanced independently; each keeps its level. If the signal is resampled, peaks may slightly
-        exceed 1; nothing is clipped.
-
-        Args:
-            wav: [T], or [C, T] with at most `MOST_CHANNELS` channels: floats in [-1, 1], or integers of 8 (unsigned),
-                16 or 32 bits over their full range.
-            sample_rate: its rate, Hz.
-            rate: rate of the output, Hz; None: `rate_for(sample_rate)`.
-
-        Returns:
-            float32 [T'] or [C, T'] with T' = T * rate / sample_rate, rounded half up, and at least 1.
-
-        Raises:
-            UserError: for an empty signal, one with other axes, values that are not finite, and rates that are not
-                positive whole numbers.
-        """
-        wav = _as_floats(wav)
-        sample_rate = _whole_rate("sample_rate", sample_rate)
-        rate = self.rate_for(sample_rate) if rate is None else _whole_rate("rate", rate)
-        x = resample(np.atleast_2d(wav), sample_rate, self.input_rate)
-        y = self.render_whole(fit(x, length_at(wav.shape[-1], sample_rate, self.input_rate)))
-        y = fit(resample(y, self.output_rate, rate), length_at(wav.shape[-1], sample_rate, rate))
-        return y[0] if wav.ndim == 1 else y
-
-    def render_whole(self, wav: np.ndarray) -> np.ndarray:
-        """Enhance float32 [C, T] at `input_rate` -> float32 [C, T'] at `output_rate`."""
-        peaks = np.abs(wav).max(axis=1)
-        return np.concatenate(list(self.render(lambda start, stop: wav[:, start:stop], wav.shape[1], peaks)), axis=1)
-
-    def render(self, read: Read, length: int, peaks: np.ndarray) -> Iterator[np.ndarray]:
-        """Enhance `length` samples at `input_rate` in constant memory; yields consecutive [C, n] at `output_rate`.
-
-        Args:
-            read: (start, stop) -> float32 [C, stop - start]; called with increasing starts.
-            peaks: [C], each channel's largest magnitude in the whole signal.
-        """
-        channels = len(peaks)
-        if self.peak is None:
-            yield from self.render_windows(read, length, channels)
-            return
-        audible = peaks > SILENT_PEAK
-        gains = np.where(audible, self.peak / np.where(audible, peaks, 1.0), 1.0).astype(np.float32)[:, None]
-        for block in self.render_windows(lambda start, stop: read(start, stop) * gains, length, channels):
-            yield block / gains
-
     @torch.inference_mode()
-    def generate(self, wav: Tensor | None, ssl: Tensor | None = None, mel: Tensor | None = None) -> Tensor:
+    def generate(
+        self, wav: np.ndarray | None, ssl: np.ndarray | None = None, mel: np.ndarray | None = None
+    ) -> np.ndarray:
+        wav, ssl, mel = (None if x is None else torch.from_numpy(x).to(self.device) for x in (wav, ssl, mel))
         with self.autocast():
             if self.log_mel:
                 if mel is None:
@@ -162,43 +106,16 @@ class Enhancer(Renderer):
                 y = self.generator(wav[:, None], ssl)
             else:
                 y = self.generator(wav[:, None])
-        if not torch.isfinite(y).all():
-            raise UserError("the network's output is not finite; the checkpoint is not fit for use")
-        return y
+        return finite(y[:, 0].float().cpu().numpy())
 
     @torch.inference_mode()
-    def hidden_state(self, wav: Tensor) -> Tensor:
+    def hidden_state(self, wav: np.ndarray) -> np.ndarray:
         with self.autocast():
-            return self.wavlm.last_hidden_state(wav)
+            return self.wavlm.last_hidden_state(torch.from_numpy(wav).to(self.device)).float().cpu().numpy()
 
     def autocast(self) -> torch.autocast:
         """The autocast context of the precision."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-
-
-def _as_floats(wav: ArrayLike | Tensor) -> np.ndarray:
-    """A user's signal as float32 in [-1, 1]; UserError if it cannot be one."""
-    wav = wav.detach().cpu().float().numpy() if isinstance(wav, Tensor) and wav.is_floating_point() else np.asarray(wav)
-    if wav.ndim not in (1, 2) or wav.size == 0:
-        raise UserError(f"wav must be [T] or [C, T] with at least one sample, not {list(wav.shape)}")
-    if wav.ndim == 2 and len(wav) > MOST_CHANNELS and len(wav) > wav.shape[1]:
-        raise UserError(f"wav must be [C, T], and {list(wav.shape)} looks like [T, C]: give wav.T")
-    if wav.dtype == np.uint8:
-        wav = (wav.astype(np.float32) - 128) / 128
-    elif wav.dtype in (np.int16, np.int32):
-        wav = wav / np.float64(2 ** (8 * wav.itemsize - 1))
-    elif wav.dtype.kind != "f":
-        raise UserError(f"wav must be of floats in [-1, 1], or of integers of 8, 16 or 32 bits, not {wav.dtype}")
-    wav = wav.astype(np.float32, copy=False)
-    if not np.isfinite(wav).all():
-        raise UserError("wav contains samples that are not finite numbers")
-    return wav
-
-
-def _whole_rate(name: str, rate: float) -> int:
-    if not (rate >= 1 and float(rate).is_integer()):
-        raise UserError(f"{name} must be a positive whole number of Hz, not {rate}")
-    return int(rate)
 
 
 def find_wavlm(checkpoint: Checkpoint, folder: str | Path | None) -> Path:

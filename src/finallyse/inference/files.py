@@ -28,14 +28,14 @@ import soxr
 
 from finallyse.audio.blocks import BLOCK, BlockReader
 from finallyse.audio.channels import VORBIS_ORDER, channel_mask
+from finallyse.audio.folders import audio_files
 from finallyse.audio.formats import SUFFIXES
-from finallyse.corpora.layouts import audio_files
 from finallyse.errors import UserError
 from finallyse.inference.windows import length_at
 from finallyse.progress import AudioProgress, Progress, duration
 
-if TYPE_CHECKING:  # it imports PyTorch, which checking the command line does not need
-    from finallyse.inference.enhancer import Enhancer
+if TYPE_CHECKING:
+    from finallyse.inference.engine import Engine
 
 # suffix -> libsndfile's format and default subtype
 FORMATS = {
@@ -264,7 +264,7 @@ def _is_abandoned(scratch: Path) -> bool:
 
 
 def enhance_file(
-    enhancer: Enhancer, source: str, target: str, options: Options, progress: Progress | None = None
+    enhancer: Engine, source: str, target: str, options: Options, progress: Progress | None = None
 ) -> Done:
     """Enhance one recording; the output is written atomically.
 
@@ -321,7 +321,7 @@ def _put(made: Path, path: Path, force: bool) -> None:
 
 
 def _enhance_in(
-    work: Path, enhancer: Enhancer, source: str, path: Path, options: Options, progress: Progress | None, started: float
+    work: Path, enhancer: Engine, source: str, path: Path, options: Options, progress: Progress | None, started: float
 ) -> tuple[Path, Done]:
     seekable, name = Path(source), None
     if source == "-" or not seekable.is_file():  # a pipe: how long it is shows at its end, so it is kept
@@ -455,7 +455,7 @@ def _set_channel_mask(path: Path, mask: int) -> None:
 # Many recordings
 
 
-def enhance_files(enhancer: Enhancer, pairs: Sequence[tuple[str, str]], options: Options) -> list[str]:
+def enhance_files(enhancer: Engine, pairs: Sequence[tuple[str, str]], options: Options) -> list[str]:
     """Enhance (input, output) pairs; a failure does not stop the others. Returns the errors, one line per file.
 
     Of several pairs, those whose output exists are skipped, unless `options.force`: a run that was stopped goes on.

@@ -1,6 +1,7 @@
-"""A generator over signals of any length: in windows that overlap, in constant memory.
+"""A network over signals of any length: in windows that overlap, in constant memory, by whatever runs the network.
 
-`Renderer` is what enhancing recordings (`Enhancer`) and validating a training have in common.
+`Renderer` is what enhancing recordings, with PyTorch (`Enhancer`) or without it (`OnnxEnhancer`), and validating a
+training have in common. It needs NumPy only.
 """
 
 from __future__ import annotations
@@ -8,13 +9,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from finallyse.errors import UserError
-from finallyse.inference.windows import CONTEXT_S, FADE_S, GRID, WINDOW_S, Window, join, plan
+from finallyse.inference.windows import CONTEXT_S, FADE_S, GRID, WINDOW_S, Window, fit, join, plan
 
 # WavLM's attention sees a whole window: 25 to 40 s, with at least 5 s on either side of the part that is kept.
 WAVLM_CONTEXT_S = 5.0
@@ -24,34 +24,46 @@ WAVLM_FADE = 16  # frames of 20 ms
 Read = Callable[[int, int], np.ndarray]
 
 
+class Model(Protocol):
+    """What a renderer knows of a network; see `finallyse.models.base.Generator`."""
+
+    input_kind: str
+    input_rate: int
+    output_rate: int
+    alignment: int
+
+
+class Conditioner(Protocol):
+    """What a renderer knows of WavLM, in samples: the distance of its frames, and what a frame sees."""
+
+    hop: int
+    receptive_field: int
+
+
 class Renderer:
-    """Runs a generator over waveforms or spectrograms of any length. A subclass says how it is called (`generate`).
+    """Runs a network over waveforms or spectrograms of any length. A subclass says how it is called (`generate`).
+
+    The network only ever sees whole multiples of its `alignment`, as in training: the end of a signal is filled up with
+    zeros, and the output for them is cut off.
 
     Args:
-        generator: a generator of `models_registry`.
+        model: the network.
         wavlm: the WavLM that conditions it, if its `input_kind` is "wav+ssl".
-        device: where both are.
         window_s: window length in seconds, with which memory grows; None: 20.48, or the least that the network allows.
         batch: windows per forward pass.
 
-    Attributes: `input_rate`, `output_rate` (Hz) of the generator.
+    Attributes: `input_rate`, `output_rate` (Hz) of the network.
     Raises UserError for windows that are too short.
     """
 
-    def __init__(
-        self,
-        generator: nn.Module,
-        wavlm: nn.Module | None,
-        device: torch.device,
-        window_s: float | None = None,
-        batch: int = 1,
-    ):
-        self.generator, self.device, self.batch = generator, device, batch
-        self.input_kind = generator.input_kind
+    def __init__(self, model: Model, wavlm: Conditioner | None, window_s: float | None = None, batch: int = 1):
+        self.batch = batch
+        self.input_kind = model.input_kind
         self.wavlm = wavlm if self.input_kind == "wav+ssl" else None
-        self.input_rate, self.output_rate = generator.input_rate, generator.output_rate
+        self.input_rate, self.output_rate = model.input_rate, model.output_rate
         self.factor = self.output_rate // self.input_rate
-        self.grid = math.lcm(GRID, generator.alignment, self.wavlm.hop if self.wavlm else 1)
+        self.alignment = model.alignment
+        self.grid = math.lcm(GRID, self.alignment, self.wavlm.hop if self.wavlm else 1)
         self.context = math.ceil(CONTEXT_S * self.input_rate / self.grid) * self.grid
         shortest = (2 * self.context + self.grid) / self.input_rate
         if window_s is None:
@@ -60,13 +72,16 @@ class Renderer:
             raise UserError(f"--chunk {window_s:g}: must be seconds, at least {shortest:g}")
         self.window = int(window_s * self.input_rate)
 
-    def generate(self, wav: Tensor | None, ssl: Tensor | None = None, mel: Tensor | None = None) -> Tensor:
-        """One forward pass: wav [B, n], with WavLM's features [B, D, N] if the generator takes them, or log-mel
-        [B, M, F] -> waveforms [B, 1, T], of which what exceeds the input's length is cut off."""
+    def generate(
+        self, wav: np.ndarray | None, ssl: np.ndarray | None = None, mel: np.ndarray | None = None
+    ) -> np.ndarray:
+        """One forward pass, all arrays float32: wav [B, n], with WavLM's features [B, D, N] if the network takes them,
+        or log-mel [B, M, F] in place of wav -> waveforms [B, T], of which what exceeds the input's length is cut off.
+        """
         raise NotImplementedError
 
-    def hidden_state(self, wav: Tensor) -> Tensor:
-        """WavLM's last hidden state: wav [B, n] -> [B, D, N]."""
+    def hidden_state(self, wav: np.ndarray) -> np.ndarray:
+        """WavLM's last hidden state: wav float32 [B, n] -> [B, D, N]."""
         raise NotImplementedError
 
     def render_whole(self, wav: np.ndarray) -> np.ndarray:
@@ -74,15 +89,12 @@ class Renderer:
         blocks = self.render_windows(lambda start, stop: wav[:, start:stop], wav.shape[1], len(wav))
         return np.concatenate(list(blocks), axis=1)
 
-    def render_mel(self, mel: Tensor) -> np.ndarray:
-        """The waveform float32 [T] of a log-mel spectrogram [M, F], for a generator that takes one."""
-        hop = self.generator.hop
+    def render_mel(self, mel: np.ndarray, hop: int) -> np.ndarray:
+        """The waveform float32 [T] of a log-mel spectrogram [M, F] of `hop` samples per frame, for a network that takes
+        one."""
         grid = math.lcm(self.grid, hop) // hop
         windows = plan(mel.shape[-1], self.window // hop, math.ceil(self.context / hop), grid)
-        pieces = (
-            self.generate(None, mel=mel[None, :, start:stop].to(self.device))[0, 0].float().cpu().numpy()
-            for start, stop in windows
-        )
+        pieces = (self.generate(None, mel=mel[None, :, start:stop])[0] for start, stop in windows)
         scaled = [(start * hop, stop * hop) for start, stop in windows]
         return np.concatenate(list(join(scaled, pieces, int(FADE_S * self.output_rate))))
 
@@ -93,8 +105,8 @@ class Renderer:
             read: (start, stop) -> float32 [channels, stop - start]; called with increasing starts.
             length: samples at `input_rate`.
         """
-        windows = plan(length, self.window, self.context, self.grid)
-        scaled = [(start * self.factor, stop * self.factor) for start, stop in windows]
+        windows = plan(length + -length % self.alignment, self.window, self.context, self.grid)
+        scaled = [(start * self.factor, min(stop, length) * self.factor) for start, stop in windows]
         fade = int(FADE_S * self.output_rate)
         return join(scaled, self._pieces(windows, read, length, channels), fade)
 
@@ -102,18 +114,17 @@ class Renderer:
         """Each window's output [C, n * factor]."""
         features = Features(self, read, length, channels) if self.wavlm else None
 
-        def inputs() -> Iterator[tuple[np.ndarray, Tensor | None]]:
+        def inputs() -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
             for start, stop in windows:
-                wav = read(start, stop)
+                wav = fit(read(start, min(stop, length)), stop - start)
                 ssl = features.of(start, stop) if features else [None] * channels
                 yield from zip(wav, ssl, strict=True)
 
         remaining, rows = inputs(), []
         while batch := list(itertools.islice(remaining, self.batch)):
-            wav = torch.from_numpy(np.stack([wav for wav, _ in batch])).to(self.device)
-            ssl = torch.stack([ssl for _, ssl in batch]).to(self.device) if features else None
-            output = self.generate(wav, ssl)
-            rows += list(output[:, 0, : wav.shape[-1] * self.factor].float().cpu().numpy())
+            wav = np.stack([wav for wav, _ in batch])
+            ssl = np.stack([ssl for _, ssl in batch]) if features else None
+            rows += list(self.generate(wav, ssl)[:, : wav.shape[-1] * self.factor])
             while len(rows) >= channels:
                 yield np.stack(rows[:channels])
                 del rows[:channels]
@@ -137,18 +148,22 @@ class Features:
         return max(1, (samples - self.sees) // self.hop + 1)
 
     def _compute(self, window: Window) -> np.ndarray:
-        wav = torch.from_numpy(np.ascontiguousarray(self.read(*window))).to(self.renderer.device)
-        return np.stack([self.renderer.hidden_state(row[None])[0].float().cpu().numpy() for row in wav])
+        wav = self.read(*window)
+        wav = fit(wav, max(wav.shape[-1], self.sees))
+        return np.concatenate([self.renderer.hidden_state(np.ascontiguousarray(row[None])) for row in wav])
 
-    def of(self, start: int, stop: int) -> Tensor:
-        """Features [C, D, N] of the samples from start (a multiple of the hop) to stop."""
+    def of(self, start: int, stop: int) -> np.ndarray:
+        """Features [C, D, N] of the samples from start (a multiple of the hop) to stop; beyond the end of the signal,
+        the last ones again."""
         first = start // self.hop
         last = first + self.count(stop - start)
         parts = [] if self.held is None else [self.held[..., first - self.first :]]
         self.first = first if self.held is not None else 0
         have = self.first + sum(part.shape[-1] for part in parts)
-        while have < last:
-            parts.append(next(self.stream))
-            have += parts[-1].shape[-1]
+        while have < last and (part := next(self.stream, None)) is not None:
+            parts.append(part)
+            have += part.shape[-1]
+        if have < last:
+            parts.append(np.repeat(parts[-1][..., -1:], last - have, axis=-1))
         self.held = np.concatenate(parts, axis=-1)
-        return torch.from_numpy(self.held[..., first - self.first : last - self.first])
+        return self.held[..., first - self.first : last - self.first]

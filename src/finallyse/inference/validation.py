@@ -75,7 +75,7 @@ def enhance_validation(experiment: Experiment, path: Path, folder: Path) -> tupl
 def enhance_item(enhancer: Enhancer, item: dict) -> np.ndarray:
     """The network's output for an item of a dataset, float32 [T] at its output rate."""
     if enhancer.input_kind == "mel" and "mel" in item:  # it may be precomputed, not that of `wav`
-        return enhancer.render_mel(item["mel"])
+        return enhancer.render_mel(np.asarray(item["mel"], np.float32), enhancer.generator.hop)
     return enhancer.render_whole(np.asarray(item["input_wav"], np.float32)[None])[0]
 
 

@@ -17,8 +17,8 @@ from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from finallyse.audio.folders import audio_files
 from finallyse.audio.io import decode, mono
-from finallyse.corpora.layouts import audio_files
 from finallyse.corpora.manifest import write_csv
 from finallyse.errors import UserError
 from finallyse.hardware import cores

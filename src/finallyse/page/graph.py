@@ -11,12 +11,15 @@ from typing import Any
 
 from finallyse.errors import UserError
 from finallyse.inference.windows import FADE_S, WINDOW_S
-from finallyse.pretrained import FOLDER, checkpoint_file
+from finallyse.onnx_format import KEY, SUFFIX
+from finallyse.pretrained import checkpoint_file
 
-METADATA_PROPS, KEY, VALUE = 14, 1, 2  # field numbers in onnx.proto, of ModelProto and of StringStringEntryProto
-ENTRY = "finallyse"  # key of the entry that `finallyse export` writes
+METADATA_PROPS, ENTRY_KEY, ENTRY_VALUE = (
+    14,
+    1,
+    2,
+)  # field numbers in onnx.proto, of ModelProto and of StringStringEntryProto
 NEEDED = {"input_rate", "output_rate", "alignment", "context", "grid", "level", "ssl", "card"}
-SUFFIX = ".onnx"
 MOST_MB = 200  # a page is loaded as a whole, and a browser's memory is small
 
 
@@ -48,9 +51,9 @@ def read_graph(checkpoint: str | Path | None = None) -> Graph:
     """
     if checkpoint is not None and Path(checkpoint).suffix.lower() == SUFFIX:
         return parse(Path(checkpoint))
-    trained = checkpoint_file(checkpoint)
-    if trained.parent == FOLDER:  # built in, with its graph
-        return parse(trained.with_suffix(SUFFIX))
+    trained = checkpoint_file(checkpoint, "onnx")
+    if trained.suffix == SUFFIX:  # built in
+        return parse(trained)
     from finallyse.export.command import export
 
     with tempfile.TemporaryDirectory(prefix="finallyse-page-") as folder:
@@ -69,7 +72,7 @@ def parse(path: Path) -> Graph:
         )
     content = path.read_bytes()
     try:
-        described = next((json.loads(value) for key, value in _metadata(content) if key == ENTRY), None)
+        described = next((json.loads(value) for key, value in _metadata(content) if key == KEY), None)
     except (IndexError, UnicodeDecodeError, ValueError) as error:
         raise UserError(f"{path}: is damaged, or no ONNX file") from error
     if not isinstance(described, dict) or NEEDED - described.keys():
@@ -84,7 +87,7 @@ def _metadata(content: bytes) -> Iterator[tuple[str, str]]:
     for field, value in _fields(content):
         if field == METADATA_PROPS:
             entry = dict(_fields(value))
-            yield entry[KEY].decode(), entry.get(VALUE, b"").decode()
+            yield entry[ENTRY_KEY].decode(), entry.get(ENTRY_VALUE, b"").decode()
 
 
 def _fields(content: bytes) -> Iterator[tuple[int, bytes]]:

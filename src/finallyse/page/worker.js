@@ -25,30 +25,37 @@ async function load({ runtime, graph, described }) {
   postMessage({ kind: "ready" });
 }
 
-// float32 [n] at the network's input rate -> [n * factor]. The graph takes multiples of its alignment: the rest is zeros,
-// and what they become is cut off.
+// float32 [n] at the network's input rate, n a multiple of its alignment -> [n * factor].
 async function forward(wav) {
   const { Tensor } = await self.ortReady;
-  const padded = new Float32Array(Math.ceil(wav.length / network.alignment) * network.alignment);
-  padded.set(wav);
-  const { enhanced } = await session.run({ wav: new Tensor("float32", padded, [1, 1, padded.length]) });
-  const output = enhanced.data.subarray(0, (wav.length * network.output_rate) / network.input_rate);
-  if (!Number.isFinite(output.reduce((sum, value) => sum + value, 0))) throw new Error("the network's output is not finite");
-  return output;
+  const { enhanced } = await session.run({ wav: new Tensor("float32", wav, [1, 1, wav.length]) });
+  if (!Number.isFinite(enhanced.data.reduce((sum, value) => sum + value, 0))) {
+    throw new Error("the network's output is not finite");
+  }
+  return enhanced.data;
+}
+
+// A signal with zeros up to the next multiple of the network's alignment.
+function filledUp(wav) {
+  const filled = new Float32Array(Math.ceil(wav.length / network.alignment) * network.alignment);
+  filled.set(wav);
+  return filled;
 }
 
 async function enhance({ channels, rate, columns, rows }) {
   const started = performance.now();
   const factor = network.output_rate / network.input_rate;
   const length = lengthAt(channels[0].length, rate, network.input_rate);
+  const filled = Math.ceil(length / network.alignment) * network.alignment;
   const outRate = Math.max(rate, network.output_rate);
-  const windows = plan(length, network.window, network.context, network.grid);
+  const windows = plan(filled, network.window, network.context, network.grid);
   const scaled = windows.map(([start, stop]) => [start * factor, stop * factor]);
   const size = windows[0][1] - windows[0][0];
   const total = size * windows.length * channels.length;
   let done = 0, computing = 0;
   // A second of the recording tells how fast the network is here, before the first window is done.
-  const sample = resample(channels[0].subarray(0, Math.min(channels[0].length, rate)), rate, network.input_rate);
+  const second = channels[0].subarray(0, Math.min(channels[0].length, rate));
+  const sample = filledUp(resample(second, rate, network.input_rate));
   const before = performance.now();
   await forward(sample);
   let perSample = (performance.now() - before) / sample.length;
@@ -59,17 +66,18 @@ async function enhance({ channels, rate, columns, rows }) {
     let x = resample(channel, rate, network.input_rate);
     const peak = peakOf(x);
     const gain = network.peak !== null && peak > 1e-30 ? network.peak / peak : 1;
-    if (gain !== 1) x = x.map((value) => value * gain);
-    const y = new Float32Array(length * factor);
+    x = filledUp(gain === 1 ? x : x.map((value) => value * gain));
+    let y = new Float32Array(filled * factor);
     const joiner = new Joiner(y, scaled, Math.floor(network.fade_s * network.output_rate));
     for (const [start, stop] of windows) {
       const began = performance.now();
-      joiner.add(await forward(x.subarray(start, stop)));
+      joiner.add(await forward(x.slice(start, stop)));
       computing += performance.now() - began;
       done += size;
       perSample = computing / done;
       tell();
     }
+    y = y.subarray(0, length * factor);
     if (gain !== 1) for (let i = 0; i < y.length; i++) y[i] /= gain;
     let final = resample(y, network.output_rate, outRate);
     const wanted = lengthAt(channel.length, rate, outRate);

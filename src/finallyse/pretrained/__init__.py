@@ -3,8 +3,9 @@
     finallyse.load()                        the default
     finallyse.load("small")                 by name
 
-Each is a self-contained checkpoint in this folder, with its model card inside (`finallyse models --card NAME`). The
-SHA-256 of the file is pinned here, so that a damaged installation is noticed.
+Each is a self-contained checkpoint in this folder, with its model card inside (`finallyse models --card NAME`), and the
+same network as `finallyse export` writes it, for use without PyTorch. The SHA-256 of both files is pinned here, so that
+a damaged installation is noticed.
 """
 
 from __future__ import annotations
@@ -20,23 +21,32 @@ FOLDER = Path(__file__).parent
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A built-in network. sha256: of its checkpoint, `<name>.ckpt`.    summary: one line for `finallyse models`."""
+    """A built-in network.
 
-    sha256: str
+    sha256: of its checkpoint, `<name>.ckpt`, and its graph, `<name>.onnx`.    summary: for `finallyse models`.
+    """
+
+    sha256: dict[str, str]
     summary: str
 
 
 PRETRAINED = {
     "small": Pretrained(
-        sha256="cfc37c5a33666fe0a7114bab2ef94c35b4ac5474d92198fe82d10def04e93854",
+        sha256={
+            ".ckpt": "cfc37c5a33666fe0a7114bab2ef94c35b4ac5474d92198fe82d10def04e93854",
+            ".onnx": "e5acb46e6b6a6dd65f4900ce993ac883f67116638ce887f6d62146bb652b027d",
+        },
         summary="removes noise and moderate reverberation; HiFi++ of 0.33 M parameters, 16 kHz",
     ),
 }
 DEFAULT = "small"
 
 
-def checkpoint_file(checkpoint: str | Path | None = None) -> Path:
-    """The file of a checkpoint: a path, the name of a built-in network, or None for the default one.
+SUFFIXES = {"torch": ".ckpt", "onnx": ".onnx"}  # of the files by engine
+
+
+def checkpoint_file(checkpoint: str | Path | None = None, engine: str = "torch") -> Path:
+    """The file of a network for an engine: a path, the name of a built-in network, or None for the default one.
 
     A file of that name in the current folder has priority. Raises UserError for a file that does not exist and for a
     built-in one that is damaged.
@@ -48,7 +58,7 @@ def checkpoint_file(checkpoint: str | Path | None = None) -> Path:
     if name not in PRETRAINED:
         suggestion = f"; {nearest(name, PRETRAINED)}" if path.name == name and not path.suffix else ""
         raise UserError(f"{name}: no such checkpoint{suggestion}")
-    path = FOLDER / f"{name}.ckpt"
-    if not path.is_file() or sha256(path) != PRETRAINED[name].sha256:
+    path = FOLDER / f"{name}{SUFFIXES[engine]}"
+    if not path.is_file() or sha256(path) != PRETRAINED[name].sha256[path.suffix]:
         raise UserError(f"{path}: the built-in network {name!r} is missing or damaged; install the package again")
     return path

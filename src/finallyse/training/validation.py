@@ -124,22 +124,28 @@ class InTraining(Renderer):
     """
 
     def __init__(self, trainer: BaseTrainer, item: Mapping):
-        super().__init__(trainer.generator, trainer.wavlm, trainer.device)
+        super().__init__(trainer.generator, trainer.wavlm)
         self.trainer, self.item = trainer, collate([item]).to(trainer.device)
 
     def output(self) -> np.ndarray:
         """float32 [T] at `output_rate`."""
         if self.input_kind == "mel":
-            return self.render_mel(self.item["mel"][0])
+            return self.render_mel(self.item["mel"][0].cpu().numpy(), self.trainer.generator.hop)
         return self.render_whole(self.item["input_wav"][0].cpu().numpy())[0]
 
-    def generate(self, wav: Tensor | None, ssl: Tensor | None = None, mel: Tensor | None = None) -> Tensor:
+    def generate(
+        self, wav: np.ndarray | None, ssl: np.ndarray | None = None, mel: np.ndarray | None = None
+    ) -> np.ndarray:
         given = {"input_wav": None if wav is None else wav[:, None], "ssl": ssl, "mel": mel}
-        window = {key: value for key, value in given.items() if value is not None}
-        return self.trainer.synthesize_wavs(dataclasses.replace(self.item, tensors=self.item.tensors | window))
+        window = {key: self._tensor(value) for key, value in given.items() if value is not None}
+        output = self.trainer.synthesize_wavs(dataclasses.replace(self.item, tensors=self.item.tensors | window))
+        return output[:, 0].float().cpu().numpy()
 
-    def hidden_state(self, wav: Tensor) -> Tensor:
-        return self.trainer.hidden_state(wav)
+    def hidden_state(self, wav: np.ndarray) -> np.ndarray:
+        return self.trainer.hidden_state(self._tensor(wav)).float().cpu().numpy()
+
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(self.trainer.device)
 
 
 class Best:
