@@ -72,7 +72,9 @@ def enhance(browser: Browser, folder: Path, seconds: float) -> tuple[float, floa
     source = folder / "speech.wav"
     sf.write(source, read_speech(RATE, seconds), RATE, subtype="PCM_16")
     browser.run("window.finished = null; window.chosen = null;")
-    browser.run("$('file').addEventListener('change', () => { window.chosen = performance.now(); }, {capture: true, once: true})")
+    browser.run(
+        "$('file').addEventListener('change', () => { window.chosen = performance.now(); }, {capture: true, once: true})"
+    )
     browser.choose("#file", source)
     finished, network = browser.wait("window.finished", 600)
     chosen = browser.run("window.chosen")

@@ -531,7 +531,7 @@ def test_served_with_a_larger_network(chromium, enhancer, root, tmp_path):
         chromium.console.clear()
         chromium.requests.clear()
         chromium.open(address, *DESK)
-        assert "large: 0.323 M parameters, 16 kHz" in chromium.run("document.querySelector('#where').innerText")
+        assert "large, 16 kHz, up to 60 minutes" in chromium.run("document.querySelector('#where').innerText")
         private = "document.querySelector('#privacy').textContent"
         assert chromium.run(private).startswith("Nothing leaves this device")
         expected = wanted(enhancer, source, tmp_path)

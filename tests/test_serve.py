@@ -172,9 +172,17 @@ def test_any_format_and_channels_go_in(server, speech_48k):
 def test_describes_itself(server):
     status, _, body = server.ask("GET", "/model")
     told = json.loads(body)
-    assert status == 200 and told["input_rate"] == RATE and told["parameters"] == 323455 and "small" in told["card"]
+    assert status == 200 and told["input_rate"] == RATE and told["engine"] == "torch" and "small" in told["card"]
     assert told["limits"]["queue"] == 32
     assert server.health()["status"] == "ok"
+
+
+def test_runs_without_pytorch(tmp_path, speech_16k, enhancer):
+    with serving(tmp_path, "--engine", "onnx") as server:
+        assert json.loads(server.ask("GET", "/model")[2])["engine"] == "onnx"
+        status, _, body = server.enhance(wav_bytes(speech_16k))
+        heard, _ = sf.read(io.BytesIO(body), dtype="float32")
+        assert status == 200 and level_of_difference(heard, enhancer.enhance(speech_16k, RATE)) < -50
 
 
 def test_serves_the_page_and_nothing_else(server):

@@ -156,6 +156,7 @@ def serve(parser: ArgumentParser, words: Sequence[str]) -> None:
     text = "name under which the server is reached, beside localhost; may be repeated (default: any, unless local)"
     add("--name", **REPEATED, dest="names", metavar="HOST", help=text)
     add("--checkpoint", metavar="NAME|FILE", help="network of the server (default: small)")
+    add("--engine", default="auto", help="what runs it: torch, onnx, or auto (default: torch where it is installed)")
     add("--max-mb", type=above_zero, default=200, metavar="MB", help="largest upload (default: %(default)s)")
     add("--max-minutes", type=above_zero, default=60, metavar="MIN", help="longest recording (default: %(default)s)")
     text = "recordings that are uploaded, wait and are enhanced at the same time (default: %(default)s); others get 503"

@@ -19,7 +19,8 @@ METADATA_PROPS, ENTRY_KEY, ENTRY_VALUE = (
     1,
     2,
 )  # field numbers in onnx.proto, of ModelProto and of StringStringEntryProto
-NEEDED = {"input_rate", "output_rate", "alignment", "context", "grid", "level", "ssl", "card"}
+NUMBERS = ("input_rate", "output_rate", "alignment", "context", "grid")
+NEEDED = {*NUMBERS, "level", "ssl", "card"}
 MOST_MB = 200  # a page is loaded as a whole, and a browser's memory is small
 
 
@@ -38,7 +39,7 @@ class Graph:
 
     def settings(self) -> dict[str, Any]:
         """What the page needs to run it in windows, in samples at the input's rate unless the name says otherwise."""
-        about = {name: self.described[name] for name in ("input_rate", "output_rate", "alignment", "context", "grid")}
+        about = {name: self.described[name] for name in NUMBERS}
         window = max(int(WINDOW_S * about["input_rate"]), 2 * about["context"] + about["grid"])
         level = self.described["level"]
         return {**about, "window": window, "fade_s": FADE_S, "peak": level["peak"] if level else None}
@@ -73,17 +74,23 @@ def parse(path: Path) -> Graph:
     content = path.read_bytes()
     try:
         described = next((json.loads(value) for key, value in _metadata(content) if key == KEY), None)
-    except (IndexError, UnicodeDecodeError, ValueError) as error:
+    except (IndexError, KeyError, ValueError) as error:
         raise UserError(f"{path}: is damaged, or no ONNX file") from error
     if not isinstance(described, dict) or NEEDED - described.keys():
         raise UserError(f"{path}: not written by `finallyse export`, so its rates and its alignment are unknown")
+    level = described["level"]
+    if not all(isinstance(described[name], int) and described[name] > 0 for name in NUMBERS) or not (
+        level is None
+        or (isinstance(level, dict) and level.keys() == {"peak"} and isinstance(level["peak"], (int, float)))
+    ):
+        raise UserError(f"{path}: is damaged: its description has impossible values; export it again")
     if described["ssl"] is not None:
         raise UserError(f"{path}: needs WavLM as well, too large for a page; `finallyse serve` enhances on the server")
     return Graph(path.stem, content, described)
 
 
 def _metadata(content: bytes) -> Iterator[tuple[str, str]]:
-    """The entries of ModelProto.metadata_props. Raises IndexError or ValueError for what is no protocol buffer."""
+    """The entries of ModelProto.metadata_props. Raises IndexError, KeyError or ValueError for what is none."""
     for field, value in _fields(content):
         if field == METADATA_PROPS:
             entry = dict(_fields(value))

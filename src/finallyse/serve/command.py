@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from finallyse.errors import UserError
+from finallyse.inference.engine import choose_engine
 from finallyse.inference.files import scratch
 from finallyse.page.graph import read_graph
 from finallyse.page.write import licences, render
-from finallyse.pretrained import DEFAULT, checkpoint_file
+from finallyse.pretrained import checkpoint_file
 from finallyse.serve.jobs import Jobs
 from finallyse.serve.worker import Network, Worker
 
@@ -23,17 +24,17 @@ STOPPING_S = 15  # for the requests that are being answered when the server is t
 
 def run(
     checkpoint: str | None,
+    engine: str,
     host: str,
     port: int,
     names: list[str],
-    threads: int | None,
     max_mb: float,
     max_minutes: float,
     queue: int,
     timeout: float,
     **options: Any,
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C. `options`: of `Enhancer.from_checkpoint`."""
+    """Serve until SIGTERM or Ctrl-C. `options`: of `open_engine`."""
     try:
         import uvicorn
 
@@ -43,17 +44,18 @@ def run(
         raise UserError(f"serving needs {error.name}: pip install finallyse[serve]") from error
 
     limits = Limits(max_mb, max_minutes, queue, timeout)
-    trained = checkpoint_file(checkpoint)
+    engine = choose_engine(engine, checkpoint)
+    trained = checkpoint_file(checkpoint, engine)
     graph = read_graph(None)  # of the page, in the browser
     listening = _listen(host, port)
     # on termination, remove temporary files
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
-    worker = Worker(Network(trained, threads, options))
+    worker = Worker(Network(trained, engine, options))
     with listening, scratch(Path(tempfile.gettempdir())) as folder:
         try:
             worker.start()
             offered = None
-            if trained != checkpoint_file(DEFAULT):
+            if trained != checkpoint_file(None, engine):
                 offered = {"name": worker.described["name"], "summary": _summary(worker.described, limits)}
             allowed = frozenset() if host not in LOCAL and not names else frozenset([*LOCAL, *names])
             jobs = Jobs(worker, limits.queue, limits.timeout_s)
@@ -100,8 +102,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _summary(described: dict[str, Any], limits: Any) -> str:
     """The network of the server in a line, for the page."""
-    rates = "to".join(
-        f" {rate / 1000:g} kHz " for rate in dict.fromkeys((described["input_rate"], described["output_rate"]))
+    rates = " to ".join(
+        f"{rate / 1000:g}" for rate in dict.fromkeys((described["input_rate"], described["output_rate"]))
     )
-    millions = described["parameters"] / 1e6
-    return f"{described['name']}: {millions:.3g} M parameters,{rates.rstrip()}, up to {limits.max_minutes:g} minutes"
+    return f"{described['name']}, {rates} kHz, up to {limits.max_minutes:g} minutes"

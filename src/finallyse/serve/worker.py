@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from finallyse.errors import UserError
+from finallyse.inference.engine import Engine, open_engine
+from finallyse.inference.files import Options, TooLong, enhance_file
 from finallyse.processes import begin_worker
 
 START_S = 600  # for loading the largest networks
@@ -44,15 +46,15 @@ class Gone(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """How the worker loads its network: the arguments of `Enhancer.from_checkpoint`, and its threads."""
+    """What the worker loads: a file, what runs it ("torch", "onnx"), and further arguments of `open_engine`."""
 
     checkpoint: Path
-    threads: int | None = None
+    engine: str
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Worker:
-    """The process, as the server sees it. Attributes: `described` (rates, parameters and card of the network)."""
+    """The process, as the server sees it. Attributes: `described` (name, rates and card of the network)."""
 
     def __init__(self, network: Network):
         self.network = network
@@ -179,7 +181,7 @@ def _run(connection: Connection, network: Network) -> None:
     begin_worker()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which reaches all processes of a service; the server ends this one
     try:
-        enhancer, described = _load(network)
+        engine, described = _load(network)
     except (UserError, OSError) as error:
         connection.send(("error", str(error)))
         return
@@ -190,39 +192,35 @@ def _run(connection: Connection, network: Network) -> None:
         except EOFError:
             return
         if order != "cancel":  # which comes too late for a job that is done
-            connection.send(_enhance(enhancer, *order, _Watch(connection)))
+            connection.send(_enhance(engine, *order, _Watch(connection)))
 
 
-def _load(network: Network) -> tuple[Any, dict[str, Any]]:
-    import torch
+def _load(network: Network) -> tuple[Engine, dict[str, Any]]:
+    """The engine, and what the server tells about it."""
+    if network.engine == "torch":
+        from finallyse.inference.enhancer import tune_process
+        from finallyse.models.checkpoint import load_checkpoint
 
-    from finallyse.inference.enhancer import Enhancer, tune_process
-    from finallyse.models.checkpoint import load_checkpoint
-
-    if network.threads:
-        torch.set_num_threads(network.threads)
-    tune_process()
-    checkpoint = load_checkpoint(network.checkpoint)
-    enhancer = Enhancer.from_checkpoint(checkpoint, **network.options)
-    parameters = sum(p.numel() for p in enhancer.generator.parameters())
-    return enhancer, {
+        tune_process()
+        card = load_checkpoint(network.checkpoint).card
+        engine = open_engine(network.checkpoint, "torch", **network.options)
+    else:
+        engine = open_engine(network.checkpoint, "onnx", **network.options)
+        card = engine.about["card"]
+    return engine, {
         "name": network.checkpoint.stem,
-        "network": checkpoint.network,
-        "parameters": parameters,
-        "input_rate": enhancer.input_rate,
-        "output_rate": enhancer.output_rate,
-        "device": str(enhancer.device),
-        "card": checkpoint.card,
+        "engine": network.engine,
+        "input_rate": engine.input_rate,
+        "output_rate": engine.output_rate,
+        "card": card,
     }
 
 
-def _enhance(enhancer: Any, source: str, target: str, options: dict, watch: _Watch) -> tuple[str, Any]:
+def _enhance(engine: Engine, source: str, target: str, options: dict, watch: _Watch) -> tuple[str, Any]:
     """The answer to an order."""
-    from finallyse.inference.files import Options, TooLong, enhance_file
-
     started = time.perf_counter()
     try:
-        done = enhance_file(enhancer, source, target, Options(**options), watch)
+        done = enhance_file(engine, source, target, Options(**options), watch)
     except _Cancelled:
         return "cancelled", None
     except TooLong as error:
