@@ -21,7 +21,7 @@ from finallyse.audio.io import decode
 from finallyse.errors import UserError
 from finallyse.inference.command import run
 from finallyse.inference.enhancer import Enhancer
-from finallyse.inference.files import SCRATCH, Options, _scratch, enhance_file
+from finallyse.inference.files import SCRATCH, Options, enhance_file, scratch
 from finallyse.models.base import Generator
 
 RATE = 16000
@@ -220,11 +220,11 @@ def test_side_files_are_left_out(tmp_path, network):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["SA1.wav", "recorder.wav"]
 
 
-def test_scratch_of_killed_runs_is_removed(tmp_path):
+def testscratch_of_killed_runs_is_removed(tmp_path):
     code = f"""
 import os, pathlib, signal
-from finallyse.inference.files import _scratch
-with _scratch(pathlib.Path({str(tmp_path)!r})) as work:
+from finallyse.inference.files import scratch
+with scratch(pathlib.Path({str(tmp_path)!r})) as work:
     (work / "input.f32").write_bytes(bytes(1000))
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -233,7 +233,7 @@ with _scratch(pathlib.Path({str(tmp_path)!r})) as work:
     (tmp_path / f"{SCRATCH}new").mkdir()  # about to be locked
     (tmp_path / f"{SCRATCH}old").mkdir()
     os.utime(tmp_path / f"{SCRATCH}old", (1e9, 1e9))
-    with _scratch(tmp_path) as first, _scratch(tmp_path) as second:  # those in use stay
+    with scratch(tmp_path) as first, scratch(tmp_path) as second:  # those in use stay
         assert sorted(tmp_path.iterdir()) == sorted([first, second, tmp_path / f"{SCRATCH}new"])
     (tmp_path / f"{SCRATCH}new").rmdir()
     assert not list(tmp_path.iterdir())

@@ -26,7 +26,8 @@ LAYERS = (
     ("config",),
     # commands, each beside the package that it is about
     ("corpora.plan", "corpora.prepare", "demo", "models.convert", "new", "provenance", "report", "status"),
-    ("preflight",),
+    ("page",),
+    ("preflight", "serve"),
     ("cli",),
     ("__main__",),
 )

@@ -9,45 +9,9 @@ import numpy as np
 import pytest
 
 from support import results as built
-from support.browser import Browser
+from support.browser import CONTRAST, CONTROLS, Browser
 
 PHONE, DESK = (390, 844), (1280, 900)
-
-# Every visible text, with its colour and background: WCAG's contrast ratio and the size of the type.
-CONTRAST = """
-(() => {
-  const parse = (text) => {
-    const [r, g, b, a = 1] = text.match(/[\\d.]+/g).map(Number);
-    return [r, g, b, a];
-  };
-  const over = (top, below) => [0, 1, 2].map((i) => top[i] * top[3] + below[i] * (1 - top[3])).concat(1);
-  const luminance = (c) => {
-    const [r, g, b] = c.slice(0, 3).map((v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const behind = (element) => {
-    const layers = [];
-    for (let e = element; e; e = e.parentElement) layers.push(parse(getComputedStyle(e).backgroundColor));
-    return layers.reverse().reduce((below, top) => over(top, below), [255, 255, 255, 1]);
-  };
-  const low = [];
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  let seen = 0;
-  for (let node; (node = walker.nextNode()); ) {
-    const element = node.parentElement;
-    if (!node.data.trim() || ["SCRIPT", "STYLE", "TITLE"].includes(element.tagName)) continue;
-    if (!element.checkVisibility() || element.closest(".skip, .hz, .top")) continue; // on a spectrogram: own test
-    const style = getComputedStyle(element);
-    const color = parse(element.namespaceURI.endsWith("svg") ? style.fill : style.color);
-    const back = behind(element);
-    const [a, b] = [luminance(over(color, back)), luminance(back)];
-    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    seen += 1;
-    if (ratio < 4.5) low.push(`${ratio.toFixed(2)} ${element.tagName}: ${node.data.trim().slice(0, 40)}`);
-  }
-  return [seen, low];
-})()
-"""
 
 DURATIONS = """
 (async () => {
@@ -63,16 +27,6 @@ DURATIONS = """
     audio.preload = "none";
   }
   return durations;
-})()
-"""
-
-CONTROLS = """
-(() => {
-  const selector = 'a[href], button, input, summary, [tabindex="0"], audio[controls]';
-  window.controls = [...document.querySelectorAll(selector)].filter((e) => e.checkVisibility());
-  window.order = [];
-  addEventListener("focusin", (event) => order.push(controls.indexOf(event.target)));
-  return controls.length;
 })()
 """
 

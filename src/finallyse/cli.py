@@ -23,6 +23,14 @@ def positive(text: str) -> int:
     return value
 
 
+def above_zero(text: str) -> float:
+    """Type of options that must be a number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
 def status(parser: ArgumentParser, words: Sequence[str]) -> None:
     """Show which outputs exist, which jobs are running, and the step and time left of each training."""
     _add_pipeline(parser)
@@ -178,6 +186,51 @@ def _enhance_live(parser: ArgumentParser, options: dict) -> int:
 
     names = {"live_format": "format", "live_rate": "input_rate", "live_channels": "channels", "live_block": "block"}
     return run_live(ends, **{names.get(name, name): value for name, value in options.items()})
+
+
+def page(parser: ArgumentParser, words: Sequence[str]) -> None:
+    """Write a page that enhances in the visitor's own browser: one HTML file that loads nothing from elsewhere.
+
+    It works on a web server, as it is opened from a disk, and sent by e-mail.
+    """
+    add = parser.add_argument
+    add("output", metavar="OUT_DIR", help="folder to write index.html into, and the licences of what it contains")
+    text = "network: one that comes with the package (default: small), a checkpoint, or a file of `finallyse export`"
+    add("--checkpoint", metavar="NAME|FILE", help=text)
+    add("--force", action="store_true", help="replace an existing page")
+    options = parser.parse_args(words)
+    from finallyse.page.write import write
+
+    path = write(options.output, options.checkpoint, options.force)
+    print(f"{path} written ({path.stat().st_size / 1e6:.1f} MB): open it in a browser, or put it on a web server")
+
+
+def serve(parser: ArgumentParser, words: Sequence[str]) -> None:
+    """Serve the page of `finallyse page`, and POST /enhance, with which a network of any size enhances on the server.
+
+    curl --data-binary @talk.mp3 http://127.0.0.1:8080/enhance -o talk.wav
+    """
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)")
+    add("--port", type=int, default=8080, help="port to listen on (default: %(default)s)")
+    text = "name under which the server is reached, beside localhost; may be repeated (default: any, unless local)"
+    add("--name", **REPEATED, dest="names", metavar="HOST", help=text)
+    add("--checkpoint", metavar="NAME|FILE", help="network of the server (default: small)")
+    add("--engine", default="auto", help="what runs it: torch, onnx, or auto (default: torch where it is installed)")
+    add("--max-mb", type=above_zero, default=200, metavar="MB", help="largest upload (default: %(default)s)")
+    add("--max-minutes", type=above_zero, default=60, metavar="MIN", help="longest recording (default: %(default)s)")
+    text = "recordings that are uploaded, wait and are enhanced at the same time (default: %(default)s); others get 503"
+    add("--queue", type=positive, default=32, metavar="N", help=text)
+    text = "seconds that an upload may take, and enhancing it (default: %(default)s)"
+    add("--timeout", type=above_zero, default=600, metavar="S", help=text)
+    add("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
+    add("--precision", choices=("fp32", "bf16"), default="fp32", help="fp32 or bf16 (default: %(default)s)")
+    add("--wavlm", metavar="DIR", help="folder of WavLM, if the path in the checkpoint no longer exists")
+    add("--threads", type=positive, metavar="N", help="CPU threads (default: PyTorch's own)")
+    options = vars(parser.parse_args(words))
+    from finallyse.serve.command import run
+
+    run(**options)
 
 
 def compare(parser: ArgumentParser, words: Sequence[str]) -> int:
@@ -370,10 +423,9 @@ def _add_pipeline(parser: ArgumentParser) -> None:
     parser.add_argument("--config", **REPEATED, metavar=kinds, help="the same, as for Snakemake; may be repeated")
 
 
-COMMANDS = {
-    command.__name__: command
-    for command in (status, config, check, enhance, compare, pack, export, data, convert, new, models, completion)
-}
+USING = (enhance, page, serve, models, compare, pack, export, convert)  # trained networks
+TRAINING = (data, config, check, status, new)  # them
+COMMANDS = {command.__name__: command for command in (*USING, *TRAINING, completion)}
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -382,7 +434,7 @@ def main(words: Sequence[str] | None = None) -> None:
     listed = "\n".join(f"  {name:10} {inspect.getdoc(command).splitlines()[0]}" for name, command in COMMANDS.items())
     parser = ArgumentParser(
         "finallyse",
-        description="Enhance speech, convert checkpoints, inspect networks, corpora and runs.",
+        description="Enhance speech; compare, pack, export and convert networks; watch over their training.",
         epilog=f"commands:\n{listed}\n\n`finallyse COMMAND --help` describes a command and its options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

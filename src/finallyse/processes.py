@@ -56,10 +56,15 @@ class _Pool(ProcessPoolExecutor):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start(initializer: Callable[..., Any] | None, args: tuple) -> None:
+def begin_worker() -> None:
+    """In a spawned process: leave Ctrl-C to the parent, exit when it exits, and load its plugins."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     plugins.load_inherited()
+
+
+def _start(initializer: Callable[..., Any] | None, args: tuple) -> None:
+    begin_worker()
     if initializer:
         initializer(*args)
 

@@ -10,13 +10,61 @@ import select
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+# Every visible text, with its colour and background: WCAG's contrast ratio and the size of the type.
+CONTRAST = """
+(() => {
+  const parse = (text) => {
+    const [r, g, b, a = 1] = text.match(/[\\d.]+/g).map(Number);
+    return [r, g, b, a];
+  };
+  const over = (top, below) => [0, 1, 2].map((i) => top[i] * top[3] + below[i] * (1 - top[3])).concat(1);
+  const luminance = (c) => {
+    const [r, g, b] = c.slice(0, 3).map((v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (element) => {
+    const layers = [];
+    for (let e = element; e; e = e.parentElement) layers.push(parse(getComputedStyle(e).backgroundColor));
+    return layers.reverse().reduce((below, top) => over(top, below), [255, 255, 255, 1]);
+  };
+  const low = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  let seen = 0;
+  for (let node; (node = walker.nextNode()); ) {
+    const element = node.parentElement;
+    if (!node.data.trim() || ["SCRIPT", "STYLE", "TITLE"].includes(element.tagName)) continue;
+    if (!element.checkVisibility() || element.closest(".skip, .hz, .top")) continue; // on a spectrogram: own test
+    const style = getComputedStyle(element);
+    const color = parse(element.namespaceURI.endsWith("svg") ? style.fill : style.color);
+    const back = behind(element);
+    const [a, b] = [luminance(over(color, back)), luminance(back)];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    seen += 1;
+    if (ratio < 4.5) low.push(`${ratio.toFixed(2)} ${element.tagName}: ${node.data.trim().slice(0, 40)}`);
+  }
+  return [seen, low];
+})()
+"""
+
+# Every visible control, in `controls`; `order` becomes the numbers of those that have had the focus.
+CONTROLS = """
+(() => {
+  const selector = 'a[href], button, input, summary, [tabindex="0"], audio[controls]';
+  window.controls = [...document.querySelectorAll(selector)].filter((e) => e.checkVisibility());
+  window.order = [];
+  addEventListener("focusin", (event) => order.push(controls.indexOf(event.target)));
+  return controls.length;
+})()
+"""
 
 
 def find() -> str:
@@ -33,12 +81,16 @@ def find() -> str:
 class Browser:
     """One headless Chromium with one page. Use as a context manager.
 
+    Args:
+        profile: folder of its own files.
+        flags: more of Chromium's.
+
     Attributes:
         console: warnings and errors in the console, and uncaught exceptions.
         requests: requested URLs, without `data:`.
     """
 
-    def __init__(self, profile: Path):
+    def __init__(self, profile: Path, flags: Sequence[str] = ()):
         path = find()
         to_read, to_write = os.pipe()
         from_read, from_write = os.pipe()
@@ -61,6 +113,7 @@ class Browser:
                 "--autoplay-policy=no-user-gesture-required",
                 "--remote-debugging-pipe",
                 f"--user-data-dir={profile}",
+                *flags,
             ],
             pass_fds=(3, 4),
             preexec_fn=connect,
@@ -113,14 +166,14 @@ class Browser:
             raise RuntimeError(f"{method}: {answers[0]['error']['message']}")
         return answers[0]["result"]
 
-    def open(self, path: Path, width: int, height: int, *, dark: bool = False, phone: bool = False) -> None:
-        """Load a file in a window of this size in CSS pixels."""
+    def open(self, page: Path | str, width: int, height: int, *, dark: bool = False, phone: bool = False) -> None:
+        """Load a file, or an address, in a window of this size in CSS pixels."""
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         motion = {"name": "prefers-reduced-motion", "value": "reduce"}
         self.send("Emulation.setEmulatedMedia", features=[scheme, motion])
         self._loaded = False
-        self.send("Page.navigate", url=path.resolve().as_uri())
+        self.send("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         self._until(lambda: self._receive() is not None and self._loaded, 60, "loading the page")
 
     def run(self, script: str, timeout_s: float = 60) -> Any:
@@ -137,6 +190,37 @@ class Browser:
             details = result["exceptionDetails"]
             raise RuntimeError(details.get("exception", {}).get("description") or details["text"])
         return result["result"].get("value")
+
+    def wait(self, condition: str, timeout_s: float = 60) -> Any:
+        """The value of a JavaScript expression, once it is true (of an element: True)."""
+        found: list[Any] = []
+
+        def holds() -> bool:
+            found.append(self.run(f"((value) => (value instanceof Node ? true : value))({condition})"))
+            return bool(found[-1])
+
+        self._until(holds, timeout_s, condition)
+        return found[-1]
+
+    def choose(self, selector: str, *files: Path) -> None:
+        """Choose files in an <input type=file>."""
+        root = self.send("DOM.getDocument")["root"]["nodeId"]
+        node = self.send("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.send("DOM.setFileInputFiles", nodeId=node, files=[str(path.resolve()) for path in files])
+
+    def download(self, selector: str, folder: Path) -> Path:
+        """Click on a link to a download; returns the file."""
+        before = set(folder.iterdir())
+        self.send("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder.resolve()))
+        self.run(f"document.querySelector({json.dumps(selector)}).click()")
+        made: list[Path] = []
+
+        def arrived() -> bool:
+            made[:] = [path for path in set(folder.iterdir()) - before if path.suffix != ".crdownload"]
+            return bool(self._receive() is not None and made)
+
+        self._until(arrived, 60, f"downloading {selector}")
+        return made[0]
 
     def press(self, key: str, code: int = 0, text: str = "") -> None:
         """Press and release a key."""

@@ -71,6 +71,7 @@ class Options:
         accept_cut: enhance what there is of a recording that is cut short or damaged.
         keep_tags: copy title, artist, album, comment, date, genre and copyright.
         keep_times: give the output the input's time of modification.
+        limit_s: refuse recordings that are longer, s; None: there is no limit.
     """
 
     rate: int | None = None
@@ -82,6 +83,7 @@ class Options:
     accept_cut: bool = False
     keep_tags: bool = False
     keep_times: bool = False
+    limit_s: float | None = None
 
     def __post_init__(self) -> None:
         if self.rate is not None and not 1000 <= self.rate <= 768000:
@@ -92,6 +94,10 @@ class Options:
             raise UserError(f"--subtype {self.subtype}: must be one of {', '.join(SUBTYPES)}")
         if self.force and self.resume:
             raise UserError("--force does again what --resume skips; give one of them")
+
+
+class TooLong(UserError):
+    """A recording longer than `Options.limit_s`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +218,7 @@ class _Spool:
 
 
 @contextlib.contextmanager
-def _scratch(folder: Path | None) -> Iterator[Path]:
+def scratch(folder: Path | None) -> Iterator[Path]:
     """A folder for temporary files in `folder` (None: the system's), which is removed at the end.
 
     A file in it is locked while it is in use, so that others, also on other machines, remove those of killed runs only.
@@ -267,7 +273,7 @@ def enhance_file(
     try:
         if not to_stdout:
             path.parent.mkdir(parents=True, exist_ok=True)
-        with _scratch(None if to_stdout else path.parent) as work:
+        with scratch(None if to_stdout else path.parent) as work:
             made, done = _enhance_in(work, enhancer, source, path, options, progress, started)
             if to_stdout:
                 with made.open("rb") as file:
@@ -321,6 +327,8 @@ def _enhance_in(
         resampler, samples = Resampler(rate, enhancer.input_rate, channels), 0
         for block in reader:
             samples += block.shape[1]
+            if options.limit_s is not None and samples > options.limit_s * rate:
+                raise TooLong(f"{name or source}: longer than {duration(options.limit_s)}, which is the limit")
             heard.append(resampler(block))
         heard.append(resampler(np.zeros((channels, 0), np.float32), last=True))
     heard.fit(length_at(samples, rate, enhancer.input_rate))

@@ -14,14 +14,8 @@ from typing import Protocol
 import numpy as np
 
 from finallyse.errors import UserError
-from finallyse.inference.windows import Window, fit, join, plan
+from finallyse.inference.windows import CONTEXT_S, FADE_S, GRID, WINDOW_S, Window, fit, join, plan
 
-# Context on either side of the part of a window that is kept. With random weights, 0.5 s from a window's edge the
-# published networks are within -100 dB of the output for the whole signal (tests/test_enhance.py checks small ones).
-CONTEXT_S = 1.28
-WINDOW_S = 20.48
-GRID = 4096  # samples: windows begin at multiples of it
-FADE_S = 0.064
 # WavLM's attention sees a whole window: 25 to 40 s, with at least 5 s on either side of the part that is kept.
 WAVLM_CONTEXT_S = 5.0
 WAVLM_WINDOW_S = 40.0

@@ -3,7 +3,10 @@
 document.documentElement.classList.add("js");
 let sounding = null; // the current player: one at a time
 
-for (const root of document.querySelectorAll(".player")) {
+for (const root of document.querySelectorAll(".player")) mount(root);
+
+// Bring the controls of a player in the page to life.
+function mount(root) {
   const tracks = [...root.querySelectorAll(".track")].map((element) => ({
     button: element.querySelector(".pick"),
     image: element.querySelector(".spectrogram"),
