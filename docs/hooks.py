@@ -137,7 +137,8 @@ def python_names() -> str:
         "",
     ]
     for name in sorted(finallyse.__all__):
-        lines += _described(f"finallyse.{name}", getattr(finallyse, name), members=True)
+        options = {"heading": f"finallyse.{name}", "show_root_heading": True, "heading_level": 2}
+        lines += _described(getattr(finallyse, name), options)
     return "\n".join(lines)
 
 
@@ -158,20 +159,15 @@ def parts() -> str:
     for kind, registry in {**configured, "Metrics": metrics_registry, "Trainers": trainers_registry}.items():
         lines += [f"## {kind}", ""]
         for name in sorted(registry):
-            lines += _described(name, registry[name], members=False, level=3)
+            lines += [f"### `{name}`", ""]
+            lines += _described(registry[name], {"members": False, "show_docstring_parameters": False})
             lines += [*(argument_table(registry[name]) if kind in configured else ()), ""]
     return "\n".join(lines)
 
 
-def _described(name: str, thing: Callable, *, members: bool, level: int = 2) -> list[str]:
-    options = {
-        "heading_level": level + 1,
-        "members": members,
-        "show_docstring_parameters": members,  # those of parts are in a table
-        "show_signature": members,
-    }
-    identifier = f"{thing.__module__}.{thing.__qualname__}"
-    return [f"{'#' * level} `{name}`", "", f"::: {identifier}", f"    options: {json.dumps(options)}", ""]
+def _described(thing: Callable, options: dict[str, object]) -> list[str]:
+    """Lines for mkdocstrings."""
+    return [f"::: {thing.__module__}.{thing.__qualname__}", f"    options: {json.dumps(options)}", ""]
 
 
 def commands() -> str:

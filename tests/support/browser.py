@@ -113,14 +113,14 @@ class Browser:
             raise RuntimeError(f"{method}: {answers[0]['error']['message']}")
         return answers[0]["result"]
 
-    def open(self, path: Path, width: int, height: int, *, dark: bool = False, phone: bool = False) -> None:
-        """Load a file in a window of this size in CSS pixels."""
+    def open(self, page: Path | str, width: int, height: int, *, dark: bool = False, phone: bool = False) -> None:
+        """Load a file, or a URL, in a window of this size in CSS pixels."""
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         motion = {"name": "prefers-reduced-motion", "value": "reduce"}
         self.send("Emulation.setEmulatedMedia", features=[scheme, motion])
         self._loaded = False
-        self.send("Page.navigate", url=path.resolve().as_uri())
+        self.send("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         self._until(lambda: self._receive() is not None and self._loaded, 60, "loading the page")
 
     def run(self, script: str, timeout_s: float = 60) -> Any:
