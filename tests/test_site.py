@@ -148,7 +148,7 @@ def test_the_reference_has_every_part_name_and_command(site):
     described = re.sub(r"\s+", " ", html.unescape((site / "reference/parts.html").read_text()))
     for registry in (*registries().values(), metrics_registry, trainers_registry):
         for cls in registry.values():
-            beginning = re.split(r"[`<>*]", " ".join(cls.__doc__.split()))[0]
+            beginning = re.split(r"[`<>*]", " ".join(cls.__doc__.split("\n\n")[0].split()))[0]
             assert beginning[:60] in described, cls
 
 
