@@ -344,8 +344,10 @@ def test_yaml_is_valid_where_it_is_said_to_stand(block, clone, monkeypatch, tmp_
 
 def test_python_runs():
     examples = dict.fromkeys(all_blocks("python"))
-    assert len(examples) >= 2
+    enhanced = []
     for path, block in examples:
         names = {"wav": np.zeros(16_000, np.float32), "sample_rate": 16_000}
         exec(compile(block, str(path), "exec"), names)
-        assert names["enhanced"].shape[0] == names.get("rate", 16_000)
+        if "enhanced" in names:
+            enhanced.append(names["enhanced"].shape == (names.get("rate", 16_000),))
+    assert len(enhanced) >= 2 and all(enhanced)
