@@ -9,6 +9,7 @@ import http.server
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -33,24 +34,40 @@ LOADS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
-    """The built site; the build has no network."""
+def build(project: Path, folder: Path) -> subprocess.CompletedProcess:
+    """Build the site of `project` in `folder`, without a network."""
     for package in ("mkdocs", "material", "mkdocstrings_handlers"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is missing: pip install -r requirements-docs.txt")
-    folder = tmp_path_factory.mktemp("site")
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
-    built = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)],
-        cwd=ROOT,
+    return subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
+        cwd=project,
         env={**os.environ, **nowhere, "NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    built = build(ROOT, folder)
     assert built.returncode == 0, built.stdout + built.stderr
     return folder
+
+
+def test_a_link_to_nothing_fails_the_build(tmp_path):
+    for path in ROOT.iterdir():
+        if path.name not in ("docs", "site", ".git"):
+            (tmp_path / path.name).symlink_to(path)
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    with (tmp_path / "docs/faq.md").open("a") as page:
+        page.write("\n[a](../src/finallyse/nothing.py), [b](training.md#nowhere), [c](../src/finallyse/cli.py)\n")
+    built = build(tmp_path, tmp_path / "site")
+    said = built.stdout + built.stderr
+    assert built.returncode != 0 and "nothing.py" in said and "nowhere" in said and "cli.py" not in said, said
 
 
 class Document(html.parser.HTMLParser):
