@@ -3,11 +3,17 @@
 python scripts/run_notebook.py notebooks/augmentations.ipynb --output results/augmentations.html --set seed=1
 """
 
+from __future__ import annotations
+
 import argparse
+import importlib.resources
 import os
+import re
 import tempfile
+from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from finallyse import atomic
 from finallyse.errors import UserError, one_line_errors
@@ -17,20 +23,26 @@ PAGE = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <title>{title}</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1020px; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-pre {{ font-size: 13px; background: #f6f6f4; padding: .6rem .8rem; overflow-x: auto; border-radius: 4px }}
-img {{ max-width: 100% }}
-audio {{ width: 100%; margin: .4rem 0 }}
-.prompt, .anchor-link {{ display: none }}
+{style}
+main {{ padding-top: 8px; padding-bottom: 40px }}
+h2 {{ margin: 2em 0 .4em }}
+details {{ margin: .4em 0 }}
+details pre {{ margin: .2em 0 .8em }}
+.anchor-link {{ display: none }}
+svg, img {{ display: block; max-width: 100%; height: auto }}
 </style>
 </head>
 <body>
+<main>
 {body}
+</main>
 </body>
 </html>
 """
+SHOWN = ("text/html", "image/svg+xml", "image/png", "text/plain")  # of an output's forms, the first that it has
 
 
 def main() -> None:
@@ -56,7 +68,6 @@ def execute(path: Path, values: list[str], timeout: int, sockets: Path) -> str:
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError
-    from nbconvert import HTMLExporter
     from traitlets.config import Config
 
     try:
@@ -89,8 +100,33 @@ def execute(path: Path, values: list[str], timeout: int, sockets: Path) -> str:
         raise UserError(f"{path}: a cell failed: {error.ename}: {error.evalue}") from error
     except CellTimeoutError as error:
         raise UserError(f"{path}: a cell took more than {timeout} s; allow more with --timeout") from error
-    body, _ = HTMLExporter(template_name="basic").from_notebook_node(notebook)
-    return PAGE.format(title=escape(path.stem), body=body)
+    heading = re.search(r"^# (.+)", notebook.cells[0].source, re.MULTILINE)
+    body = "\n".join(part for cell in notebook.cells for part in parts(cell))
+    return PAGE.format(title=escape(heading[1] if heading else path.stem), style=style(), body=body)
+
+
+def style() -> str:
+    """The style of the report: text, colours of both schemes, code."""
+    return importlib.resources.files("finallyse.report").joinpath("style.css").read_text()
+
+
+def parts(cell: Mapping[str, Any]) -> Iterator[str]:
+    """HTML of a cell: text as it is, code folded, and what it has printed and drawn."""
+    from nbconvert.filters import ansi2html, markdown2html
+
+    if cell.cell_type == "markdown":
+        yield markdown2html(cell.source)
+        return
+    yield f"<details><summary>Code</summary><pre>{escape(cell.source)}</pre></details>"
+    for output in cell.outputs:
+        if output.output_type == "stream":
+            yield f"<pre>{ansi2html(output.text)}</pre>"
+            continue
+        form = next(form for form in SHOWN if form in output.data)
+        content = output.data[form]
+        if form == "image/png":
+            content = f'<img alt="" src="data:image/png;base64,{content}">'
+        yield f"<pre>{escape(content)}</pre>" if form == "text/plain" else content
 
 
 if __name__ == "__main__":

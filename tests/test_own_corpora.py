@@ -135,8 +135,9 @@ def test_a_manifest_of_an_unknown_corpus_is_told_before_anything_runs(in_root, t
     there.refuse_unknown("net", [manifest])
 
 
-def test_the_example_of_the_readme_holds(in_root, root, tmp_path):
-    [block] = re.findall(r"    # config/mine.yaml: snakemake .*\n((?:    .*\n)+)", (root / "README.md").read_text())
+def test_the_documented_example_holds(in_root, root, tmp_path):
+    text = (root / "docs/howto/own-data.md").read_text()
+    [block] = re.findall(r"    # config/mine.yaml: snakemake .*\n((?:    .*\n)+)", text)
     for folder in ("studio", "podcasts", "hum", "calls/clean", "calls/noisy", "calls/test"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "mine.yaml").write_text(textwrap.dedent(block).replace("/data/", f"{tmp_path}/"))

@@ -48,7 +48,10 @@ def load(
         wavlm: folder of WavLM, for networks that need one; None: the one packed into the checkpoint, or that of its
             config.
         plugins: Python files that the network was trained with (`plugins` of its config); they are executed.
-        device, precision, window_s, batch: as for :class:`finallyse.Enhancer`.
+        device: "auto" (a GPU if available), "cpu", "cuda".
+        precision: as for `finallyse.Enhancer`.
+        window_s: as for `finallyse.Enhancer`.
+        batch: as for `finallyse.Enhancer`.
 
     Raises:
         UserError: for a file that is no checkpoint of this package, and for options out of range.

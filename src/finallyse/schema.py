@@ -33,7 +33,7 @@ EXTENDS = {
 # Building it
 
 
-def _registries() -> dict[str, Mapping[str, type]]:
+def registries() -> dict[str, Mapping[str, type]]:
     """The registries of parts with arguments, by what a configuration calls them."""
     from finallyse.augmentations import augmentations_registry
     from finallyse.datasets import datasets_registry
@@ -289,20 +289,24 @@ def option_tables() -> str:
 def part_tables() -> str:
     """Markdown tables of every argument of every registered part that has any."""
     lines = []
-    for title, registry in _registries().items():
+    for title, registry in registries().items():
         lines += [f"### {title}", ""]
         for name, cls in registry.items():
-            arguments = argument_schema(cls)["properties"]
-            if not arguments:
-                continue
-            summary = inspect.cleandoc(cls.__doc__).split("\n\n")[0].replace("\n", " ")
-            lines += [f"**`{name}`** {summary}", "", "| argument | values | default | meaning |", "|---|---|---|---|"]
-            for argument, schema in arguments.items():
-                default = f"`{json.dumps(schema['default'])}`" if "default" in schema else "required"
-                meaning = schema["description"].replace("|", "\\|")
-                lines.append(f"| `{argument}` | {_values(schema)} | {default} | {meaning} |")
-            lines.append("")
+            table = argument_table(cls)
+            if table:
+                summary = inspect.cleandoc(cls.__doc__).split("\n\n")[0].replace("\n", " ")
+                lines += [f"**`{name}`** {summary}", "", *table, ""]
     return "\n".join(lines)
+
+
+def argument_table(cls: type) -> list[str]:
+    """Lines of a Markdown table of the arguments of a part; none for a part without."""
+    lines = []
+    for argument, schema in argument_schema(cls)["properties"].items():
+        default = f"`{json.dumps(schema['default'])}`" if "default" in schema else "required"
+        meaning = schema["description"].replace("|", "\\|")
+        lines.append(f"| `{argument}` | {_values(schema)} | {default} | {meaning} |")
+    return lines and ["| argument | values | default | meaning |", "|---|---|---|---|", *lines]
 
 
 def _values(schema: dict) -> str:

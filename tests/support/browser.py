@@ -167,7 +167,7 @@ class Browser:
         return answers[0]["result"]
 
     def open(self, page: Path | str, width: int, height: int, *, dark: bool = False, phone: bool = False) -> None:
-        """Load a file, or an address, in a window of this size in CSS pixels."""
+        """Load a file, or a URL, in a window of this size in CSS pixels."""
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         motion = {"name": "prefers-reduced-motion", "value": "reduce"}
