@@ -66,7 +66,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         path = waiting.pop()
         for target in targets(text_of(path)):
             linked = in_repository(target, path)
-            if linked not in pages and (ROOT / linked).exists():
+            if linked not in pages and not linked.startswith("..") and (ROOT / linked).exists():
                 add(linked, uri_of(linked))
     for uri, write in REFERENCE.items():
         files.append(File.generated(config, uri, content=write()))
