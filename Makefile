@@ -2,6 +2,7 @@
 # make learn     the same with trainings long enough to learn; fails if a network does not beat its input
 #                SPEECH=DIR: on your own recordings; RESULTS=DIR: results elsewhere (both also for make demo)
 # make test      set up .venv, run the tests
+# make docs      build the documentation as a site: site/index.html
 # make install   set up .venv only
 # make bench     run the benchmarks of speed (that of quality needs corpora: benchmarks/quality.py)
 # make schema    regenerate config/schema.json and config/README.md's tables after changing options or parts
@@ -10,7 +11,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo learn test bench schema rulegraph format clean-demo
+.PHONY: help install demo learn test docs bench schema rulegraph format clean-demo
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -42,6 +43,10 @@ $(BIN)/.installed-dev: requirements-dev.txt $(BIN)/.installed
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	@touch $@
 
+$(BIN)/.installed-docs: requirements-docs.txt $(BIN)/.installed
+	$(BIN)/python -m pip install --quiet -r requirements-docs.txt
+	@touch $@
+
 OVERRIDES = $(if $(SPEECH)$(RESULTS),--config $(if $(SPEECH),"demo_speech=$(SPEECH)") $(if $(RESULTS),"results=$(RESULTS)"))
 
 # Snakemake's source cache is in the home folder by default.
@@ -56,8 +61,12 @@ learn: $(BIN)/.installed
 	$(BIN)/snakemake --cores $(CORES) --configfile config/learn.yaml $(OVERRIDES) -- learn
 	@echo "The report: $(or $(RESULTS),results/learn)/report.html"
 
+# A process for each core; the tests of a file share what they need, and stay in one.
 test: $(BIN)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(CORES) --dist loadfile
+
+docs: $(BIN)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(BIN)/.installed-dev
 	for script in $(filter-out %/quality.py %/peers.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
