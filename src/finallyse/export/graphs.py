@@ -94,7 +94,7 @@ class WavLMGraph(nn.Module):
 
 
 class ExportedEncoder(nn.Module):
-    """WavLM's `ConvEncoder`, whose first layer is a convolution again."""
+    """WavLM's `ConvEncoder`, whose first layer is a convolution again, and the norm over time is spelt out."""
 
     def __init__(self, encoder: ConvEncoder):
         super().__init__()
@@ -103,10 +103,15 @@ class ExportedEncoder(nn.Module):
     def forward(self, wav: Tensor) -> Tensor:
         encoder, first = self.encoder, self.encoder.convs[0]
         x = first(wav[:, :, None])
-        x = F.gelu(encoder._over_time(x) if encoder.group_norm else encoder.norms[0](x))
+        x = F.gelu(self._over_time(x) if encoder.group_norm else encoder.norms[0](x))
         for conv, norm in zip(encoder.convs[1:], encoder.norms[1:], strict=True):
             x = F.gelu(norm(conv(x)))
         return x
+
+    def _over_time(self, x: Tensor) -> Tensor:
+        norm = self.encoder.norms[0]
+        x = x - x.mean(1, keepdim=True)
+        return x * torch.rsqrt(x.square().mean(1, keepdim=True) + norm.eps) * norm.weight + norm.bias
 
 
 def wavlm_graph(wavlm: WavLM, path: Path) -> None:
