@@ -6,7 +6,7 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("name", ["audio", "data", "enhance", "evaluate", "losses", "models", "train"])
+@pytest.mark.parametrize("name", ["audio", "data", "enhance", "evaluate", "losses", "models", "stream", "train"])
 def test_help(root, name, tmp_path):
     command = [sys.executable, str(root / "benchmarks" / f"{name}.py"), "--help"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
