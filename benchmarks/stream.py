@@ -1,6 +1,6 @@
 """Enhancing while the sound comes in: latency, work, quality and lag by look-ahead and block, on one thread: tables.
 
-    python benchmarks/stream.py [--checkpoint NAME|FILE] [--clips 5] [--seconds 20] [--output FILE.md]
+    python benchmarks/stream.py [--checkpoint NAME|FILE] [--clips 4] [--seconds 20] [--output FILE.md]
 
 Reach: how much before and after a moment changes the network's output at it, on noisy speech.
 Quality: the streamed output against that for the whole recording (dB of the difference), and against the clean speech,
@@ -47,7 +47,7 @@ def main() -> None:
     """Measure, and print the tables."""
     parser = parser_of(__doc__)
     parser.add_argument("--checkpoint", help="name or file of the network (default: small)")
-    parser.add_argument("--clips", type=int, default=5, help="noisy recordings")
+    parser.add_argument("--clips", type=int, default=4, help="noisy recordings")
     parser.add_argument("--seconds", type=float, default=20, help="length of the sound for the lag, in s")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

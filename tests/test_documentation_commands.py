@@ -259,6 +259,7 @@ def test_the_command_of_the_package_understands_what_is_documented(clone, monkey
     given = []
     run = (
         "inference.command.run",
+        "inference.command.run_live",
         "inference.pack.pack",
         "models.table.show",
         "preflight.check",
