@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
 # The package as its users get it. Builds wheel and sdist, checks them, and installs the wheel in empty environments
 # outside the repository: with what `pip install` brings, and without PyTorch, for ONNX Runtime. Each enhances a recording
-# with the network inside. A minute or two, and 1 GB in a temporary folder.
+# with the network inside. A few minutes, and 1 GB in a temporary folder.
 #
 #     bash tests/install.sh [PYTHON]      PYTHON: that makes the environments (default: python3)
 set -euo pipefail
 root="$(cd "$(dirname "$0")/.." && pwd)"
-python=${1:-python3}
+python=$(realpath --no-symlinks "$(command -v "${1:-python3}")")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 install() { "$1/bin/pip" install --quiet --disable-pip-version-check "${@:2}"; }
 
 "$python" -m venv "$work/build"
 install "$work/build" build==1.6.1 twine==7.0.0
-"$work/build/bin/python" -m build --outdir "$work/dist" "$root" > "$work/build.log" || { cat "$work/build.log"; exit 1; }
+"$work/build/bin/python" -m build --outdir "$work/dist" "$root" > "$work/build.log" 2>&1 || { cat "$work/build.log"; exit 1; }
 "$work/build/bin/twine" check --strict "$work"/dist/*
 wheel=$(echo "$work"/dist/*.whl)
 cp "$root/resources/demo/example/noisy.flac" "$work/talk.flac"
