@@ -6,7 +6,8 @@ Reach: how much before and after a moment changes the network's output at it, on
 Quality: the streamed output against that for the whole recording (dB of the difference), and against the clean speech,
 on the example of noisy speech and on embedded speech with the example's noise at 5 dB. Work: CPU time per second.
 Lag: `finallyse enhance --live` is fed through a pipe at the pace of a microphone, and the time from a moment's last
-sample going in to its enhanced one coming out is taken. A free core is needed; about 5 minutes.
+sample going in to its enhanced one coming out is taken. A free core is needed, or priority (`chrt -r 5 python ...`);
+about 5 minutes.
 """
 
 from __future__ import annotations

@@ -151,10 +151,12 @@ def _add_live(parser: ArgumentParser) -> dict[str, str]:
     group.add_argument("--live-format", default="s16le", metavar="FORMAT", help=text)
     text = "sample rate of the input (default: the network's; others add the delay of a resampler)"
     group.add_argument("--live-rate", type=int, metavar="HZ", help=text)
-    group.add_argument("--live-channels", type=positive, default=1, metavar="N", help="(default: %(default)s)")
+    group.add_argument(
+        "--live-channels", type=positive, default=1, metavar="N", help="in and out (default: %(default)s)"
+    )
     text = "what is heard of the future: 0.04 (default): latency 0.14 s; 0.768: 1.07 s, and the output is as of a file"
     group.add_argument("--lookahead", type=float, default=0.04, metavar="S", help=text)
-    text = "the network runs every few of these (default: %(default)s); longer ones need less work"
+    text = "the network runs once in a multiple of this (default: %(default)s); longer: less work, more latency"
     group.add_argument("--live-block", type=float, default=0.02, metavar="S", help=text)
     text = "largest magnitude that the sound will have, for networks that were trained at a fixed peak"
     group.add_argument("--peak", type=float, metavar="P", help=text)
@@ -286,9 +288,7 @@ def pack(parser: ArgumentParser, words: Sequence[str]) -> None:
     options = parser.parse_intermixed_args(words)
     from finallyse.inference.pack import pack as write
 
-    print(
-        write(options.checkpoint, options.output, options.wavlm, options.force, options.card, options.safetensors),
-    )
+    print(write(options.checkpoint, options.output, options.wavlm, options.force, options.card, options.safetensors))
 
 
 def export(parser: ArgumentParser, words: Sequence[str]) -> None:
