@@ -4,9 +4,9 @@
 
 Networks: the shipped one with its weights in 32, 16 and 8 bits, and FINALLY at 48 kHz with WavLM-large, with the
 published sizes and random weights. Both engines enhance the same speech, from waveform to waveform, in a process each,
-turn by turn; the figures are medians over the rounds, the ratio is the median of the rounds' ratios. CPU time is what a
-busy machine changes least: with one thread it is the real-time factor on one free core. Memory is the largest resident
-size of the process, with the network.
+turn by turn; the figures are medians over the rounds, the speed relative to PyTorch is the median of their ratios: of
+CPU time with one thread, which a busy machine changes least and which is the real-time factor on one free core, and of
+elapsed time with two. Memory is the largest resident size of the process, with the network.
 Then the transforms (time of one second of four channels, one thread), and what quantising does to the output of the
 shipped network. Two free cores are needed; about 10 minutes, of which most are for writing and checking FINALLY's
 graphs, which --folder keeps for the next time.
@@ -125,12 +125,12 @@ def measure(network: str, threads: int, seconds: float) -> dict[str, float]:
 def speed_table(title: str, networks: dict[str, str], rounds: int, seconds: float, goal: str) -> list[str]:
     """A row for each engine and number of threads; the first engine is what the others are compared with."""
     lines = [
-        f"| {title}, {seconds:g} s | threads | s per s of audio | CPU s per s of audio | times PyTorch (CPU) | memory, MB "
-        "| weights, MB | goal |",
+        f"| {title}, {seconds:g} s | threads | s per s of audio | CPU s per s of audio | times PyTorch | memory, "
+        "MB | weights, MB | goal |",
         "|---|---|---|---|---|---|---|---|",
     ]
     first = next(iter(networks))
-    for threads in (1, 2):
+    for threads, clock in ((1, "cpu"), (2, "wall")):
         found: dict[str, list[dict[str, float]]] = {name: [] for name in networks}
         for _ in range(rounds):
             for name, network in networks.items():
@@ -139,7 +139,7 @@ def speed_table(title: str, networks: dict[str, str], rounds: int, seconds: floa
                 found[name].append(json.loads(done.stdout))
         for name, network in networks.items():
             wall, cpu, memory = (np.median([one[key] for one in found[name]]) for key in ("wall", "cpu", "memory"))
-            ratio = np.median([a["cpu"] / b["cpu"] for a, b in zip(found[first], found[name], strict=True)])
+            ratio = np.median([a[clock] / b[clock] for a, b in zip(found[first], found[name], strict=True)])
             path = Path(network)
             files = [path, path.with_suffix(".wavlm.onnx")] if path.suffix == ".onnx" else []
             size = sum(file.stat().st_size for file in files if file.is_file()) / 1e6
