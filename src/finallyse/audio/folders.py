@@ -9,7 +9,9 @@ from pathlib import Path
 from finallyse.audio.formats import is_recording
 from finallyse.errors import UserError
 
+# Complete unpackings are marked in this folder of a corpus.
 MARKERS = ".unpacked"
+# Folders that operating systems put on disks, some of them locked.
 OF_SYSTEMS = frozenset(("lost+found", "System Volume Information", "$RECYCLE.BIN"))
 
 

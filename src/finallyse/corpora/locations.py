@@ -25,14 +25,12 @@ from finallyse.hashes import sha256
 COLLECTION = "collection.csv"
 # The place of a simulated corpus among the names of archives.
 SIMULATED = "simulated"
-# Complete unpackings are marked in this folder of a corpus.
 # Names of a user's own corpora, which become folders and words of commands.
 OWN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 # Options of corpora of one's own only.
 OWN_OPTIONS = ("kind", "clean", "noisy", "validation", "test")
 # Options that name a local folder; `validation` and `test` may be shares instead.
 FOLDERS = ("folder", "clean", "noisy", "validation", "test")
-# Folders that operating systems put on disks, some of them locked.
 
 
 def local_path(url: str) -> str | None:

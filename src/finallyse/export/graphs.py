@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finallyse.audio.mel import LogMel
@@ -16,7 +17,7 @@ from finallyse.models.base import Generator
 from finallyse.models.finally_gen import FinallyGenerator
 from finallyse.models.hifipp import HiFiPlusPlusGenerator
 from finallyse.models.norms import fold, normed_layers
-from finallyse.models.wavlm import Projection, WavLM
+from finallyse.models.wavlm import ConvEncoder, Projection, WavLM
 
 OPSET = 18
 
@@ -82,12 +83,35 @@ class WavLMGraph(nn.Module):
     def __init__(self, wavlm: WavLM):
         super().__init__()
         self.wavlm = copy.deepcopy(wavlm).cpu()
+        self.wavlm.encoder = ExportedEncoder(self.wavlm.encoder)
+        self.wavlm.transformer._bias = None  # of the last length
         for module in self.wavlm.modules():
             if isinstance(module, Projection):  # oneDNN's products have no counterpart
                 module._onednn = module._onednn_bf16 = False
 
     def forward(self, wav: Tensor) -> Tensor:
         return self.wavlm.last_hidden_state(wav)
+
+
+class ExportedEncoder(nn.Module):
+    """WavLM's `ConvEncoder`, whose first layer is a convolution again, and the norm over time is spelt out."""
+
+    def __init__(self, encoder: ConvEncoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, wav: Tensor) -> Tensor:
+        encoder, first = self.encoder, self.encoder.convs[0]
+        x = first(wav[:, :, None])
+        x = F.gelu(self._over_time(x) if encoder.group_norm else encoder.norms[0](x))
+        for conv, norm in zip(encoder.convs[1:], encoder.norms[1:], strict=True):
+            x = F.gelu(norm(conv(x)))
+        return x
+
+    def _over_time(self, x: Tensor) -> Tensor:
+        norm = self.encoder.norms[0]
+        x = x - x.mean(1, keepdim=True)
+        return x * torch.rsqrt(x.square().mean(1, keepdim=True) + norm.eps) * norm.weight + norm.bias
 
 
 def wavlm_graph(wavlm: WavLM, path: Path) -> None:

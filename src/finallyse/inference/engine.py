@@ -155,14 +155,14 @@ def open_engine(
 
     from finallyse.inference.onnx_enhancer import OnnxEnhancer
 
-    given = {
-        "--plugin": bool(plugins),
+    refused = {
+        "--plugin": plugins,
         "--wavlm": wavlm,
         "--device cuda": device == "cuda",
-        "bf16": precision != "fp32",
+        f"--precision {precision}": precision != "fp32",
     }
-    for name, value in given.items():
-        if value:
+    for name, is_given in refused.items():
+        if is_given:
             raise UserError(f"{name}: not with ONNX Runtime, only with --engine torch")
     return OnnxEnhancer(trained, threads=threads, **options)
 

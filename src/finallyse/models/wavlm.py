@@ -223,7 +223,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, position_bias: Tensor, dtype: torch.dtype) -> Tensor:
         """position_bias: [heads, L, L]; dtype: dtype of the products."""
         length = x.shape[1]
-        per_head = x.unflatten(-1, (self.heads, -1))  # [B, L, heads, C / heads]
+        per_head = x.view(*x.shape[:2], self.heads, -1)  # [B, L, heads, C / heads]
         update, reset = F.linear(per_head, self.gate_weight, self.gate_bias).sigmoid().unbind(-1)
         gate = update * (reset * self.gate_scale - 1.0) + 2.0
         bias = gate.transpose(1, 2).unsqueeze(-1) * position_bias

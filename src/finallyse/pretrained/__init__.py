@@ -34,7 +34,7 @@ PRETRAINED = {
     "small": Pretrained(
         sha256={
             ".ckpt": "cfc37c5a33666fe0a7114bab2ef94c35b4ac5474d92198fe82d10def04e93854",
-            ".onnx": "e5acb46e6b6a6dd65f4900ce993ac883f67116638ce887f6d62146bb652b027d",
+            ".onnx": "bdeb58849546e400ab8fe8fbf293b600263215c197753b848f436058a2b087f2",
         },
         summary="removes noise and moderate reverberation; HiFi++ of 0.33 M parameters, 16 kHz",
     ),
