@@ -1,6 +1,7 @@
 "use strict";
 // The worker: holds the network, and enhances one recording at a time. The page ends it to cancel.
 let session = null, network = null;
+let perSample = null; // ms that a sample takes, once it is known
 
 onmessage = async ({ data }) => {
   try {
@@ -53,12 +54,14 @@ async function enhance({ channels, rate, columns, rows }) {
   const size = windows[0][1] - windows[0][0];
   const total = size * windows.length * channels.length;
   let done = 0, computing = 0;
-  // A second of the recording tells how fast the network is here, before the first window is done.
-  const second = channels[0].subarray(0, Math.min(channels[0].length, rate));
-  const sample = filledUp(resample(second, rate, network.input_rate));
-  const before = performance.now();
-  await forward(sample);
-  let perSample = (performance.now() - before) / sample.length;
+  if (perSample === null) {
+    // A second of the recording tells how fast the network is here, before the first window is done.
+    const second = channels[0].subarray(0, Math.min(channels[0].length, rate));
+    const sample = filledUp(resample(second, rate, network.input_rate));
+    const before = performance.now();
+    await forward(sample);
+    perSample = (performance.now() - before) / sample.length;
+  }
   const tell = () => postMessage({ kind: "progress", done, total, next: size, perSample });
   tell();
   const output = [];
