@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 import yaml
 
+import finallyse
 from finallyse.cli import COMMANDS, main
 from finallyse.config import load_experiment, load_pipeline
 from finallyse.new import write
@@ -275,6 +276,7 @@ def test_the_command_of_the_package_understands_what_is_documented(clone, monkey
     )
     for function in run:
         monkeypatch.setattr(f"finallyse.{function}", lambda *words, **options: given.append((words, options)))
+    shutil.copy(ROOT / "src/finallyse/pretrained/small.ckpt", clone / "finally.ckpt")  # of `finallyse pack`
     monkeypatch.setattr("finallyse.page.write.write", lambda *words: given.append((words, {})) or clone / "README.md")
     commands = of("finallyse")
     assert {words[0] for words in commands} >= {"enhance", "config", "data", "status", "pack", "models"}
@@ -354,10 +356,12 @@ def test_yaml_is_valid_where_it_is_said_to_stand(block, clone, monkeypatch, tmp_
 
 def test_python_runs():
     examples = dict.fromkeys(all_blocks("python"))
-    enhanced = []
+    wav = np.random.default_rng(0).normal(0, 0.1, 32_000).astype(np.float32)
+    enhanced, played, model = [], [], finallyse.load()
     for path, block in examples:
-        names = {"wav": np.zeros(16_000, np.float32), "sample_rate": 16_000}
+        names = {"wav": wav, "sample_rate": 16_000, "model": model, "source": np.split(wav, 10), "play": played.append}
         exec(compile(block, str(path), "exec"), names)
         if "enhanced" in names:
-            enhanced.append(names["enhanced"].shape == (names.get("rate", 16_000),))
+            enhanced.append(names["enhanced"].shape == (2 * names.get("rate", 16_000),))
     assert len(enhanced) >= 2 and all(enhanced)
+    assert sum(block.size for block in played) == wav.size
