@@ -63,9 +63,6 @@ NOT_FOLLOWED = {
     "xdg-open": "opens a browser",
     "echo": "compares a checksum",
     "sha256sum": "compares a checksum",
-    "minisign": "signs",
-    "gpg": "signs",
-    "cosign": "signs",
     "bash": "starts a cluster; .ci/run does it, and its file is checked to exist",
 }
 """First words of commands that are not run."""
