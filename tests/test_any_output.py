@@ -167,7 +167,8 @@ class Fragile(Generator):
 
 @pytest.fixture
 def network(tmp_path, monkeypatch):
-    monkeypatch.setattr("finallyse.inference.command.checkpoint_file", lambda name: name)
+    for module in ("command", "engine"):
+        monkeypatch.setattr(f"finallyse.inference.{module}.checkpoint_file", lambda name, engine: name)
     monkeypatch.setattr(Enhancer, "from_checkpoint", lambda name, **options: Enhancer(Fragile(), device="cpu"))
     return dict(checkpoint="x", device="cpu", precision="fp32")
 

@@ -415,4 +415,4 @@ def test_wrong_command_lines(tmp_path):
 def test_missing_packages_are_named(tmp_path):
     code = "import sys; sys.modules['uvicorn'] = None; from finallyse.cli import main; main(['serve', '--port', '0'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and done.stderr == "error: serving needs uvicorn: pip install finallyse[serve]\n"
+    assert done.returncode == 2 and done.stderr == "error: serving needs uvicorn: pip install 'finallyse[serve]'\n"

@@ -49,7 +49,7 @@ def export(
             raise UserError(f"{path}: exists; give --force to replace it")
     for package in ("onnx", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
-            raise UserError(f"exporting needs the package {package}: pip install finallyse[onnx]")
+            raise UserError(f"exporting needs the package {package}: pip install 'finallyse[onnx]'")
 
     from finallyse.export.check import compare_generator, compare_wavlm
     from finallyse.export.graphs import OPSET, generator_graph, wavlm_graph

@@ -41,7 +41,7 @@ def run(
         from finallyse.serve.app import Limits, build
         from finallyse.serve.protocol import Protocol
     except ImportError as error:
-        raise UserError(f"serving needs {error.name}: pip install finallyse[serve]") from error
+        raise UserError(f"serving needs {error.name}: pip install 'finallyse[serve]'") from error
 
     limits = Limits(max_mb, max_minutes, queue, timeout)
     engine = choose_engine(engine, checkpoint)
