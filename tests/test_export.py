@@ -352,7 +352,7 @@ def test_mistakes_of_export(tmp_path, pairs, monkeypatch):
     with pytest.raises(UserError, match=r"x\.onnx: not written, since it differs from PyTorch by -1\d\d\.\d dB"):
         export(pairs["bare"][0], tmp_path / "x.onnx")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"the package onnx: pip install finallyse\[onnx\]"):
+    with pytest.raises(UserError, match=r"the package onnx: pip install 'finallyse\[onnx\]'"):
         export(pairs["bare"][0], tmp_path / "x.onnx")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["odd", "pair.wavlm.onnx", "there.onnx"]
     assert (tmp_path / "there.onnx").read_bytes() == b"mine"
