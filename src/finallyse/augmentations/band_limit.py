@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-import scipy.signal
+import scipy  # its `signal`, half a second to import, is loaded by its first use
 
 from finallyse.augmentations import augmentations_registry
 from finallyse.augmentations.base import Augmentation, interval

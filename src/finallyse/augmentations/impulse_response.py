@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.signal import oaconvolve
+import scipy  # its `signal`, half a second to import, is loaded by its first use
 
 from finallyse.audio.io import read
 from finallyse.augmentations import augmentations_registry
@@ -41,7 +41,7 @@ class ImpulseResponse(Augmentation):
         response = response if response.ndim == 1 else response[:, 0]
         if not response.any():
             raise UserError(f"{params['file']}: an impulse response of zeros; prepare its corpus again")
-        wet = fit(oaconvolve(wav, np.ascontiguousarray(response))[params["offset"] :], len(wav))
+        wet = fit(scipy.signal.oaconvolve(wav, np.ascontiguousarray(response))[params["offset"] :], len(wav))
         wet = realign(wet, wav, sample_rate)
         power, wet_power = (inner(x, x) for x in (wav, wet))
         return wet * np.float32(np.sqrt(power / wet_power)) if wet_power > 0 else wet

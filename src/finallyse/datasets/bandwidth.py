@@ -6,7 +6,7 @@ import functools
 from typing import Literal
 
 import numpy as np
-from scipy.signal import cheby1, firwin, resample_poly, sosfiltfilt
+import scipy  # its `signal`, half a second to import, is loaded by its first use
 
 from finallyse.augmentations.base import fit
 from finallyse.datasets import datasets_registry
@@ -75,19 +75,19 @@ def without_highs(wav: np.ndarray, factor: int, lowpass: str) -> np.ndarray:
         return wav
     if lowpass == "decimate":
         # The forward-backward filter needs a minimum number of samples.
-        low = sosfiltfilt(_chebyshev(factor), fit(wav, max(len(wav), 64)))[::factor]
+        low = scipy.signal.sosfiltfilt(_chebyshev(factor), fit(wav, max(len(wav), 64)))[::factor]
     else:
-        low = resample_poly(wav, 1, factor, window=_kaiser(factor))
-    return fit(resample_poly(low.astype(np.float32), factor, 1, window=_kaiser(factor)), len(wav))
+        low = scipy.signal.resample_poly(wav, 1, factor, window=_kaiser(factor))
+    return fit(scipy.signal.resample_poly(low.astype(np.float32), factor, 1, window=_kaiser(factor)), len(wav))
 
 
 @functools.cache
 def _kaiser(factor: int) -> np.ndarray:
     """The filter of scipy.signal.resample_poly, which would redesign it at each call."""
-    return firwin(20 * factor + 1, 1 / factor, window=("kaiser", 5.0)).astype(np.float32)
+    return scipy.signal.firwin(20 * factor + 1, 1 / factor, window=("kaiser", 5.0)).astype(np.float32)
 
 
 @functools.cache
 def _chebyshev(factor: int) -> np.ndarray:
     """The filter of scipy.signal.decimate, which would redesign it at each call."""
-    return cheby1(8, 0.05, 0.8 / factor, output="sos")
+    return scipy.signal.cheby1(8, 0.05, 0.8 / factor, output="sos")

@@ -7,7 +7,7 @@ gradients flow through FFTs instead of through a loop over samples. Names of the
 from __future__ import annotations
 
 import numpy as np
-import scipy.fft
+import scipy.fft  # `scipy.signal`, half a second to import, is loaded by its first use
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -78,8 +78,6 @@ class PESQLoss(nn.Module):
 
     def __init__(self):
         super().__init__()
-        import scipy.signal  # half a second to import, needed by this loss only
-
         level = scipy.signal.butter(5, [325, 3250], fs=16000, btype="band")
         level = [np.float32(coefficients).astype(float) for coefficients in level]  # as rounded in torch-pesq
         emphasis = ([2.740826, -5.4816519, 2.740826], [1.0, -1.9444777, 0.94597794])
