@@ -11,7 +11,7 @@ reference, given by --real. DIR holds recordings, or a folder `input` of them be
 same names, or several such folders. The samples that the authors of FINALLY published are such a DIR; to fetch them:
 
     snakemake --cores 1 --configfile config/small.yaml \\
-        resources/unpacked/finally-demo/.unpacked/12d95a1b775d40b42d7c93af36a5f4669436c9b4.tar.gz.txt
+        resources/unpacked/finally-demo/.unpacked/12d95a1d775d40b42c7c93af36a5f4669436c9b4.tar.gz.txt
 
 All networks are given 16 kHz and compared at 16 kHz, on one thread, with the delay of their outputs removed. Scores are
 kept in `quality.scores.csv` beside the table: a rerun scores only what has changed. About 40 minutes of a core.
