@@ -150,6 +150,8 @@ class Batches:
             self.close()
             # PyTorch would tell of a dead loader process by an error in the middle of whatever is done here
             handler = signal.getsignal(signal.SIGCHLD)
+            if getattr(handler, "__module__", "").startswith("torch."):  # of another loader in this process
+                handler = signal.SIG_DFL
             self._loader, self._next = iter(self._from(step)), step
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
