@@ -55,6 +55,7 @@ from finallyse.corpora.manifest import Manifest, write_csv
 from finallyse.errors import UserError
 from finallyse.hardware import processor
 from finallyse.inference.enhancer import Enhancer, tune_process
+from finallyse.inference.stream import Stream
 from finallyse.metrics import MetricSet, Scores, Unscored, Utterance, label_of, metrics_registry, summarise
 from finallyse.metrics.evaluate import files_by_name
 from finallyse.models.checkpoint import load_checkpoint
@@ -202,6 +203,7 @@ def our_system(checkpoint: str | None) -> System:
     loaded = load_checkpoint(path)
     enhancer = Enhancer.from_checkpoint(loaded, device="cpu")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    latency, latency_source = streaming(enhancer)
     return System(
         "ours",
         f"finallyse {path.stem}",
@@ -209,11 +211,22 @@ def our_system(checkpoint: str | None) -> System:
         enhance=lambda wav: enhancer.enhance(wav, RATE, RATE),
         parameters=sum(parameter.numel() for parameter in enhancer.generator.parameters()),
         counted="norms folded in",
-        latency="not streaming",
-        latency_source=f"sees {enhancer.context / enhancer.input_rate:.2f} s ahead, and the peak of the whole recording"
-        if enhancer.peak
-        else f"sees {enhancer.context / enhancer.input_rate:.2f} s ahead",
+        latency=latency,
+        latency_source=latency_source,
         about=f"{loaded.step:,} steps, SHA-256 {digest}…",
+    )
+
+
+def streaming(enhancer: Enhancer) -> tuple[str, str]:
+    """The latency of a stream whose output is that for the whole recording, in ms, and how that is known."""
+    try:
+        stream = Stream(enhancer, peak=enhancer.peak)
+    except UserError as error:
+        return "not streaming", str(error)
+    return (
+        f"{1e3 * stream.latency:.0f}",
+        f"`finallyse.Stream`: looks {stream.lookahead:g} s ahead, in steps of {stream.hop:g} s; docs/howto/stream.md "
+        "has less, for less quality",
     )
 
 
