@@ -106,7 +106,8 @@ def _described(
 ) -> Iterator[str]:
     wavlm = sum(data.numel() for data in content.get(KEY, {}).values())
     yield f"{output}: written, {output.stat().st_size / 1e6:.1f} MB"
-    yield f"  network     {loaded.network}, {loaded.config['generator']['name']}, step {loaded.step}"
+    names = dict.fromkeys((loaded.network, loaded.config["generator"]["name"]))
+    yield f"  network     {', '.join(names)}, step {loaded.step}"
     yield f"  rates       {generator.input_rate} Hz in, {generator.output_rate} Hz out"
     yield f"  parameters  {parameters:,}"
     yield f"  WavLM       {f'inside, {wavlm / 1e6:.1f} MB' if wavlm else 'not needed'}"

@@ -33,8 +33,8 @@ class Pretrained:
 PRETRAINED = {
     "small": Pretrained(
         sha256={
-            ".ckpt": "cfc37c5a33666fe0a7114bab2ef94c35b4ac5474d92198fe82d10def04e93854",
-            ".onnx": "bdeb58849546e400ab8fe8fbf293b600263215c197753b848f436058a2b087f2",
+            ".ckpt": "64c8e2f4d2c113d5c30fa2b98682b8f6902829148d3fccda6238bc84d91bea04",
+            ".onnx": "57cc001d344a8f031976a83c320a31581025e57b1dd2b34e83b365a641e1e104",
         },
         summary="removes noise and moderate reverberation; HiFi++ of 0.33 M parameters, 16 kHz",
     ),
