@@ -42,6 +42,36 @@ class LevelLoss(nn.Module):
         return (10 * torch.log10(power_hat / power)).abs().mean()
 
 
+@losses_registry.register("snr_loss")
+class SNRLoss(nn.Module):
+    """Mean over clips of the error in dB: 10 log10((|wav_hat - wav|^2 + t |wav|^2) / |wav|^2), t = 10^(-max_snr_db / 10).
+
+    The negative signal-to-noise ratio, soft-limited at max_snr_db, so that clean clips do not outweigh noisy ones (Wisdom
+    et al., "What's all the fuss about free universal sound separation data?", ICASSP 2021). Unlike SI-SDR it depends on
+    the level; its gradient is the same for a quiet clip and a loud one. Clips of less than -70 dBFS count as if they had
+    that level.
+
+    Args:
+        max_snr_db: dB, above which little is gained.
+
+    wav, wav_hat: [B, 1, T], any rate.
+    """
+
+    label = "negative SNR"
+    needs = ("wav", "wav_hat")
+    sees_level = True
+    floor = 1e-7  # of the power
+
+    def __init__(self, max_snr_db: float = 30.0):
+        super().__init__()
+        self.threshold = 10 ** (-max_snr_db / 10)
+
+    def forward(self, wav: Tensor, wav_hat: Tensor) -> Tensor:
+        power = wav.float().square().mean((1, 2)) + self.floor
+        error = (wav_hat.float() - wav.float()).square().mean((1, 2))
+        return (10 * torch.log10(error / power + self.threshold)).mean()
+
+
 @losses_registry.register("stft_loss")
 class STFTLoss(nn.Module):
     """Distance of power-law compressed spectra (Braun and Tashev, arXiv 2009.12286, section 3), mean over resolutions.
@@ -53,6 +83,9 @@ class STFTLoss(nn.Module):
         n_ffts: window lengths of the resolutions, samples; the hop is a quarter of each.
         compression: exponent of the magnitudes, in (0, 1].
         complex_weight: weight of the complex part, which depends on phase, 0 to 1.
+        relative: divide both clips by the root mean square of `wav` first, so that a quiet clip counts as much as a loud
+            one (Braun and Tashev, arXiv 2008.06412, section 4). Clips of less than -70 dBFS count as if they had that
+            level.
 
     wav, wav_hat: [B, 1, T], any rate. Raises UserError for arguments out of range.
     """
@@ -61,9 +94,14 @@ class STFTLoss(nn.Module):
     needs = ("wav", "wav_hat")
     sees_level = True
     floor = 1e-8  # of the power: bounds the gradient of a silent bin
+    quietest = 1e-7  # power of a clip
 
     def __init__(
-        self, n_ffts: list[int] = (2048, 1024, 512, 256), compression: float = 0.3, complex_weight: float = 0.3
+        self,
+        n_ffts: list[int] = (2048, 1024, 512, 256),
+        compression: float = 0.3,
+        complex_weight: float = 0.3,
+        relative: bool = False,
     ):
         super().__init__()
         if not 0 < compression <= 1 or not 0 <= complex_weight <= 1:
@@ -73,10 +111,14 @@ class STFTLoss(nn.Module):
         if not n_ffts or any(n_fft < 16 or n_fft % 4 for n_fft in n_ffts):
             raise UserError(f"stft_loss: n_ffts={list(n_ffts)} must be multiples of 4 of at least 16 samples")
         self.n_ffts, self.compression, self.complex_weight = tuple(n_ffts), compression, complex_weight
+        self.relative = relative
 
     def forward(self, wav: Tensor, wav_hat: Tensor) -> Tensor:
         with full_precision(wav_hat):
             pair = wav.float().squeeze(1), wav_hat.float().squeeze(1)
+            if self.relative:
+                gain = (pair[0].square().mean(1, keepdim=True) + self.quietest).rsqrt()
+                pair = pair[0] * gain, pair[1] * gain
             return sum(self._distance(*pair, n_fft) for n_fft in self.n_ffts) / len(self.n_ffts)
 
     def _distance(self, wav: Tensor, wav_hat: Tensor, n_fft: int) -> Tensor:

@@ -18,6 +18,13 @@ def _contract(cls: type) -> Iterator[str]:
 models_registry = Registry("network", _contract)
 
 # Each module registers its networks in `models_registry`, which must be defined first.
-from finallyse.models import finally_gen, hifigan, hifigan_discriminators, hifipp, ms_stft  # noqa: E402, F401
+from finallyse.models import (  # noqa: E402
+    complex_mask,  # noqa: F401
+    finally_gen,  # noqa: F401
+    hifigan,  # noqa: F401
+    hifigan_discriminators,  # noqa: F401
+    hifipp,  # noqa: F401
+    ms_stft,  # noqa: F401
+)
 
 __all__ = ["models_registry"]
