@@ -43,7 +43,7 @@ torch.set_num_threads(1)
 EXAMPLE = ROOT / "resources" / "demo" / "example" / "noisy.flac"
 GROUP_NORM = {"feat_extract_norm": "group", "do_stable_layer_norm": False}  # as WavLM-base
 NETWORKS = {
-    **{name: (name, SMALL[name]) for name in ("hifigan_gen", "hifi++_gen", "a2a_hifi++_gen", "finally_gen")},
+    **{name: (name, SMALL[name]) for name in SMALL if name.endswith("_gen")},
     "finally_48k": ("finally_gen", SMALL["finally_gen"] | UPSAMPLING),
     "bare": ("a2a_hifi++_gen", SMALL["a2a_hifi++_gen"] | {"use_spectralmasknet": False, "waveunet_input": "waveform"}),
     "compressed": ("a2a_hifi++_gen", SMALL["a2a_hifi++_gen"] | {"spectralmasknet_compression": 0.3}),
@@ -54,6 +54,8 @@ def write_checkpoint(folder, name, wavlm=None, **more):
     network, args = NETWORKS[name]
     torch.manual_seed(0)
     generator = models_registry[network](**args | more)
+    if network == "complex_mask_gen":  # which starts as the identity
+        torch.nn.init.normal_(generator.last.weight, std=0.3)
     config = {"generator": {"name": network, "args": args | more}, "wavlm": str(wavlm) if wavlm else None}
     path = folder / f"{name}.ckpt"
     state = generator.state_dict()

@@ -77,6 +77,34 @@ def test_level_loss(clip):
     assert loss(wav=silent, wav_hat=silent) == 0
 
 
+def test_snr_loss(clip):
+    loss = losses_registry["snr_loss"](max_snr_db=20.0)
+    for gain, level in ((0.5, 1.0), (0.5, 0.1), (0.0, 1.0)):  # errors of 25 % and 100 % of the power, at any level
+        want = 10 * np.log10((1 - gain) ** 2 + 0.01)
+        assert loss(wav=level * clip, wav_hat=gain * level * clip).item() == pytest.approx(want, abs=0.02)
+    assert loss(wav=clip, wav_hat=clip).item() == pytest.approx(-20)
+    pair = torch.cat([clip, 0.1 * clip])
+    assert loss(wav=pair, wav_hat=0.5 * pair).item() == pytest.approx(10 * np.log10(0.26), abs=0.1)
+    silent = torch.zeros_like(clip, requires_grad=True)
+    loss(wav=silent.detach(), wav_hat=silent).backward()
+    assert silent.grad.isfinite().all()
+
+
+def test_a_relative_stft_loss_depends_on_no_common_gain(clip):
+    hat = noisy(clip, 0.01)
+    relative, absolute = losses_registry["stft_loss"](relative=True), losses_registry["stft_loss"]()
+    assert relative(wav=0.1 * clip, wav_hat=0.1 * hat).item() == pytest.approx(
+        relative(wav=clip, wav_hat=hat).item(), rel=0.01
+    )
+    gain = clip.square().mean().rsqrt()
+    torch.testing.assert_close(
+        relative(wav=clip, wav_hat=hat), absolute(wav=gain * clip, wav_hat=gain * hat), rtol=1e-3, atol=0
+    )
+    silent = torch.zeros_like(clip, requires_grad=True)
+    relative(wav=silent.detach(), wav_hat=silent).backward()
+    assert silent.grad.isfinite().all()
+
+
 def test_stft_loss_is_its_definition(clip):
     """Against SciPy's transform."""
     import scipy.signal

@@ -1,10 +1,13 @@
 """Networks: any length in and out, folding, initialisation, padding, precision, and one-line errors."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from finallyse.audio.mel import LogMel
+from finallyse.audio.stft import istft, stft
 from finallyse.errors import UserError
 from finallyse.models import models_registry
 from finallyse.models.base import Generator
@@ -12,8 +15,10 @@ from finallyse.models.hifipp import mel_interpolation
 from finallyse.models.norms import fold, init_identity, norm_of, normed_layers
 from support.networks import SMALL, UPSAMPLING
 
-WAV_GENERATORS = ["a2a_hifi++_gen", "finally_gen", "finally_gen/48k"]
+A2A_GENERATORS = ["a2a_hifi++_gen", "finally_gen", "finally_gen/48k"]  # HiFi++ from waveform
+WAV_GENERATORS = [*A2A_GENERATORS, "complex_mask_gen"]
 GENERATORS = ["hifigan_gen", "hifi++_gen", *WAV_GENERATORS]
+NORMED = [name for name in GENERATORS if name != "complex_mask_gen"]  # which has layer norms only
 DISCRIMINATORS = ["mpd", "msd", "ms-stft_disc"]
 
 
@@ -21,7 +26,10 @@ def build(name, **changes):
     torch.manual_seed(0)
     head = UPSAMPLING if name.endswith("/48k") else {}
     name = name.removesuffix("/48k")
-    return models_registry[name](**(SMALL[name] | head | changes))
+    model = models_registry[name](**(SMALL[name] | head | changes))
+    if name == "complex_mask_gen":  # which starts as the identity
+        torch.nn.init.normal_(model.last.weight, std=0.3)
+    return model
 
 
 def inputs(model, samples, batch=1):
@@ -78,7 +86,7 @@ def test_silence_is_finite(name):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("name", [*GENERATORS, *DISCRIMINATORS])
+@pytest.mark.parametrize("name", [*NORMED, *DISCRIMINATORS])
 def test_folding_keeps_the_output_and_counts(name):
     model = build(name)
     x = inputs(model, 40) if name in GENERATORS else (torch.randn(1, 1, 3000),)
@@ -128,7 +136,7 @@ def test_hifigan_starts_as_the_published_network_does(speech_16k):
     assert output.std().item() == pytest.approx(0.0113, rel=0.5)
 
 
-@pytest.mark.parametrize("name", GENERATORS + DISCRIMINATORS)
+@pytest.mark.parametrize("name", [*NORMED, *DISCRIMINATORS])
 def test_every_layer_but_the_skip_connections_starts_from_pytorchs_default(name):
     """std of U(-1/sqrt(fan in), 1/sqrt(fan in)) is 1/sqrt(3 fan in); spectral norm then divides the weight."""
     checked = 0
@@ -144,7 +152,7 @@ def test_every_layer_but_the_skip_connections_starts_from_pytorchs_default(name)
     assert checked >= 2
 
 
-@pytest.mark.parametrize("name", WAV_GENERATORS)
+@pytest.mark.parametrize("name", A2A_GENERATORS)
 @pytest.mark.parametrize("changes", [{}, {"use_spectralmasknet": False}, {"waveunet_before_spectralmasknet": False}])
 def test_identity_start(name, changes):
     model = build(name, identity_start=True, **changes)
@@ -207,6 +215,43 @@ def test_features_stay_aligned_whatever_the_length():
     assert (padded[..., 17:] == padded[..., 16:17]).all()
 
 
+def test_the_complex_mask_starts_as_the_identity_but_for_the_constant_part():
+    model = models_registry["complex_mask_gen"](**SMALL["complex_mask_gen"])
+    wav = 0.1 * torch.randn(2, 1, 5000)
+    spectrum = stft(wav[:, 0], 1024, 256, center=True)
+    spectrum[:, 0] = 0
+    with torch.no_grad():
+        torch.testing.assert_close(model(wav)[:, 0], istft(spectrum, 1024, 256, 5000), atol=1e-6, rtol=1e-5)
+
+
+def test_the_complex_mask_cannot_more_than_double_a_bin():
+    model = build("complex_mask_gen")
+    torch.nn.init.normal_(model.last.bias, std=100.0)
+    wav = torch.randn(1, 1, 5000)
+    mask = model.mask(torch.view_as_real(stft(wav[:, 0], 1024, 256, center=True).transpose(1, 2)[..., 1:]))
+    assert mask.shape == (1, 20, 512, 2)
+    assert 1.9 < mask.square().sum(-1).sqrt().max() <= 2 + 1e-6
+
+
+def test_the_complex_mask_looks_ahead_as_far_as_its_blocks_say():
+    """Two of its four blocks, by 1 and 2 frames, and half of a window: 1280 samples; back by 2 * (1 + 2) more."""
+    model = build("complex_mask_gen").eval()
+    wav = torch.randn(1, 1, 20480, requires_grad=True)
+    middle, ahead = 10240, 3 * 256 + 1024  # a sample is in windows that begin up to 1023 before it
+    (gradient,) = torch.autograd.grad(model(wav)[0, 0, middle].square(), wav)
+    touched = gradient[0, 0].nonzero()[:, 0]
+    assert middle + ahead - 512 < touched.max() < middle + ahead
+    assert middle - (3 + 2 * 3) * 256 - 1024 < touched.min() < middle - (3 + 2 * 3) * 256
+
+
+@pytest.mark.parametrize("changes, named", [({"patch": 3}, "patch=3 with 3 layers"), ({"channels": []}, "0 layers"),
+                                            ({"channels": [4] * 9}, "9 layers"), ({"dilations": []}, "dilations"),
+                                            ({"dilations": [1, 0]}, "dilations")])  # fmt: skip
+def test_wrong_arguments_of_the_complex_mask(changes, named):
+    with pytest.raises(UserError, match=rf"^complex_mask_gen: .*{re.escape(named)}"):
+        build("complex_mask_gen", **changes)
+
+
 def test_mel_interpolation_weighs_neighbouring_bands():
     matrix = mel_interpolation()
     assert matrix.shape == (513, 80)
@@ -258,7 +303,7 @@ def test_unknown_arguments_name_the_nearest():
         models_registry["hifigan_gen"](upsample_rate=[8])
 
 
-@pytest.mark.parametrize("name", ["hifigan_gen", "hifi++_gen", "a2a_hifi++_gen", "finally_gen"])
+@pytest.mark.parametrize("name", ["hifigan_gen", "hifi++_gen", "a2a_hifi++_gen", "complex_mask_gen", "finally_gen"])
 def test_an_output_does_not_depend_on_where_a_clip_begins_on_the_alignment(name):
     """Cut a clip at a multiple of `alignment`: away from the cut, the output is that of the whole clip."""
     model = build(name)

@@ -85,17 +85,18 @@ def test_less_lookahead_costs_quality_as_documented(small, noisy):
     noisy = noisy[:48_000]
     offline = small.enhance(noisy, 16000)
     differences = []
-    for lookahead in (0.04, 0.1, 0.2):
+    for lookahead in (0.0, 0.04, 0.08, None):
         stream = finallyse.Stream(small, lookahead=lookahead)
-        assert stream.latency <= lookahead + 0.16
+        assert stream.latency == pytest.approx((0.144 if lookahead is None else lookahead) + 0.1)
         differences.append(decibels(pushed(stream, noisy, [4000]) - offline, offline))
-    assert differences == sorted(differences, reverse=True) and differences[0] < -16 and differences[2] < -25
+    assert differences == sorted(differences, reverse=True)
+    assert differences[0] < -20 and differences[1] < -30 and differences[3] < -60
 
 
-def test_the_network_reaches_as_far_as_the_default_says(small, noisy):
-    noisy = noisy[: 16 * 4096]
+def test_the_network_reaches_as_far_as_it_says(small, noisy):
+    noisy = np.resize(noisy, 30 * 4096)
     past, future = reach(small, noisy)
-    assert 0.5 < past <= 0.768 and 0.5 < future <= 0.768  # with zeros after the cut, which are harder than speech
+    assert 1.0 < past <= small.reach_back / 16000 and 0.05 < future <= small.reach_ahead / 16000
     assert reach(small, noisy, -20.0) < (past, future)
     with pytest.raises(UserError, match=r"at least 1\.024 s"):
         reach(small, noisy[:5000])

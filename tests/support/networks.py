@@ -34,6 +34,7 @@ SMALL = {
     "hifi++_gen": HIFI,
     "a2a_hifi++_gen": HIFI,
     "finally_gen": HIFI | {"ssl_dim": 24},
+    "complex_mask_gen": {"channels": [4, 6, 8], "width": 16, "hidden": 8, "dilations": [1, 2, 1, 2], "blocks_ahead": 2},
     "mpd": {"periods": [2, 3], "widths": [4, 8, 8]},
     "msd": {"widths": [16, 16, 16, 32, 32, 32, 32]},
     "ms-stft_disc": {"filters": 4, "n_ffts": [512, 128], "hop_lengths": [128, 32], "win_lengths": [512, 128]},

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from finallyse.audio.mel import LogMel
 from finallyse.errors import UserError
-from finallyse.export.transforms import HOP, ExportedLogMel, ExportedMaskNet
+from finallyse.export.transforms import HOP, ExportedComplexMask, ExportedLogMel, ExportedMaskNet
 from finallyse.models.base import Generator
+from finallyse.models.complex_mask import ComplexMaskGenerator
 from finallyse.models.finally_gen import FinallyGenerator
 from finallyse.models.hifipp import HiFiPlusPlusGenerator
 from finallyse.models.norms import fold, normed_layers
@@ -51,6 +52,8 @@ class WaveformGraph(nn.Module):
             generator.mel = ExportedLogMel(generator.mel)
         if isinstance(generator, FinallyGenerator):
             generator.align = align
+        if isinstance(generator, ComplexMaskGenerator):
+            generator = ExportedComplexMask(generator)
         self.generator = generator
 
     def forward(self, wav: Tensor, ssl: Tensor | None = None) -> Tensor:

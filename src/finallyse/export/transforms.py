@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finallyse.audio.mel import LogMel, mel_filterbank
+from finallyse.models.complex_mask import ComplexMaskGenerator
 from finallyse.models.hifipp import SpectralMaskNet
 
 SIZE, HOP, ROW = 1024, 256, 32
@@ -85,7 +86,7 @@ class Analysis(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """The inverse: spectra [N, 17, 32, 2, frames] -> windowed frames, added up, [N, 256 (frames + 3)]."""
+    """The inverse: spectra [N, 17, 32, 2, frames] of wav [N, length] reflected at both ends -> [N, length]."""
 
     def __init__(self):
         super().__init__()
@@ -94,13 +95,21 @@ class Synthesis(nn.Module):
         kernel = _inner() * _window().T[:, None, :] * weight[None, :, None]
         self.inner = _parameter(np.stack([kernel.real, kernel.imag], 2).reshape(-1, 1, ROWS))
         self.outer = _parameter(_outer().transpose(2, 3, 0, 1).reshape(2 * ROW, 2 * ROW, 1))
+        # Sum of the squared windows, which is constant but where the frames before the first and after the last one
+        # are missing: in the first hop and in the last.
+        energy = np.square(_window()).reshape(-1, HOP)
+        self.energy = float(energy.sum(0)[0])
+        self.missing_first, self.missing_last = _parameter(energy[3]), _parameter(energy[0])
 
-    def forward(self, spectra: Tensor) -> Tensor:
+    def forward(self, spectra: Tensor, length: int) -> Tensor:
         count = spectra.shape[0]
         outer = F.conv1d(spectra.reshape(count * HALF, 2 * ROW, -1), self.outer)
         outer = outer.reshape(count, HALF, ROW, 2, -1).transpose(1, 2)
         rows = F.conv_transpose1d(outer.reshape(count, 2 * HALF * ROW, -1), self.inner, stride=HOP // ROW, groups=ROW)
-        return rows.transpose(1, 2).reshape(count, -1)
+        wav = rows.transpose(1, 2).reshape(count, -1)
+        rest = length - HOP
+        energy = self.energy - F.pad(self.missing_first, (0, rest)) - F.pad(self.missing_last, (rest, 0))
+        return wav[:, SIZE // 2 : SIZE // 2 + length] / energy
 
 
 def reflect(wav: Tensor, by: int) -> Tensor:
@@ -136,11 +145,6 @@ class ExportedMaskNet(nn.Module):
         self.net, self.analysis, self.synthesis = net, Analysis(), Synthesis()
         self.register_buffer("natural", torch.from_numpy(natural()[1:]), persistent=False)
         self.register_buffer("factored", torch.from_numpy(factored()), persistent=False)
-        # Sum of the squared windows, which is constant but where the frames before the first and after the last one
-        # are missing: in the first hop and in the last.
-        energy = np.square(_window()).reshape(-1, HOP)
-        self.energy = float(energy.sum(0)[0])
-        self.missing_first, self.missing_last = _parameter(energy[3]), _parameter(energy[0])
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, length = x.shape
@@ -148,10 +152,30 @@ class ExportedMaskNet(nn.Module):
         seen = _magnitudes(spectra)[:, :, 1:].index_select(1, self.natural)
         mask = self.net.mask(seen.reshape(batch, channels, SIZE // 2, -1))
         mask = F.pad(mask.flatten(0, 1), (1, 0, 1, 0), value=1.0).index_select(1, self.factored)
-        wav = self.synthesis(spectra * mask.reshape(batch * channels, HALF, ROW, 1, -1))
-        rest = length - HOP
-        energy = self.energy - F.pad(self.missing_first, (0, rest)) - F.pad(self.missing_last, (rest, 0))
-        return (wav[:, SIZE // 2 : SIZE // 2 + length] / energy).reshape(batch, channels, length)
+        spectra = spectra * mask.reshape(batch * channels, HALF, ROW, 1, -1)
+        return self.synthesis(spectra, length).reshape(batch, channels, length)
+
+
+class ExportedComplexMask(nn.Module):
+    """`ComplexMaskGenerator` on wav [B, 1, T], T a multiple of 256, above 512."""
+
+    def __init__(self, generator: ComplexMaskGenerator):
+        super().__init__()
+        self.generator, self.analysis, self.synthesis = generator, Analysis(), Synthesis()
+        self.register_buffer("natural", torch.from_numpy(natural()[1:]), persistent=False)
+        self.register_buffer("factored", torch.from_numpy(factored()), persistent=False)
+        # Some of the computed values are those of bins above the 512th, conjugates of the ones below.
+        sign = np.where(_bins().ravel() > SIZE // 2, -1.0, 1.0)
+        self.conjugate = _parameter(np.stack([np.ones_like(sign), sign], 1)[:, :, None])
+
+    def forward(self, wav: Tensor) -> Tensor:
+        spectra = self.analysis(F.pad(wav, (SIZE // 2, SIZE // 2), mode="reflect").flatten(0, 1)).flatten(1, 2)
+        seen = (spectra * self.conjugate).index_select(1, self.natural).permute(0, 3, 1, 2)
+        mask = F.pad(self.generator.mask(seen).permute(0, 2, 3, 1), (0, 0, 0, 0, 1, 0))  # nothing of 0 Hz passes
+        mask = mask.index_select(1, self.factored) * self.conjugate
+        (real, imag), (mask_real, mask_imag) = spectra.unbind(2), mask.unbind(2)
+        masked = torch.stack([real * mask_real - imag * mask_imag, real * mask_imag + imag * mask_real], 2)
+        return self.synthesis(masked.reshape(-1, HALF, ROW, 2, masked.shape[-1]), wav.shape[-1]).unsqueeze(1)
 
 
 def _magnitudes(spectra: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from finallyse.hashes import sha256
 from finallyse.inference.engine import Engine, finite
 from finallyse.onnx_format import FORMAT, FORMAT_VERSION, KEY
 
-NUMBERS = ("input_rate", "output_rate", "alignment")
+NUMBERS = ("input_rate", "output_rate", "alignment", "reach_back", "reach_ahead")
 KINDS = ("mel", "wav", "wav+ssl")
 
 
@@ -29,6 +29,8 @@ class Described:
     input_rate: int
     output_rate: int
     alignment: int
+    reach_back: int
+    reach_ahead: int
 
 
 @dataclasses.dataclass(frozen=True)

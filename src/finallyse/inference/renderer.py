@@ -31,6 +31,8 @@ class Model(Protocol):
     input_rate: int
     output_rate: int
     alignment: int
+    reach_back: int
+    reach_ahead: int
 
 
 class Conditioner(Protocol):
@@ -63,8 +65,10 @@ class Renderer:
         self.input_rate, self.output_rate = model.input_rate, model.output_rate
         self.factor = self.output_rate // self.input_rate
         self.alignment = model.alignment
+        self.reach_back, self.reach_ahead = model.reach_back, model.reach_ahead
         self.grid = math.lcm(GRID, self.alignment, self.wavlm.hop if self.wavlm else 1)
-        self.context = math.ceil(CONTEXT_S * self.input_rate / self.grid) * self.grid
+        context = max(CONTEXT_S * self.input_rate, self.reach_back, self.reach_ahead)
+        self.context = math.ceil(context / self.grid) * self.grid
         shortest = (2 * self.context + self.grid) / self.input_rate
         if window_s is None:
             window_s = max(WINDOW_S, shortest)

@@ -8,10 +8,10 @@
 The networks are not causal, and keep no state between calls. So a window is computed for every `hop` of new output:
 
     |<------- past ------->|<- hop ->|<- look-ahead ->|<- mirrored ->|
-    begins on the grid     kept      known            up to the grid
+    begins with a cell     kept      known            up to whole cells
 
-Windows begin at multiples of the network's grid, on which its strides fall on the same samples as in the whole signal,
-so that with enough past and look-ahead they give the same output. With less look-ahead, the end of a window is the end
+Windows begin at multiples of the network's `alignment`, where its strides fall on the same samples as in the whole
+signal, so that with enough past and look-ahead they give the same output. With less look-ahead, the end of a window is the end
 of what is known. A network that is given zeros there takes them for the end of the speech; the last moments to and fro
 are much nearer to what will come. docs/howto/stream.md has the measurements.
 """
@@ -32,14 +32,9 @@ from finallyse.inference.windows import fit, length_at
 if TYPE_CHECKING:
     from finallyse.inference.enhancer import Enhancer
 
-# What the network that comes with the package needs before and after a sample, so that its output is within -60 dB of
-# that for the whole signal in every tenth of a second, measured by benchmarks/stream.py: three steps of its U-Nets,
-# each of 16 frames of 256 samples.
-LOOKAHEAD_S = PAST_S = 0.768
-SHORTEST_PAST_S = 0.256  # with a short look-ahead, which differs by -20 dB, a longer past changes little
 MIRROR_S = 0.128
 FADE_S = 0.008  # between the outputs of two windows, within the look-ahead
-REPEATS = 7.0
+REPEATS = 24.0  # of the network that comes with the package, a third of a core
 
 
 class Stream:
@@ -51,8 +46,8 @@ class Stream:
     Args:
         model: from `finallyse.load`: a network that takes waveforms without WavLM.
         block: s; each forward pass makes a multiple of it, so few that no more than `repeats` allows is computed.
-        lookahead: s that are heard after a sample before it is enhanced. Less than the default, 0.768, costs quality:
-            at 0.04 the output is some -17 dB from that of the whole signal (docs/howto/stream.md).
+        lookahead: s that are heard after a sample before it is enhanced. None: what the network needs for the output of
+            the whole signal, `model.reach_ahead`. Less costs quality (docs/howto/stream.md).
         sample_rate: of what is pushed, Hz; None: that of the network. Another one adds the delay of the resamplers.
         rate: of the output, Hz; None: `model.rate_for(sample_rate)`.
         peak: the largest magnitude that the whole signal will have, for networks that were trained at a fixed peak; the
@@ -80,7 +75,7 @@ class Stream:
         peak: float | None = None,
         repeats: float = REPEATS,
     ):
-        lookahead = LOOKAHEAD_S if lookahead is None else lookahead
+        lookahead = model.reach_ahead / model.input_rate if lookahead is None else lookahead
         for name, value, least, most in (
             ("block", block, 0.001, 5),
             ("lookahead", lookahead, 0, 5),
@@ -99,12 +94,10 @@ class Stream:
         self.rate = model.rate_for(self.sample_rate) if rate is None else whole_rate("rate", rate)
 
         self._ahead = round(lookahead * model.input_rate)
-        self._past = round(min(max(2 * lookahead, SHORTEST_PAST_S), PAST_S) * model.input_rate)
-        if lookahead > PAST_S:  # a network that needs more after a sample needs more before it
-            self._past = self._ahead
+        self._past = max(model.reach_back, self._ahead)
         step = max(1, round(block * model.input_rate))
-        # A window is as long as past, hop and look-ahead, and a grid: half of one on either side, on the average.
-        self._hop = step * math.ceil((self._past + model.grid + self._ahead) / (repeats - 1) / step)
+        # A window is as long as past, hop and look-ahead, and a cell: half of one on either side, on the average.
+        self._hop = step * math.ceil((self._past + model.alignment + self._ahead) / (repeats - 1) / step)
         self._fade = min(round(FADE_S * model.input_rate), self._ahead) * model.factor
 
         self.lookahead, self.hop = self._ahead / model.input_rate, self._hop / model.input_rate
@@ -212,7 +205,7 @@ class Stream:
         model, begin = self.model, self._begin(self._done)
         wav = self._heard[:, begin - self._start : stop - self._start]
         if not whole:
-            wav = mirrored(wav, -wav.shape[1] % model.grid, round(MIRROR_S * model.input_rate))
+            wav = mirrored(wav, -wav.shape[1] % model.alignment, round(MIRROR_S * model.input_rate))
         blocks = model.render_windows(lambda a, b: wav[:, a:b], wav.shape[1], self._channels)
         output = np.concatenate(list(blocks), axis=1) / self._gain
         first, middle = (self._done - begin) * model.factor, (end - begin) * model.factor
@@ -230,7 +223,7 @@ class Stream:
 
     def _begin(self, sample: int) -> int:
         """Where the window begins whose output is kept from `sample` on."""
-        return max(0, (sample - self._past) // self.model.grid * self.model.grid)
+        return max(0, (sample - self._past) // self.model.alignment * self.model.alignment)
 
 
 def _gain(level: float | None, peak: float | None) -> np.float32:

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-# Context on either side of the part of a window that is kept. With random weights, 0.5 s from a window's edge the
-# published networks are within -100 dB of the output for the whole signal (tests/test_enhance.py checks small ones).
+# Context on either side of the part of a window that is kept, or more for a network that says it reaches further. With
+# random weights, 0.5 s from a window's edge the published networks are within -100 dB of the output for the whole
+# signal (tests/test_enhance.py checks small ones).
 CONTEXT_S = 1.28
 WINDOW_S = 20.48
 GRID = 4096  # samples: windows begin at multiples of it

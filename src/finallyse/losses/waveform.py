@@ -44,11 +44,11 @@ class LevelLoss(nn.Module):
 
 @losses_registry.register("snr_loss")
 class SNRLoss(nn.Module):
-    """Mean over clips of the error in dB: 10 log10((|wav_hat - wav|^2 + t |wav|^2) / |wav|^2), t = 10^(-max_snr_db / 10).
+    """Mean over clips of the error in dB: 10 log10(|wav_hat - wav|^2 / |wav|^2 + 10^(-max_snr_db / 10)).
 
-    The negative signal-to-noise ratio, soft-limited at max_snr_db, so that clean clips do not outweigh noisy ones (Wisdom
-    et al., "What's all the fuss about free universal sound separation data?", ICASSP 2021). Unlike SI-SDR it depends on
-    the level; its gradient is the same for a quiet clip and a loud one. Clips of less than -70 dBFS count as if they had
+    The negative signal-to-noise ratio, soft-limited at max_snr_db, so that clean clips do not outweigh noisy ones
+    (Wisdom et al., "What's all the fuss about free universal sound separation data?", ICASSP 2021). Unlike SI-SDR it
+    depends on the level; a quiet clip counts as much as a loud one. Clips of less than -70 dBFS count as if they had
     that level.
 
     Args:
@@ -83,9 +83,8 @@ class STFTLoss(nn.Module):
         n_ffts: window lengths of the resolutions, samples; the hop is a quarter of each.
         compression: exponent of the magnitudes, in (0, 1].
         complex_weight: weight of the complex part, which depends on phase, 0 to 1.
-        relative: divide both clips by the root mean square of `wav` first, so that a quiet clip counts as much as a loud
-            one (Braun and Tashev, arXiv 2008.06412, section 4). Clips of less than -70 dBFS count as if they had that
-            level.
+        relative: divide both clips by the root mean square of `wav` first, so that a quiet clip counts as much as a
+            loud one (Braun and Tashev, arXiv 2008.06412). Clips of less than -70 dBFS count as if they had that level.
 
     wav, wav_hat: [B, 1, T], any rate. Raises UserError for arguments out of range.
     """

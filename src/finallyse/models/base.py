@@ -35,6 +35,8 @@ class Generator(Network):
         input_rate, output_rate: sample rates of the input and output waveforms, Hz (for a mel: of its waveform).
         alignment: number of input samples whose multiples are aligned with every stride and padding of the network.
             Long recordings are cut at such multiples, so that a window's output equals that part of the whole output.
+        reach_back, reach_ahead: how many input samples before and after a moment its output there depends on by more
+            than -60 dB, which `finallyse.inference.stream.reach` measures. A stream gives it so many.
         ssl_dim: channels of the features, if it takes any.
         hop: samples per frame of the mel, if it takes one.
 
@@ -44,6 +46,8 @@ class Generator(Network):
     input_kind: ClassVar[InputKind]
     output_rate: int = 16000
     alignment: int | property
+    reach_back: int | property = 12288  # measured with a HiFi++: three cells of 16 frames, on which its U-Nets work
+    reach_ahead: int | property = 12288
     ssl_dim: int
     hop: int
 

@@ -72,6 +72,8 @@ class ComplexMaskGenerator(Generator):
     The network sees real and imaginary part and magnitude of each bin, the magnitude to the power of 0.3. It starts as
     the identity.
 
+    Its blocks give the reach: back, what all of them see, of which -60 dB need four fifths; ahead, half a window more.
+
     Args:
         patch: bins that the first layer joins to a band.
         channels: channels of the encoder's layers; each layer but the first halves the number of bands.
@@ -110,6 +112,9 @@ class ComplexMaskGenerator(Generator):
         if not dilations or min(dilations) < 1:
             raise UserError(f"complex_mask_gen: dilations={list(dilations)} must be numbers of frames, at least one")
         self.patch = patch
+        ahead = sum(dilations[:blocks_ahead])
+        self.reach_ahead = HOP * ahead + SIZE // 2
+        self.reach_back = HOP * (ahead + 2 * sum(dilations[blocks_ahead:])) + SIZE // 2
         layers = list(itertools.pairwise(channels))
         bands = BINS // (patch << len(layers))  # of the innermost layer
         self.encoder = nn.ModuleList(

@@ -36,7 +36,7 @@ PRETRAINED = {
             ".ckpt": "64c8e2f4d2c113d5c30fa2b98682b8f6902829148d3fccda6238bc84d91bea04",
             ".onnx": "57cc001d344a8f031976a83c320a31581025e57b1dd2b34e83b365a641e1e104",
         },
-        summary="removes noise and moderate reverberation; HiFi++ of 0.33 M parameters, 16 kHz",
+        summary="removes noise and moderate reverberation; complex mask of 0.70 M parameters, 16 kHz",
     ),
 }
 DEFAULT = "small"
