@@ -11,9 +11,9 @@ The networks are not causal, and keep no state between calls. So a window is com
     begins with a cell     kept      known            up to whole cells
 
 Windows begin at multiples of the network's `alignment`, where its strides fall on the same samples as in the whole
-signal, so that with enough past and look-ahead they give the same output. With less look-ahead, the end of a window is the end
-of what is known. A network that is given zeros there takes them for the end of the speech; the last moments to and fro
-are much nearer to what will come. docs/howto/stream.md has the measurements.
+signal, so that with enough past and look-ahead they give the same output. With less look-ahead, the end of a window is
+the end of what is known. A network that is given zeros there takes them for the end of the speech; the last moments to
+and fro are nearer to what will come. docs/howto/stream.md has the measurements.
 """
 
 from __future__ import annotations
