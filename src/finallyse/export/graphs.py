@@ -17,7 +17,7 @@ from finallyse.models.base import Generator
 from finallyse.models.complex_mask import ComplexMaskGenerator
 from finallyse.models.finally_gen import FinallyGenerator
 from finallyse.models.hifipp import HiFiPlusPlusGenerator
-from finallyse.models.norms import fold, normed_layers
+from finallyse.models.norms import fold
 from finallyse.models.wavlm import ConvEncoder, Projection, WavLM
 
 OPSET = 18
@@ -32,8 +32,7 @@ class WaveformGraph(nn.Module):
     def __init__(self, generator: Generator):
         super().__init__()
         generator = copy.deepcopy(generator).cpu().eval().requires_grad_(False)
-        if normed_layers(generator):
-            fold(generator)
+        fold(generator)
         self.log_mel = None
         if generator.input_kind == "mel":
             if generator.hop != HOP:

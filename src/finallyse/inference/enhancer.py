@@ -15,7 +15,7 @@ from finallyse.errors import UserError
 from finallyse.hardware import choose_device, keep_freed_memory
 from finallyse.inference.engine import Engine, finite
 from finallyse.models.checkpoint import Checkpoint, load_checkpoint
-from finallyse.models.norms import fold, normed_layers
+from finallyse.models.norms import fold
 
 
 class Enhancer(Engine):
@@ -59,8 +59,7 @@ class Enhancer(Engine):
                     f"{wavlm.dim}: give the folder of the WavLM that it was trained with (--wavlm DIR)"
                 )
             wavlm = wavlm.to(device)
-        if normed_layers(generator):
-            fold(generator)
+        fold(generator)
         self.generator = generator.eval().requires_grad_(False).to(device)
         super().__init__(self.generator, wavlm, window_s, batch or (4 if device.type == "cuda" else 1), level)
         self.log_mel = LogMel() if self.input_kind == "mel" else None

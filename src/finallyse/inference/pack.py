@@ -17,7 +17,7 @@ from finallyse.inference.card import card_of
 from finallyse.inference.enhancer import find_wavlm
 from finallyse.models.base import Generator
 from finallyse.models.checkpoint import Checkpoint, load_checkpoint
-from finallyse.models.norms import fold, normed_layers
+from finallyse.models.norms import fold
 from finallyse.models.tensors import load_tensors, save_safetensors, save_tensors
 from finallyse.models.wavlm import WavLM
 from finallyse.pretrained import checkpoint_file
@@ -69,8 +69,7 @@ def pack(
         content[KEY] = {
             name: torch.from_numpy(np.fromfile(folder / name, np.uint8)) for name in names if (folder / name).is_file()
         }
-    if normed_layers(generator):
-        fold(generator)
+    fold(generator)
     parameters = sum(parameter.numel() for parameter in generator.parameters())
     content["card"], origin = _card(loaded, card, generator, parameters)
     if safetensors or output.suffix == ".safetensors":

@@ -82,12 +82,10 @@ def fold(module: nn.Module) -> int:
     """Bake weight and spectral norms into plain weights, in place, for inference; returns the number of layers folded.
 
     The module is put in eval mode. Its outputs stay the same up to rounding; its state_dict no longer fits an unfolded
-    module. Raises RuntimeError if there is nothing to fold.
+    module. A module without norms, or folded already, stays as it is.
     """
     module.eval()
     layers = normed_layers(module)
-    if not layers:
-        raise RuntimeError(f"no layer of {type(module).__name__} carries a norm: it is folded already")
     for layer in layers:
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
         if "weight" in layer._buffers:  # of a frozen layer, torch makes the weight a buffer
