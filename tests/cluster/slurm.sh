@@ -2,7 +2,7 @@
 # A SLURM of one node for the test beside it, without systemd and without touching a SLURM that is there already.
 #
 #     slurm.sh start FOLDER     write the configuration into FOLDER, start munged, slurmctld and slurmd, wait until idle
-#     slurm.sh stop FOLDER      cancel what runs and end the three by their pid files
+#     slurm.sh stop FOLDER      cancel what runs, end the three by their pid files, and what is left of the jobs
 #     slurm.sh runs FOLDER      exit status 0 if any of the three runs
 #
 # The node offers two pretended GPUs (device files that are always there), in the partitions of workflow/profiles/slurm.
@@ -10,7 +10,7 @@
 set -euo pipefail
 PATH="$PATH:/usr/sbin:/sbin"  # the daemons are there, which is not on every user's PATH
 
-action=$1 folder=$2
+action=$1 folder=$2 cluster=finallyse-test
 sudo=""
 [ "$(id -u)" = 0 ] || sudo="sudo -n"
 daemons="slurmd slurmctld munged"  # in the order in which they are ended
@@ -32,7 +32,7 @@ configure() {
     chmod 755 "$folder" "$folder/run"
     chmod 700 "$folder/state" "$folder/log"
     cat > "$folder/slurm.conf" <<CONF
-ClusterName=finallyse-test
+ClusterName=$cluster
 SlurmctldHost=$host(127.0.0.1)
 SlurmUser=$user
 SlurmdUser=$user
@@ -118,6 +118,12 @@ stop() {
     for daemon in $daemons; do
         for _ in $(seq 80); do alive "$daemon" || break; sleep 0.25; done
         if alive "$daemon"; then kill -KILL "$(cat "$folder/run/$daemon.pid")"; fi
+    done
+    # Without cgroups, SLURM loses sight of a job's processes whose parent has ended.
+    for environment in /proc/[0-9]*/environ; do
+        if grep -qsz "^SLURM_CLUSTER_NAME=$cluster\$" "$environment"; then
+            kill -KILL "$(basename "$(dirname "$environment")")" 2>/dev/null || true
+        fi
     done
     for file in slurm.conf gres.conf cgroup.conf; do
         if [ "$(readlink "/etc/slurm/$file" 2>/dev/null)" = "$folder/$file" ]; then $sudo rm -f "/etc/slurm/$file"; fi
