@@ -25,6 +25,7 @@ from finallyse.models.checkpoint import load_checkpoint, save_checkpoint
 from finallyse.models.tensors import load_tensors, save_safetensors
 from finallyse.pretrained import checkpoint_file
 from support.networks import SMALL_WAVLM, write_wavlm
+from support.speech import read_speech
 
 torch.set_num_threads(1)
 VOCODER = {
@@ -165,6 +166,27 @@ def test_wavlm_in_a_safetensors_file(tmp_path):
         "preprocessor_config.json",
         "model.safetensors",
     }
+
+
+@pytest.mark.parametrize("name", ["half.ckpt", "half.safetensors"])
+def test_weights_of_16_bits(name, tmp_path):
+    torch.manual_seed(0)
+    model = models_registry["hifigan_gen"](**VOCODER)
+    about = {"network": "x", "config": CONFIG, "step": 1, "discriminators": {}}
+    save_checkpoint(tmp_path / "x.ckpt", generator=model.state_dict(), **about)
+    pack(tmp_path / "x.ckpt", tmp_path / "whole.ckpt")
+    pack(tmp_path / "x.ckpt", tmp_path / name, fp16=True)
+    assert (tmp_path / name).stat().st_size < 0.7 * (tmp_path / "whole.ckpt").stat().st_size
+    wav = read_speech(16000, 1)
+    whole, half = (finallyse.load(tmp_path / file, device="cpu").enhance(wav, 16000) for file in ("whole.ckpt", name))
+    assert half.dtype == np.float32
+    assert 0 < np.mean((half - whole) ** 2) < 1e-6 * np.mean(whole**2)
+    with torch.no_grad():
+        model.conv_post.bias.fill_(1e6)
+    save_checkpoint(tmp_path / "x.ckpt", generator=model.state_dict(), **about)
+    with pytest.raises(UserError, match=r"--fp16: weights of conv_post\.bias are beyond the range"):
+        pack(tmp_path / "x.ckpt", tmp_path / "y.ckpt", fp16=True)
+    assert not (tmp_path / "y.ckpt").exists()
 
 
 def test_the_shipped_network_as_safetensors_in_the_command(root, tmp_path):

@@ -83,7 +83,9 @@ def test_what_is_no_speech_does_not_come_back_louder(kind, small):
     }[kind].astype(np.float32)
     out = small.enhance(wav, 16000, 16000)
     level, level_out = (np.sqrt(np.mean(x**2)) for x in (wav, out))
-    assert np.isfinite(out).all() and np.abs(out).max() <= 1
+    assert np.isfinite(out).all()
+    # the square wave without some of its harmonics has higher peaks; files of integers are turned down, never clipped
+    assert np.abs(out).max() <= (1.5 if kind == "full scale" else 1)
     assert level_out <= 1.06 * level + 1e-4  # half a decibel
 
 

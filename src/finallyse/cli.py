@@ -284,11 +284,12 @@ def pack(parser: ArgumentParser, words: Sequence[str]) -> None:
     add("--wavlm", metavar="DIR", help="folder of WavLM, if the path in the checkpoint no longer exists")
     add("--card", metavar="FILE", help="text file of a model card to embed")
     add("--safetensors", action="store_true", help="write a safetensors file, as for an OUTPUT of that suffix")
+    add("--fp16", action="store_true", help="store the weights as 16-bit floats: half the size, nearly the same output")
     add("--force", action="store_true", help="overwrite existing files")
-    options = parser.parse_intermixed_args(words)
+    options = vars(parser.parse_intermixed_args(words))
     from finallyse.inference.pack import pack as write
 
-    print(write(options.checkpoint, options.output, options.wavlm, options.force, options.card, options.safetensors))
+    print(write(options.pop("checkpoint"), options.pop("output"), **options))
 
 
 def export(parser: ArgumentParser, words: Sequence[str]) -> None:

@@ -33,6 +33,7 @@ def pack(
     force: bool = False,
     card: str | Path | None = None,
     safetensors: bool = False,
+    fp16: bool = False,
 ) -> str:
     """Write a self-contained checkpoint: the generator and, if it needs WavLM, the contents of WavLM's folder.
 
@@ -45,12 +46,13 @@ def pack(
         force: overwrite existing files.
         card: text file of the model card.
         safetensors: write a safetensors file, also done for an output with that suffix.
+        fp16: store the generator's weights as 16-bit floats, half the size; the network computes in 32 bits as before.
 
     Returns:
         What was written, in lines for the terminal.
 
     Raises:
-        UserError: for missing files, and for existing outputs, unless `force`.
+        UserError: for missing files, for existing outputs, unless `force`, and for weights beyond the range of `fp16`.
     """
     checkpoint, output = checkpoint_file(checkpoint), Path(output)
     beside = output.with_name(f"{output.stem}.md")
@@ -69,6 +71,8 @@ def pack(
         content[KEY] = {
             name: torch.from_numpy(np.fromfile(folder / name, np.uint8)) for name in names if (folder / name).is_file()
         }
+    if fp16:
+        content["generator"] = {name: _halved(name, weight) for name, weight in content["generator"].items()}
     fold(generator)
     parameters = sum(parameter.numel() for parameter in generator.parameters())
     content["card"], origin = _card(loaded, card, generator, parameters)
@@ -78,6 +82,15 @@ def pack(
         save_tensors(output, content)
     atomic.write_bytes(beside, content["card"].encode("utf-8"))
     return "\n".join(_described(output, beside, loaded, generator, parameters, content, origin))
+
+
+def _halved(name: str, weight: torch.Tensor) -> torch.Tensor:
+    if not weight.is_floating_point():
+        return weight
+    half = weight.half()
+    if not half.isfinite().all():
+        raise UserError(f"--fp16: weights of {name} are beyond the range of 16-bit floats; leave it out")
+    return half
 
 
 def _card(loaded: Checkpoint, card: str | Path | None, generator: Generator, parameters: int) -> tuple[str, str]:

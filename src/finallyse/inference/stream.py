@@ -75,6 +75,11 @@ class Stream:
         peak: float | None = None,
         repeats: float = REPEATS,
     ):
+        if model.input_kind == "wav+ssl":
+            raise UserError(
+                "this network hears through WavLM, which attends to half a minute at once: it cannot enhance a stream; "
+                "enhance recordings with it, or stream with another, such as 'small'"
+            )
         lookahead = model.reach_ahead / model.input_rate if lookahead is None else lookahead
         for name, value, least, most in (
             ("block", block, 0.001, 5),
@@ -83,11 +88,6 @@ class Stream:
         ):
             if not least <= value <= most:
                 raise UserError(f"{name}={value}: must be between {least:g} and {most:g}")
-        if model.input_kind == "wav+ssl":
-            raise UserError(
-                "this network hears through WavLM, which attends to half a minute at once: it cannot enhance a stream; "
-                "enhance recordings with it, or stream with another, such as 'small'"
-            )
         self._gain = _gain(model.peak, peak)
         self.model = model
         self.sample_rate = model.input_rate if sample_rate is None else whole_rate("sample_rate", sample_rate)
