@@ -34,32 +34,12 @@ from finallyse.models import models_registry
 from finallyse.models.base import Generator
 from finallyse.models.checkpoint import load_checkpoint, save_checkpoint
 from finallyse.models.wavlm import WavLM
-from support.networks import SMALL_WAVLM, write_wavlm
+from support.networks import NARROW_HIFI, NARROW_VOCODER, SMALL, SMALL_WAVLM, write_wavlm
 from support.speech import read_speech
 
 torch.set_num_threads(1)  # networks this small are slower with more, much slower on a busy machine
 
-VOCODER = {
-    "resblock": "2",
-    "upsample_initial_channel": 16,
-    "resblock_kernel_sizes": [3],
-    "resblock_dilation_sizes": [[1, 2]],
-}
-HIFIPP = {
-    "hifi_resblock": "2",
-    "hifi_upsample_initial_channel": 32,
-    "hifi_resblock_kernel_sizes": [3],
-    "hifi_resblock_dilation_sizes": [[1, 3]],
-    "hifi_input_channels": 8,
-    "spectralunet_block_widths": [2, 4, 4, 4, 8],
-    "spectralunet_block_depth": 1,
-    "spectralunet_out_channels": 8,
-    "waveunet_block_widths": [4, 4, 8, 8],
-    "waveunet_block_depth": 1,
-    "spectralmasknet_block_widths": [4, 4, 8, 8],
-    "spectralmasknet_block_depth": 1,
-}
-FINALLY = HIFIPP | {
+FINALLY = NARROW_HIFI | {
     "use_upsamplewaveunet": True,
     "upsamplewaveunet_block_widths": [4, 4, 4, 4, 8],
     "upsamplewaveunet_block_depth": 1,
@@ -67,8 +47,9 @@ FINALLY = HIFIPP | {
     "ssl_dim": 16,
 }
 NETWORKS = {
-    "vocoder": ("hifigan_gen", VOCODER),
-    "denoise": ("a2a_hifi++_gen", HIFIPP),
+    "vocoder": ("hifigan_gen", NARROW_VOCODER),
+    "denoise": ("a2a_hifi++_gen", NARROW_HIFI),
+    "mask": ("complex_mask_gen", SMALL["complex_mask_gen"]),
     "finally": ("finally_gen", FINALLY),
 }
 

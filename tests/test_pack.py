@@ -24,18 +24,12 @@ from finallyse.models import models_registry
 from finallyse.models.checkpoint import load_checkpoint, save_checkpoint
 from finallyse.models.tensors import load_tensors, save_safetensors
 from finallyse.pretrained import checkpoint_file
-from support.networks import SMALL_WAVLM, write_wavlm
+from support.networks import NARROW_HIFI, NARROW_VOCODER, SMALL_WAVLM, write_wavlm
 from support.speech import read_speech
 
 torch.set_num_threads(1)
-VOCODER = {
-    "resblock": "2",
-    "upsample_initial_channel": 16,
-    "resblock_kernel_sizes": [3],
-    "resblock_dilation_sizes": [[1, 2]],
-}
 CONFIG = {
-    "generator": {"name": "hifigan_gen", "args": VOCODER},
+    "generator": {"name": "hifigan_gen", "args": NARROW_VOCODER},
     "losses": {"generator": {"l1_mel_loss": {"weight": 45}, "adversarial": {"weight": 1}}},
     "data": {
         "train": {
@@ -51,7 +45,7 @@ def trained(tmp_path):
     """A checkpoint in a folder of results with scores."""
     results = tmp_path / "results"
     torch.manual_seed(0)
-    state = models_registry["hifigan_gen"](**VOCODER).state_dict()
+    state = models_registry["hifigan_gen"](**NARROW_VOCODER).state_dict()
     extra = {"mpd": {"weight": torch.zeros(100_000)}}
     values = {"network": "hifigan", "config": CONFIG, "step": 1200, "generator": state, "discriminators": extra}
     save_checkpoint(results / "hifigan.ckpt", **values, devices={"cpu": 1200})
@@ -135,21 +129,7 @@ def test_nothing_is_overwritten_or_half_written(trained, tmp_path):
 def test_wavlm_in_a_safetensors_file(tmp_path):
     wavlm = SMALL_WAVLM | {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
     write_wavlm(tmp_path / "wavlm", **wavlm)
-    args = {
-        "hifi_resblock": "2",
-        "hifi_upsample_initial_channel": 32,
-        "hifi_resblock_kernel_sizes": [3],
-        "hifi_resblock_dilation_sizes": [[1, 3]],
-        "hifi_input_channels": 8,
-        "spectralunet_block_widths": [2, 4, 4, 4, 8],
-        "spectralunet_block_depth": 1,
-        "spectralunet_out_channels": 8,
-        "waveunet_block_widths": [4, 4, 8, 8],
-        "waveunet_block_depth": 1,
-        "spectralmasknet_block_widths": [4, 4, 8, 8],
-        "spectralmasknet_block_depth": 1,
-        "ssl_dim": 16,
-    }
+    args = NARROW_HIFI | {"ssl_dim": 16}
     torch.manual_seed(0)
     state = models_registry["finally_gen"](**args).state_dict()
     config = {"generator": {"name": "finally_gen", "args": args}, "wavlm": str(tmp_path / "wavlm")}
@@ -171,7 +151,7 @@ def test_wavlm_in_a_safetensors_file(tmp_path):
 @pytest.mark.parametrize("name", ["half.ckpt", "half.safetensors"])
 def test_weights_of_16_bits(name, tmp_path):
     torch.manual_seed(0)
-    model = models_registry["hifigan_gen"](**VOCODER)
+    model = models_registry["hifigan_gen"](**NARROW_VOCODER)
     about = {"network": "x", "config": CONFIG, "step": 1, "discriminators": {}}
     save_checkpoint(tmp_path / "x.ckpt", generator=model.state_dict(), **about)
     pack(tmp_path / "x.ckpt", tmp_path / "whole.ckpt")

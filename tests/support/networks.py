@@ -25,6 +25,26 @@ UPSAMPLING = {
     "upsamplewaveunet_block_depth": 1,
     "upsamplewaveunet_upsampler_features": 8,
 }
+NARROW_VOCODER = {
+    "resblock": "2",
+    "upsample_initial_channel": 16,
+    "resblock_kernel_sizes": [3],
+    "resblock_dilation_sizes": [[1, 2]],
+}
+NARROW_HIFI = {
+    "hifi_resblock": "2",
+    "hifi_upsample_initial_channel": 32,
+    "hifi_resblock_kernel_sizes": [3],
+    "hifi_resblock_dilation_sizes": [[1, 3]],
+    "hifi_input_channels": 8,
+    "spectralunet_block_widths": [2, 4, 4, 4, 8],
+    "spectralunet_block_depth": 1,
+    "spectralunet_out_channels": 8,
+    "waveunet_block_widths": [4, 4, 8, 8],
+    "waveunet_block_depth": 1,
+    "spectralmasknet_block_widths": [4, 4, 8, 8],
+    "spectralmasknet_block_depth": 1,
+}
 SMALL = {
     "hifigan_gen": {
         "upsample_initial_channel": 32,
