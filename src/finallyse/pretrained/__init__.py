@@ -33,8 +33,8 @@ class Pretrained:
 PRETRAINED = {
     "small": Pretrained(
         sha256={
-            ".ckpt": "64c8e2f4d2c113d5c30fa2b98682b8f6902829148d3fccda6238bc84d91bea04",
-            ".onnx": "57cc001d344a8f031976a83c320a31581025e57b1dd2b34e83b365a641e1e104",
+            ".ckpt": "a28302dc05364d101b3d8742370c9753861a598520728ddb159323bc76e71ab2",
+            ".onnx": "b40de8f7f82523300465627389857c5b9b5c8fc953ea59be5c8960f94d7264dc",
         },
         summary="removes noise and moderate reverberation; complex mask of 0.70 M parameters, 16 kHz",
     ),
