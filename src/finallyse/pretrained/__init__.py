@@ -33,8 +33,8 @@ class Pretrained:
 PRETRAINED = {
     "small": Pretrained(
         sha256={
-            ".ckpt": "a28302dc05364d101b3d8742370c9753861a598520728ddb159323bc76e71ab2",
-            ".onnx": "b40de8f7f82523300465627389857c5b9b5c8fc953ea59be5c8960f94d7264dc",
+            ".ckpt": "950642143eed0155b08440f083bc058278889b05c8a6e7bb595dafae6cb01c53",
+            ".onnx": "6f9ba000603003cca6759191d20510c9945c47c437d816366310812062b53382",
         },
         summary="removes noise and moderate reverberation; complex mask of 0.70 M parameters, 16 kHz",
     ),
