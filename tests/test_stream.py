@@ -90,7 +90,7 @@ def test_less_lookahead_costs_quality_as_documented(small, noisy):
         assert stream.latency == pytest.approx((0.144 if lookahead is None else lookahead) + 0.1)
         differences.append(decibels(pushed(stream, noisy, [4000]) - offline, offline))
     assert differences == sorted(differences, reverse=True)
-    assert differences[0] < -20 and differences[1] < -30 and differences[3] < -60
+    assert differences[0] < -18 and differences[1] < -30 and differences[3] < -60
 
 
 def test_the_network_reaches_as_far_as_it_says(small, noisy):
