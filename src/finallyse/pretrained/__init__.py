@@ -33,8 +33,8 @@ class Pretrained:
 PRETRAINED = {
     "small": Pretrained(
         sha256={
-            ".ckpt": "950642143eed0155b08440f083bc058278889b05c8a6e7bb595dafae6cb01c53",
-            ".onnx": "6f9ba000603003cca6759191d20510c9945c47c437d816366310812062b53382",
+            ".ckpt": "54b8596dfbd6f630405b783f4b82c0ccb37742394a1d7b690e04dad705c20afe",
+            ".onnx": "ae9774fcdb13cdd63051a182090107c9ddf5d3825fd50e4ce6d7e8741b7c60ca",
         },
         summary="removes noise and moderate reverberation; complex mask of 0.70 M parameters, 16 kHz",
     ),
