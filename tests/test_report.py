@@ -222,16 +222,14 @@ def test_variations_of_a_recipe_are_compared_with_it_and_other_tasks_are_not(
         "extends: hifipp_denoise.yaml\ngenerator: {args: {hifi_input_channels: 256}}\n"
     )
     (experiments / "only_extended.yaml").write_text("trainer: hifi++_trainer\ndata: {train: {name: vctk}}\n")
-    (experiments / "own.yaml").write_text(
-        "extends: small.yaml\ngenerator: {args: {hifi_input_channels: 256}}\ntrain: {steps: 7}\n"
-    )
+    (experiments / "own.yaml").write_text("extends: small.yaml\ngenerator: {args: {width: 256}}\ntrain: {steps: 7}\n")
     recipes = Recipes(experiments, read_schema(built.RECIPES["schema"]), {"hifipp_denoise": {}})
     config = collect(results, ["hifipp_denoise"]).networks[0].config
     wider = merge(config, {"generator": {"args": {"hifi_input_channels": 256}}})
     assert recipes.find(config) == recipes.find(wider) == "hifipp_denoise", "the published one comes first"
     own = dataclasses.asdict(recipes.complete("own", config))
     assert recipes.find(own) == "own"
-    assert recipes.find(merge(own, {"generator": {"args": {"hifi_input_channels": 32}}})) == "small"
+    assert recipes.find(merge(own, {"generator": {"args": {"width": 192}}})) == "small"
     other_task = merge(
         collect(results, ["hifipp_bwe1"]).networks[0].config, {"data": {"train": {"args": {"input_freq": 500}}}}
     )
