@@ -30,11 +30,10 @@ from finallyse.inference.files import FORMATS, Options, _Spool, _write, enhance_
 from finallyse.inference.pack import pack
 from finallyse.inference.validation import enhance_item
 from finallyse.inference.windows import join, length_at, plan
-from finallyse.models import models_registry
 from finallyse.models.base import Generator
 from finallyse.models.checkpoint import load_checkpoint, save_checkpoint
 from finallyse.models.wavlm import WavLM
-from support.networks import NARROW_HIFI, NARROW_VOCODER, SMALL, SMALL_WAVLM, write_wavlm
+from support.networks import NARROW_HIFI, NARROW_VOCODER, SMALL, SMALL_WAVLM, make_network, write_wavlm
 from support.speech import read_speech
 
 torch.set_num_threads(1)  # networks this small are slower with more, much slower on a busy machine
@@ -55,9 +54,8 @@ NETWORKS = {
 
 
 def build(name):
-    torch.manual_seed(0)
     network, args = NETWORKS[name]
-    return models_registry[network](**args).eval()
+    return make_network(network, **args).eval()
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ from finallyse.models.checkpoint import save_checkpoint
 from finallyse.models.hifipp import SpectralMaskNet
 from finallyse.pretrained import checkpoint_file
 from support import ROOT
-from support.networks import SMALL, UPSAMPLING, make_wavlm
+from support.networks import SMALL, UPSAMPLING, make_network, make_wavlm
 from support.speech import read_speech
 
 torch.set_num_threads(1)
@@ -52,10 +52,7 @@ NETWORKS = {
 
 def write_checkpoint(folder, name, wavlm=None, **more):
     network, args = NETWORKS[name]
-    torch.manual_seed(0)
-    generator = models_registry[network](**args | more)
-    if network == "complex_mask_gen":  # which starts as the identity
-        torch.nn.init.normal_(generator.last.weight, std=0.3)
+    generator = make_network(network, **args | more)
     config = {"generator": {"name": network, "args": args | more}, "wavlm": str(wavlm) if wavlm else None}
     path = folder / f"{name}.ckpt"
     state = generator.state_dict()

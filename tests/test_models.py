@@ -13,7 +13,7 @@ from finallyse.models import models_registry
 from finallyse.models.base import Generator
 from finallyse.models.hifipp import mel_interpolation
 from finallyse.models.norms import fold, init_identity, norm_of, normed_layers
-from support.networks import SMALL, UPSAMPLING
+from support.networks import SMALL, UPSAMPLING, make_network
 
 A2A_GENERATORS = ["a2a_hifi++_gen", "finally_gen", "finally_gen/48k"]  # HiFi++ from waveform
 WAV_GENERATORS = [*A2A_GENERATORS, "complex_mask_gen"]
@@ -23,13 +23,9 @@ DISCRIMINATORS = ["mpd", "msd", "ms-stft_disc"]
 
 
 def build(name, **changes):
-    torch.manual_seed(0)
     head = UPSAMPLING if name.endswith("/48k") else {}
     name = name.removesuffix("/48k")
-    model = models_registry[name](**(SMALL[name] | head | changes))
-    if name == "complex_mask_gen":  # which starts as the identity
-        torch.nn.init.normal_(model.last.weight, std=0.3)
-    return model
+    return make_network(name, **(SMALL[name] | head | changes))
 
 
 def inputs(model, samples, batch=1):
@@ -233,19 +229,24 @@ def test_the_complex_mask_cannot_more_than_double_a_bin():
 
 
 def test_the_complex_mask_looks_ahead_as_far_as_its_blocks_say():
-    """Two of its four blocks, by 1 and 2 frames, and half of a window: 1280 samples; back by 2 * (1 + 2) more."""
+    """Two of its four blocks see 1 and 2 frames to either side, the others 2 and 4 frames back. The windows are seen as
+    a whole, and those with a sample in them begin or end up to 1023 samples from it."""
     model = build("complex_mask_gen").eval()
     wav = torch.randn(1, 1, 20480, requires_grad=True)
-    middle, ahead = 10240, 3 * 256 + 1024  # a sample is in windows that begin up to 1023 before it
+    middle, ahead = 10240, (1 + 2) * 256 + 1024
     (gradient,) = torch.autograd.grad(model(wav)[0, 0, middle].square(), wav)
     touched = gradient[0, 0].nonzero()[:, 0]
     assert middle + ahead - 512 < touched.max() < middle + ahead
-    assert middle - (3 + 2 * 3) * 256 - 1024 < touched.min() < middle - (3 + 2 * 3) * 256
+    assert middle - (3 + 2 + 4) * 256 - 1024 < touched.min() < middle - (3 + 2 + 4) * 256
+    assert (model.reach_back, model.reach_ahead) == (9 * 256 + 512, 3 * 256 + 512)
 
 
 @pytest.mark.parametrize("changes, named", [({"patch": 3}, "patch=3 with 3 layers"), ({"channels": []}, "0 layers"),
                                             ({"channels": [4] * 9}, "9 layers"), ({"dilations": []}, "dilations"),
-                                            ({"dilations": [1, 0]}, "dilations")])  # fmt: skip
+                                            ({"dilations": [1, 0]}, "dilations"), ({"width": 0}, "width=0"),
+                                            ({"channels": [4, 0, 4]}, "channels=[4, 0, 4]"),
+                                            ({"hidden": -1}, "hidden=-1"), ({"blocks_ahead": 5}, "blocks_ahead=5"),
+                                            ({"blocks_ahead": -1}, "blocks_ahead=-1")])  # fmt: skip
 def test_wrong_arguments_of_the_complex_mask(changes, named):
     with pytest.raises(UserError, match=rf"^complex_mask_gen: .*{re.escape(named)}"):
         build("complex_mask_gen", **changes)

@@ -5,6 +5,7 @@ import json
 import torch
 
 import finallyse.audio.torchaudio_shim  # noqa: F401  before transformers, which imports torchaudio
+from finallyse.models import models_registry
 
 HIFI = {
     "hifi_upsample_initial_channel": 32,
@@ -59,6 +60,17 @@ SMALL = {
     "msd": {"widths": [16, 16, 16, 32, 32, 32, 32]},
     "ms-stft_disc": {"filters": 4, "n_ffts": [512, 128], "hop_lengths": [128, 32], "win_lengths": [512, 128]},
 }
+
+
+def make_network(name, **args):
+    """A network with random weights from seed 0; also one that starts as the identity changes its input."""
+    torch.manual_seed(0)
+    model = models_registry[name](**args)
+    if name == "complex_mask_gen":
+        torch.nn.init.normal_(model.last.weight, std=0.3)
+    return model
+
+
 LAYER_NORM = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
 WAVLM = {"conv_dim": [16] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
 SMALL_WAVLM = WAVLM | {

@@ -82,6 +82,7 @@ def export(
         "alignment": enhancer.alignment,
         "reach_back": enhancer.reach_back,
         "reach_ahead": enhancer.reach_ahead,
+        "repeats": enhancer.repeats,
         "context": enhancer.context,
         "grid": enhancer.grid,
         "level": loaded.level,

@@ -17,7 +17,7 @@ from finallyse.hashes import sha256
 from finallyse.inference.engine import Engine, finite
 from finallyse.onnx_format import FORMAT, FORMAT_VERSION, KEY
 
-NUMBERS = ("input_rate", "output_rate", "alignment", "reach_back", "reach_ahead")
+NUMBERS = ("input_rate", "output_rate", "alignment", "reach_back", "reach_ahead", "repeats")
 KINDS = ("mel", "wav", "wav+ssl")
 
 
@@ -31,6 +31,7 @@ class Described:
     alignment: int
     reach_back: int
     reach_ahead: int
+    repeats: int
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,6 +33,7 @@ class Model(Protocol):
     alignment: int
     reach_back: int
     reach_ahead: int
+    repeats: int
 
 
 class Conditioner(Protocol):
@@ -65,7 +66,7 @@ class Renderer:
         self.input_rate, self.output_rate = model.input_rate, model.output_rate
         self.factor = self.output_rate // self.input_rate
         self.alignment = model.alignment
-        self.reach_back, self.reach_ahead = model.reach_back, model.reach_ahead
+        self.reach_back, self.reach_ahead, self.repeats = model.reach_back, model.reach_ahead, model.repeats
         self.grid = math.lcm(GRID, self.alignment, self.wavlm.hop if self.wavlm else 1)
         context = max(CONTEXT_S * self.input_rate, self.reach_back, self.reach_ahead)
         self.context = math.ceil(context / self.grid) * self.grid

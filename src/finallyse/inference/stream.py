@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 MIRROR_S = 0.128
 FADE_S = 0.008  # between the outputs of two windows, within the look-ahead
-REPEATS = 24.0  # of the network that comes with the package, a third of a core
 
 
 class Stream:
@@ -52,7 +51,8 @@ class Stream:
         rate: of the output, Hz; None: `model.rate_for(sample_rate)`.
         peak: the largest magnitude that the whole signal will have, for networks that were trained at a fixed peak; the
             output is that of `model.enhance` if it is right.
-        repeats: how often a sample is computed on the average: more give a lower latency, and need a faster machine.
+        repeats: how often a sample is computed on the average, at most: more give a lower latency, and need a faster
+            machine. None: `model.repeats`, 24 for the network that comes with the package, 7 for others.
 
     Attributes:
         latency: s; the output for a moment is returned at the latest when so much after it has been pushed. The time
@@ -73,7 +73,7 @@ class Stream:
         sample_rate: float | None = None,
         rate: float | None = None,
         peak: float | None = None,
-        repeats: float = REPEATS,
+        repeats: float | None = None,
     ):
         if model.input_kind == "wav+ssl":
             raise UserError(
@@ -81,6 +81,7 @@ class Stream:
                 "enhance recordings with it, or stream with another, such as 'small'"
             )
         lookahead = model.reach_ahead / model.input_rate if lookahead is None else lookahead
+        repeats = model.repeats if repeats is None else repeats
         for name, value, least, most in (
             ("block", block, 0.001, 5),
             ("lookahead", lookahead, 0, 5),

@@ -37,6 +37,8 @@ class Generator(Network):
             Long recordings are cut at such multiples, so that a window's output equals that part of the whole output.
         reach_back, reach_ahead: how many input samples before and after a moment its output there depends on by more
             than -60 dB, which `finallyse.inference.stream.reach` measures. A stream gives it so many.
+        repeats: how often a stream computes each sample, on the average, unless it is told otherwise. A fast network
+            can afford more, which lowers the latency.
         ssl_dim: channels of the features, if it takes any.
         hop: samples per frame of the mel, if it takes one.
 
@@ -48,6 +50,7 @@ class Generator(Network):
     alignment: int | property
     reach_back: int | property = 12288  # measured with a HiFi++: three cells of 16 frames, on which its U-Nets work
     reach_ahead: int | property = 12288
+    repeats: int = 7
     ssl_dim: int
     hop: int
 

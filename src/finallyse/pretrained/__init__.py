@@ -33,8 +33,8 @@ class Pretrained:
 PRETRAINED = {
     "small": Pretrained(
         sha256={
-            ".ckpt": "54b8596dfbd6f630405b783f4b82c0ccb37742394a1d7b690e04dad705c20afe",
-            ".onnx": "ae9774fcdb13cdd63051a182090107c9ddf5d3825fd50e4ce6d7e8741b7c60ca",
+            ".ckpt": "b34ef0d43951522fdfdf4cc5fb6319737703553579efce585398c7146cfbfa28",
+            ".onnx": "ef975bdc2caa6c1f3e9ad5c901ee0b5983506e2d9a898ef6e3dd980c83d6cf52",
         },
         summary="removes noise and moderate reverberation; complex mask of 0.70 M parameters, 16 kHz",
     ),
