@@ -4,8 +4,8 @@ fp32: as they are. fp16: in half precision, half the size. int8: with 8 bits and
 those of the Fourier transforms and mel bands, which are the same in every network, in half precision.
 
 The runtime turns them into float32 once, when it loads the graph, and the arithmetic and the speed are those of fp32.
-To quantise the activations as well, dynamically or statically, costs the shipped network another 24 to 39 dB and does
-not make it faster: what its small layers save, turning numbers to and fro takes (benchmarks/export.py).
+To quantise the activations as well, dynamically or statically, costs the shipped network up to 13 dB and does not
+make it faster: what its small layers save, turning numbers to and fro takes (benchmarks/export.py).
 """
 
 from __future__ import annotations
