@@ -11,6 +11,7 @@ from finallyse.audio.stft import istft, stft
 from finallyse.errors import UserError
 from finallyse.models import models_registry
 from finallyse.models.base import Generator
+from finallyse.models.complex_mask import means_of_last
 from finallyse.models.hifipp import mel_interpolation
 from finallyse.models.norms import fold, init_identity, norm_of, normed_layers
 from support.networks import SMALL, UPSAMPLING, make_network
@@ -229,16 +230,26 @@ def test_the_complex_mask_cannot_more_than_double_a_bin():
 
 
 def test_the_complex_mask_looks_ahead_as_far_as_its_blocks_say():
-    """Two of its four blocks see 1 and 2 frames to either side, the others 2 and 4 frames back. The windows are seen as
-    a whole, and those with a sample in them begin or end up to 1023 samples from it."""
+    """Two of its four blocks see 1 and 2 frames to either side, the others 2 and 4 frames back, and what they see are
+    means of up to 4 frames. The windows are seen as a whole, and those with a sample in them begin or end up to 1023
+    samples from it."""
     model = build("complex_mask_gen").eval()
     wav = torch.randn(1, 1, 20480, requires_grad=True)
     middle, ahead = 10240, (1 + 2) * 256 + 1024
     (gradient,) = torch.autograd.grad(model(wav)[0, 0, middle].square(), wav)
     touched = gradient[0, 0].nonzero()[:, 0]
     assert middle + ahead - 512 < touched.max() < middle + ahead
-    assert middle - (3 + 2 + 4) * 256 - 1024 < touched.min() < middle - (3 + 2 + 4) * 256
-    assert (model.reach_back, model.reach_ahead) == (9 * 256 + 512, 3 * 256 + 512)
+    assert middle - (3 + 2 + 4 + 3) * 256 - 1024 < touched.min() < middle - (3 + 2 + 4 + 3) * 256
+    assert (model.reach_back, model.reach_ahead) == (12 * 256 + 512, 3 * 256 + 512)
+
+
+@pytest.mark.parametrize("frames", [1, 3, 40])
+def test_means_of_the_last_frames_that_there_are(frames):
+    x = torch.rand(2, frames, 5)
+    for count, means in zip((2, 4, 16), means_of_last(x, [2, 4, 16]), strict=True):
+        expected = [x[:, max(0, k + 1 - count) : k + 1].mean(1) for k in range(frames)]
+        torch.testing.assert_close(means, torch.stack(expected, 1))
+    assert means_of_last(x, []) == []
 
 
 @pytest.mark.parametrize("changes, named", [({"patch": 3}, "patch=3 with 3 layers"), ({"channels": []}, "0 layers"),
@@ -246,7 +257,9 @@ def test_the_complex_mask_looks_ahead_as_far_as_its_blocks_say():
                                             ({"dilations": [1, 0]}, "dilations"), ({"width": 0}, "width=0"),
                                             ({"channels": [4, 0, 4]}, "channels=[4, 0, 4]"),
                                             ({"hidden": -1}, "hidden=-1"), ({"blocks_ahead": 5}, "blocks_ahead=5"),
-                                            ({"blocks_ahead": -1}, "blocks_ahead=-1")])  # fmt: skip
+                                            ({"blocks_ahead": -1}, "blocks_ahead=-1"),
+                                            ({"means": [3]}, "means=[3]"), ({"means": [4, 2]}, "rising"),
+                                            ({"means": [1]}, "powers of two")])  # fmt: skip
 def test_wrong_arguments_of_the_complex_mask(changes, named):
     with pytest.raises(UserError, match=rf"^complex_mask_gen: .*{re.escape(named)}"):
         build("complex_mask_gen", **changes)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from finallyse.training.clipping import Clipper
 from finallyse.training.distributed import Group
-from finallyse.training.optim import Guard, MovingAverage, SpectralNorms, Updater, frozen, learning_rate
+from finallyse.training.optim import (
+    Guard,
+    MovingAverage,
+    SpectralNorms,
+    Updater,
+    frozen,
+    learning_rate,
+    orthogonal,
+)
 
 CPU = torch.device("cpu")
 
@@ -56,10 +66,10 @@ def test_norm_mode_and_none():
     assert clipped(Clipper("none", 2.0, 0.9, 10, CPU), 1e6) == [1e6]
 
 
-def updater(parameters, mode="none", on_nonfinite="stop", norm=1.0, weight_decay=0.0) -> Updater:
+def updater(parameters, mode="none", on_nonfinite="stop", norm=1.0, weight_decay=0.0, name="adamw") -> Updater:
     return Updater(
         parameters,
-        {"lr": 0.1, "betas": [0.8, 0.99], "weight_decay": weight_decay},
+        {"name": name, "lr": 0.1, "betas": [0.8, 0.99], "weight_decay": weight_decay},
         {"gamma": 0.5, "every": 10, "warmup_steps": 0},
         Clipper(mode, norm, 0.9, 10, CPU),
         Guard(on_nonfinite, CPU),
@@ -85,10 +95,60 @@ def test_an_update_is_that_of_adamw_with_clipping():
     torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("shape", [(3, 8), (8, 3), (5, 4, 3), (4, 2, 1, 3)])
+def test_an_orthogonalised_update_is_that_of_pytorchs_muon(shape):
+    torch.manual_seed(0)
+    ours = nn.Parameter(torch.randn(shape))
+    theirs = nn.Parameter(ours.detach().flatten(1).clone())
+    subject = updater([ours], weight_decay=0.01, name="muon")
+    reference = torch.optim.Muon([theirs], lr=0.1, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    for _ in range(4):
+        ours.grad = torch.randn(shape)
+        theirs.grad = ours.grad.flatten(1).clone()
+        before = ours.detach().clone()
+        subject.update(torch.ones(1))
+        reference.step()
+        change = (ours - before).square().mean().sqrt()
+        assert 0.1 * 0.1 < change < 0.1 * 0.3  # of the size of AdamW's, for all shapes
+    torch.testing.assert_close(ours.flatten(1), theirs, rtol=0, atol=2e-3)  # theirs is computed in bfloat16
+
+
+def test_orthogonal_keeps_the_directions_and_evens_out_their_lengths():
+    torch.manual_seed(0)
+    matrices = torch.randn(2, 20, 50) * torch.logspace(-2, 2, 20).unsqueeze(-1)
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    lengths = left.mT @ orthogonal(matrices) @ right.mT
+    diagonal = lengths.diagonal(dim1=1, dim2=2)
+    assert (lengths - torch.diag_embed(diagonal)).abs().max() < 1e-3
+    assert diagonal[:, 0].min() > 0.6 and diagonal.max() < 1.3
+    assert torch.equal(orthogonal(torch.zeros(1, 2, 3)), torch.zeros(1, 2, 3))
+
+
+def test_muon_leaves_vectors_to_adamw_whatever_their_shape():
+    parameters = [nn.Parameter(torch.ones(shape)) for shape in ((4,), (4, 1, 1), (1, 4), (4, 3), (2, 1, 5))]
+    subject = updater(parameters, name="muon")
+    grouped = {name: each.param_groups[0]["params"] for name, each in subject.optimizers.items()}
+    assert [p.shape for p in grouped["adamw"]] == [(4,), (4, 1, 1), (1, 4)]
+    assert [p.shape for p in grouped["muon"]] == [(4, 3), (2, 1, 5)]
+
+
+def test_muons_state_is_restored():
+    one, other = nn.Parameter(torch.ones(3, 4)), nn.Parameter(torch.ones(3, 4))
+    first, second = updater([one], name="muon"), updater([other], name="muon")
+    give(one, 1.0, first)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    other.data.copy_(one)
+    for subject, weight in ((first, one), (second, other)):
+        weight.grad = torch.arange(12.0).view(3, 4)
+        subject.update(torch.ones(1))
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("gradient,loss", [(float("nan"), 1.0), (float("inf"), 1.0), (1.0, float("nan"))])
-def test_nothing_non_finite_reaches_the_weights(gradient, loss):
-    weight = nn.Parameter(torch.ones(4))
-    subject = updater([weight], on_nonfinite="stop")
+def test_nothing_non_finite_reaches_the_weights(gradient, loss, name):
+    weight = nn.Parameter(torch.ones(4, 2))
+    subject = updater([weight], mode="quantile", on_nonfinite="stop", name=name)
     give(weight, 1.0, subject)
     before = weight.detach().clone()
     assert give(weight, gradient, subject, loss)[2] == 1
@@ -97,9 +157,10 @@ def test_nothing_non_finite_reaches_the_weights(gradient, loss):
     assert torch.equal(weight, before)
 
 
-def test_skip_goes_on_after_a_bad_update():
-    weight, other = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
-    skipping, plain = updater([weight], on_nonfinite="skip"), updater([other])
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_skip_goes_on_after_a_bad_update(name):
+    weight, other = nn.Parameter(torch.ones(4, 2)), nn.Parameter(torch.ones(4, 2))
+    skipping, plain = updater([weight], on_nonfinite="skip", name=name), updater([other], name=name)
     for gradient in (1.0, float("nan"), 2.0):
         give(weight, gradient, skipping)
     for gradient in (1.0, 2.0):

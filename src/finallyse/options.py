@@ -101,10 +101,14 @@ class Exp:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """AdamW."""
+    """The optimizer."""
 
+    name: Literal["adamw", "muon"] = option(
+        "adamw", "`muon`: orthogonalised updates for matrices and kernels of convolutions, AdamW for the rest"
+    )
     lr: float = option(2e-4, "learning rate", exclusiveMinimum=0)
-    betas: list[float] = option([0.8, 0.99], "decay rates of the moments", minItems=2, maxItems=2)
+    betas: list[float] = option([0.8, 0.99], "decay rates of AdamW's moments", minItems=2, maxItems=2)
+    momentum: float = option(0.95, "decay rate of Muon's momentum", minimum=0, exclusiveMaximum=1)
     weight_decay: float = option(0.01, "decoupled weight decay", minimum=0)
 
 

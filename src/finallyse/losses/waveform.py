@@ -122,14 +122,16 @@ class STFTLoss(nn.Module):
 
     def _distance(self, wav: Tensor, wav_hat: Tensor, n_fft: int) -> Tensor:
         with torch.no_grad():
-            want, want_magnitude = self._compressed(wav, n_fft)
-        got, got_magnitude = self._compressed(wav_hat, n_fft)
-        magnitudes = (got_magnitude - want_magnitude).square().mean()
-        phases = (got - want).square().sum(-1).mean()
-        return self.complex_weight * phases + (1 - self.complex_weight) * magnitudes
+            want = self._compressed(wav, n_fft)
+        got = self._compressed(wav_hat, n_fft)
+        real, imaginary, magnitude = ((a - b).square().mean() for a, b in zip(got, want, strict=True))
+        return self.complex_weight * (real + imaginary) + (1 - self.complex_weight) * magnitude
 
-    def _compressed(self, wav: Tensor, n_fft: int) -> tuple[Tensor, Tensor]:
-        """The compressed spectrum [B, bins, frames, 2] and its magnitude [B, bins, frames]."""
-        spectrum = torch.view_as_real(stft(wav, n_fft, n_fft // 4, center=True, normalized=True))
-        power = spectrum.square().sum(-1) + self.floor
-        return spectrum * power.pow((self.compression - 1) / 2).unsqueeze(-1), power.pow(self.compression / 2)
+    def _compressed(self, wav: Tensor, n_fft: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Real part, imaginary part and magnitude of the compressed spectrum, [B, bins, frames] each."""
+        spectrum = stft(wav, n_fft, n_fft // 4, center=True, normalized=True)
+        real, imaginary = torch.view_as_real(spectrum).unbind(-1)
+        power = real.square() + imaginary.square() + self.floor
+        magnitude = power.pow(self.compression / 2)
+        factor = magnitude * power.rsqrt()
+        return real * factor, imaginary * factor, magnitude

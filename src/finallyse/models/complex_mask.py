@@ -64,12 +64,26 @@ def spread(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).reshape(count, 1, 2 * bands, channels // 2).permute(0, 3, 1, 2)
 
 
+def means_of_last(x: Tensor, counts: list[int]) -> list[Tensor]:
+    """Means over the current and earlier frames, as far as there are any: [B, frames, bins] -> the same per count.
+
+    Args:
+        counts: numbers of frames, rising powers of two.
+    """
+    total, count, means = x, torch.ones_like(x[:1, :, :1]), []
+    for step in (2**i for i in range(max(counts, default=1).bit_length() - 1)):
+        total, count = (each + F.pad(each, (0, 0, step, 0))[:, : each.shape[1]] for each in (total, count))
+        if 2 * step in counts:
+            means.append(total / count)
+    return means
+
+
 @models_registry.register("complex_mask_gen")
 class ComplexMaskGenerator(Generator):
     """Multiplies the spectrum of the waveform by a complex mask of magnitude below 2: it removes, and hardly adds.
 
-    The network sees real and imaginary part and magnitude of each bin, the magnitude to the power of 0.3. It starts as
-    the identity.
+    The network sees real and imaginary part and magnitude of each bin, the magnitude to the power of 0.3, and means of
+    the last magnitudes, which tell steady noise from speech at the full resolution. It starts as the identity.
 
     Args:
         patch: bins that the first layer joins to a band.
@@ -77,8 +91,9 @@ class ComplexMaskGenerator(Generator):
         width: channels of the net over time, per frame.
         hidden: channels within its blocks.
         dilations: distance of the three frames that each block combines, in frames of 16 ms.
-        blocks_ahead: the first so many blocks see as far ahead as back; the others see only back. By default a frame
-            depends on 117 earlier and 7 later ones (1.87 s and 0.112 s).
+        blocks_ahead: the first so many blocks see as far ahead as back; the others see only back.
+        means: numbers of frames, rising powers of two, of the means. By default a frame depends on 180 earlier and 7
+            later ones (2.88 s and 0.112 s).
 
     Shapes: wav [B, 1, T] -> wav [B, 1, T], 16 kHz, any T >= 1. Raises UserError for another shape, and for arguments
     out of range.
@@ -100,6 +115,7 @@ class ComplexMaskGenerator(Generator):
         hidden: int = 64,
         dilations: list[int] = (1, 2, 4, 8, 16, 1, 2, 4, 8, 16),
         blocks_ahead: int = 3,
+        means: list[int] = (4, 16, 64),
     ):
         super().__init__()
         if patch < 1 or not channels or BINS % (patch << (len(channels) - 1)):
@@ -117,15 +133,21 @@ class ComplexMaskGenerator(Generator):
             raise UserError(
                 f"complex_mask_gen: channels={list(channels)}, width={width} and hidden={hidden} must be at least 1"
             )
-        self.patch = patch
+        if any(count < 2 or count & (count - 1) for count in means) or list(means) != sorted(set(means)):
+            raise UserError(f"complex_mask_gen: means={list(means)} must be rising powers of two")
+        self.patch, self.means = patch, list(means)
         # What all blocks see, and half a window; the other half, of the synthesis, is measured to be below -60 dB.
         ahead = sum(dilations[:blocks_ahead])
         self.reach_ahead = HOP * ahead + SIZE // 2
-        self.reach_back = HOP * (ahead + 2 * sum(dilations[blocks_ahead:])) + SIZE // 2
+        back = ahead + 2 * sum(dilations[blocks_ahead:]) + max(means, default=1) - 1
+        self.reach_back = HOP * back + SIZE // 2
         layers = list(itertools.pairwise(channels))
         bands = BINS // (patch << len(layers))  # of the innermost layer
         self.encoder = nn.ModuleList(
-            [FrequencyConv(3 * patch, channels[0]), *(FrequencyConv(outer, inner, 2) for outer, inner in layers)]
+            [
+                FrequencyConv((3 + len(means)) * patch, channels[0]),
+                *(FrequencyConv(outer, inner, 2) for outer, inner in layers),
+            ]
         )
         self.squeeze = nn.Linear(bands * channels[-1], width)
         self.over_time = nn.Sequential(
@@ -152,9 +174,12 @@ class ComplexMaskGenerator(Generator):
     def mask(self, spectrum: Tensor) -> Tensor:
         """The mask for the bins of a spectrum: float [B, frames, 512, real and imaginary part] -> the same shape."""
         batch, frames = spectrum.shape[:2]
-        power = spectrum.square().sum(-1, keepdim=True) + self.floor
-        seen = torch.cat([spectrum * power.pow((self.power - 1) / 2), power.pow(self.power / 2)], -1)
-        x = seen.reshape(batch * frames, 1, BINS // self.patch, 3 * self.patch).permute(0, 3, 1, 2)
+        real, imaginary = spectrum.unbind(-1)
+        power = real.square() + imaginary.square() + self.floor
+        magnitude = power.pow(self.power / 2)
+        factor = magnitude * power.rsqrt()
+        seen = [real * factor, imaginary * factor, magnitude, *means_of_last(magnitude, self.means)]
+        x = torch.stack(seen, -1).reshape(batch * frames, 1, BINS // self.patch, -1).permute(0, 3, 1, 2)
         outputs = []
         for conv in self.encoder:
             x = F.leaky_relu(conv(x), SLOPE)
@@ -165,5 +190,6 @@ class ComplexMaskGenerator(Generator):
         for conv, skip, output in zip(self.decoder, self.skips[:-1], reversed(outputs[1:]), strict=True):
             x = F.leaky_relu(spread(conv(x + skip(output))), SLOPE)
         x = self.last(x + self.skips[-1](outputs[0]))
-        mask = x.permute(0, 2, 3, 1).reshape(batch, frames, BINS, 2).float()
-        return mask * (1 + mask.square().sum(-1, keepdim=True) / self.gain**2).rsqrt()
+        real, imaginary = x.permute(0, 2, 3, 1).reshape(batch, frames, BINS, 2).float().unbind(-1)
+        factor = (1 + (real.square() + imaginary.square()) / self.gain**2).rsqrt()
+        return torch.stack([real * factor, imaginary * factor], -1)

@@ -1,4 +1,4 @@
-"""From gradients to an update: sum over processes, check, clip, AdamW, learning rate, moving average of the weights."""
+"""From gradients to an update: sum over processes, check, clip, step, learning rate, moving average of the weights."""
 
 from __future__ import annotations
 
@@ -47,12 +47,83 @@ class Guard:
         return self.blocked
 
 
+def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
+    """About U V^T of the singular value decompositions U S V^T: [N, rows, columns] -> the same; rows <= columns.
+
+    The singular values are brought to between 0.7 and 1.2 by the quintic Newton-Schulz iteration of K. Jordan ("Muon:
+    an optimizer for hidden layers", 2024). It runs on X X^T, with which all factors commute, so that the long side
+    takes part in two products instead of ten.
+    """
+    linear, cubic, quintic = 3.4445, -4.7750, 2.0315
+    matrices = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)
+    gram, factor = matrices @ matrices.mT, None
+    for _ in range(steps):
+        polynomial = torch.baddbmm(gram, gram, gram, beta=cubic, alpha=quintic)
+        polynomial.diagonal(dim1=1, dim2=2).add_(linear)
+        factor = polynomial if factor is None else polynomial @ factor
+        gram = polynomial @ gram @ polynomial
+    return factor @ matrices
+
+
+def is_matrix(parameter: Tensor) -> bool:
+    """Whether Muon can update it: matrices and kernels, but no vectors, whatever their number of dimensions."""
+    return parameter.dim() > 1 and min(parameter.shape[0], parameter[0].numel()) > 1
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised: every direction of a matrix is updated by the same amount (K. Jordan, 2024).
+
+    The root mean square of an update is 0.2 times the learning rate, about that of AdamW's, so that both take the same
+    learning rate and weight decay (Liu et al., arXiv 2502.16982, section 2.2). Unlike torch.optim.Muon it treats
+    matrices of one shape together, in float32, and can skip updates.
+
+    As in PyTorch's fused AdamW, `step` divides gradients by the attribute `grad_scale`, and does nothing if `found_inf`
+    is 1; these are tensors, read on the device.
+
+    Args:
+        parameters: of two or more dimensions; a convolution's kernel [out, in, ...] is a matrix [out, in * ...].
+        lr, momentum, weight_decay: options.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float):
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.grad_scale, self.found_inf = torch.ones(()), torch.zeros(())
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            matrices: dict[tuple[int, ...], list[tuple[nn.Parameter, Tensor]]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                direction = self._direction(parameter, group["momentum"]).flatten(1)
+                wide = direction if direction.shape[0] <= direction.shape[1] else direction.mT
+                matrices.setdefault(tuple(wide.shape), []).append((parameter, wide))
+            for shape, pairs in matrices.items():
+                # all singular values 1: a root mean square of 1 / sqrt(columns)
+                updates = orthogonal(torch.stack([wide for _, wide in pairs])) * (0.2 * shape[1] ** 0.5)
+                for (parameter, _), update in zip(pairs, updates, strict=True):
+                    rows = parameter.shape[0]
+                    update = (update if rows == shape[0] else update.mT).reshape(parameter.shape)
+                    new = parameter * (1 - group["lr"] * group["weight_decay"]) - group["lr"] * update
+                    parameter.copy_(torch.where(self.found_inf > 0, parameter, new))
+
+    def _direction(self, parameter: nn.Parameter, momentum: float) -> Tensor:
+        """The gradient with Nesterov's momentum, which is updated unless the update is skipped."""
+        state, gradient = self.state[parameter], parameter.grad / self.grad_scale
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        moved = state["momentum"].lerp(gradient, 1 - momentum)
+        state["momentum"].copy_(torch.where(self.found_inf > 0, state["momentum"], moved))
+        return gradient.lerp(moved, momentum)
+
+
 class Updater:
-    """AdamW over all processes, with clipping, skipped updates and a learning rate per step.
+    """An optimizer over all processes, with clipping, skipped updates and a learning rate per step.
 
     Args:
         parameters: the trained parameters.
-        optimizer: options of AdamW.
+        optimizer: options of the optimizer.
         scheduler: options of the learning rate.
         clipper: clips the gradient norm.
         guard: decides which updates are skipped.
@@ -72,22 +143,22 @@ class Updater:
         optimizer = from_dict(Optimizer, optimizer)
         self.base_lr, self.scheduler = optimizer.lr, from_dict(Scheduler, scheduler)
         self.clipper, self.guard, self.group = clipper, guard, group
-        self.adamw = torch.optim.AdamW(
-            self.parameters,
-            lr=self.base_lr,
-            betas=tuple(optimizer.betas),
-            weight_decay=optimizer.weight_decay,
-            fused=True,
-        )
-
-    @property
-    def lr(self) -> float:
-        return self.adamw.param_groups[0]["lr"]
+        by_muon = [p for p in self.parameters if optimizer.name == "muon" and is_matrix(p)]
+        by_adamw = [p for p in self.parameters if optimizer.name == "adamw" or not is_matrix(p)]
+        common = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        if by_adamw:
+            self.optimizers["adamw"] = torch.optim.AdamW(by_adamw, betas=tuple(optimizer.betas), fused=True, **common)
+        if by_muon:
+            self.optimizers["muon"] = Muon(by_muon, momentum=optimizer.momentum, **common)
+        self.lr = optimizer.lr
 
     def begin(self, step: int, epoch: int) -> None:
         """Set the learning rate of `step`."""
-        for parameters in self.adamw.param_groups:
-            parameters["lr"] = learning_rate(step, epoch, self.base_lr, self.scheduler)
+        self.lr = learning_rate(step, epoch, self.base_lr, self.scheduler)
+        for optimizer in self.optimizers.values():
+            for parameters in optimizer.param_groups:
+                parameters["lr"] = self.lr
 
     def update(self, losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Update the parameters from their gradients, which are freed, unless these or the `losses` [N] are not finite.
@@ -103,18 +174,23 @@ class Updater:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         skipped = self.guard.check(losses, norm)
-        if self.clipper.mode != "none":
-            self.adamw.grad_scale = 1.0 / self.clipper.factor(norm)  # the fused kernel divides by it in its one pass
-        self.adamw.found_inf = skipped
-        self.adamw.step()
-        self.adamw.zero_grad(set_to_none=True)
+        # what the gradients are divided by: the fused kernel does so in its one pass
+        scale = None if self.clipper.mode == "none" else 1.0 / self.clipper.factor(norm)
+        for optimizer in self.optimizers.values():
+            if scale is not None:
+                optimizer.grad_scale = scale
+            optimizer.found_inf = skipped
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         return losses, norm, skipped
 
     def state_dict(self) -> dict:
-        return {"adamw": self.adamw.state_dict(), "clip": self.clipper.state_dict()}
+        states = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+        return {**states, "clip": self.clipper.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
-        self.adamw.load_state_dict(state["adamw"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state[name])
         self.clipper.load_state_dict(state["clip"])
 
 

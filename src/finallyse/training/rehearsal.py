@@ -145,7 +145,8 @@ def _step(trainer: BaseTrainer, sets: Mapping, item: Mapping, size: int) -> Step
     batch = Batch({key: _repeated(value, size, trainer.device) for key, value in item.items()}, ["made up"] * size)
     updaters = trainer.updaters().values()
     for updater in updaters:
-        updater.adamw.step = lambda: None  # the fused one takes no meta tensors, and nothing depends on it here
+        for optimizer in updater.optimizers.values():
+            optimizer.step = lambda: None  # the fused one takes no meta tensors, and nothing depends on it here
     parameters = [*trainer.generator.parameters(), *trainer.discriminators.parameters(), *wavlm]
     trainer.begin(0, 0)
     try:
