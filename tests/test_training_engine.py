@@ -86,6 +86,7 @@ def terminate() -> None:
 def test_a_killed_run_ends_as_one_never_killed(network, resources, tmp_path, monkeypatch):
     options = {"train__steps": 4, "train__checkpoint_step": 2, "train__clip__mode": "quantile"}
     options |= {"generator__ema_decay": 0.9, "data__num_workers": 2 if network == "hifigan" else 0}
+    options |= {"generator__optimizer__name": "adamw" if network == "hifigan" else "muon"}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert train(experiment(network, resources, whole, **options)) == 0
     for kill in (1, 4):
