@@ -260,7 +260,8 @@ def reach(model: Enhancer, wav: np.ndarray, level_db: float = -60.0, step: float
     differences are those of the worst `step` of all cuts, relative to the power of the output.
 
     Args:
-        wav: float32 [T] at `input_rate`, at least 8 s, of what the network is for: speech with noise.
+        wav: float32 [T] at `input_rate` of what the network is for: speech with noise. A third of it is the longest
+            reach that can be seen.
     """
     grid, factor = model.grid, model.factor
 

@@ -33,8 +33,8 @@ class Pretrained:
 PRETRAINED = {
     "small": Pretrained(
         sha256={
-            ".ckpt": "b34ef0d43951522fdfdf4cc5fb6319737703553579efce585398c7146cfbfa28",
-            ".onnx": "ef975bdc2caa6c1f3e9ad5c901ee0b5983506e2d9a898ef6e3dd980c83d6cf52",
+            ".ckpt": "697abb3df610e557d30f188cc6786b261359e76b238623e10eb82a1a35a91c64",
+            ".onnx": "9d2c14c761ef232e8a5b46deaaea119b263ebd3ffc1efac8dbe1dc09877cf71d",
         },
         summary="removes noise and moderate reverberation; complex mask of 0.70 M parameters, 16 kHz",
     ),
