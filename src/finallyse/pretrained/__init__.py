@@ -33,8 +33,8 @@ class Pretrained:
 PRETRAINED = {
     "small": Pretrained(
         sha256={
-            ".ckpt": "697abb3df610e557d30f188cc6786b261359e76b238623e10eb82a1a35a91c64",
-            ".onnx": "9d2c14c761ef232e8a5b46deaaea119b263ebd3ffc1efac8dbe1dc09877cf71d",
+            ".ckpt": "c81d725901266013bb55b23a5cf7b97d506df77799c5cff057da33933ec6bead",
+            ".onnx": "964392b2d5bd6e7e55eda934a812a28f5a027017f9d66a31cb98596825393815",
         },
         summary="removes noise and moderate reverberation; complex mask of 0.70 M parameters, 16 kHz",
     ),
