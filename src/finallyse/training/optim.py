@@ -151,14 +151,16 @@ class Updater:
             self.optimizers["adamw"] = torch.optim.AdamW(by_adamw, betas=tuple(optimizer.betas), fused=True, **common)
         if by_muon:
             self.optimizers["muon"] = Muon(by_muon, momentum=optimizer.momentum, **common)
-        self.lr = optimizer.lr
+
+    @property
+    def lr(self) -> float:
+        return next(iter(self.optimizers.values())).param_groups[0]["lr"]
 
     def begin(self, step: int, epoch: int) -> None:
         """Set the learning rate of `step`."""
-        self.lr = learning_rate(step, epoch, self.base_lr, self.scheduler)
         for optimizer in self.optimizers.values():
             for parameters in optimizer.param_groups:
-                parameters["lr"] = self.lr
+                parameters["lr"] = learning_rate(step, epoch, self.base_lr, self.scheduler)
 
     def update(self, losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Update the parameters from their gradients, which are freed, unless these or the `losses` [N] are not finite.
