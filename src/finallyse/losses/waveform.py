@@ -1,4 +1,4 @@
-"""Regression losses on the signal itself: waveform, level, and compressed spectra at several resolutions."""
+"""Regression losses on the signal itself: waveform, level, and compressed or logarithmic spectra."""
 
 from __future__ import annotations
 
@@ -135,3 +135,43 @@ class STFTLoss(nn.Module):
         magnitude = power.pow(self.compression / 2)
         factor = magnitude * power.rsqrt()
         return real * factor, imaginary * factor, magnitude
+
+
+@losses_registry.register("log_stft_loss")
+class LogSTFTLoss(nn.Module):
+    """mean(|log |S_hat| - log |S||) of spectra, in nepers (Parallel WaveGAN, arXiv 1910.11480, section 2.2).
+
+    A bin between words counts as much as one of speech: what `stft_loss` leaves of the noise there is what listeners,
+    and DNSMOS, notice next.
+
+    Args:
+        n_fft: window length, samples; the hop is a quarter of it.
+        floor_db: relative to the root mean square of `wav`, dB, negative: what is quieter hardly counts. Clips of less
+            than -70 dBFS count as if they had that level.
+
+    wav, wav_hat: [B, 1, T], any rate. Raises UserError for arguments out of range.
+    """
+
+    label = "log STFT"
+    needs = ("wav", "wav_hat")
+    sees_level = True
+    quietest = 1e-7  # power of a clip
+
+    def __init__(self, n_fft: int = 512, floor_db: float = -50.0):
+        super().__init__()
+        if n_fft < 16 or n_fft % 4:
+            raise UserError(f"log_stft_loss: n_fft={n_fft} must be a multiple of 4 of at least 16 samples")
+        if not -120 <= floor_db < 0:
+            raise UserError(f"log_stft_loss: floor_db={floor_db} must be negative, at least -120")
+        self.n_fft, self.floor = n_fft, 10 ** (floor_db / 10)
+
+    def forward(self, wav: Tensor, wav_hat: Tensor) -> Tensor:
+        with full_precision(wav_hat):
+            pair = wav.float().squeeze(1), wav_hat.float().squeeze(1)
+            gain = (pair[0].square().mean(1, keepdim=True) + self.quietest).rsqrt()
+            want, got = (self._log_power(x * gain) for x in pair)
+            return F.l1_loss(got, want) / 2
+
+    def _log_power(self, wav: Tensor) -> Tensor:
+        real, imaginary = torch.view_as_real(stft(wav, self.n_fft, self.n_fft // 4, center=True, normalized=True)).unbind(-1)
+        return torch.log(real.square() + imaginary.square() + self.floor)
