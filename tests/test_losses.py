@@ -141,6 +141,52 @@ def test_stft_loss_on_silence_and_with_wrong_arguments(clip):
             losses_registry["stft_loss"](**wrong)
 
 
+def test_log_stft_loss_is_its_definition_and_depends_on_no_common_gain(clip):
+    """Against SciPy's transform: mean |log magnitude| in nepers, of clips whose target has a root mean square of 1."""
+    import scipy.signal
+
+    hat = noisy(clip, 0.01)
+    gain = clip.square().mean().rsqrt()
+    powers = []
+    for wav in (gain * clip, gain * hat):
+        padded = np.pad(wav[0, 0].double().numpy(), 256, mode="reflect")
+        window = scipy.signal.windows.hann(512, sym=False)
+        frames = np.lib.stride_tricks.sliding_window_view(padded, 512)[::128]
+        powers.append(np.abs(np.fft.rfft(frames * window)) ** 2 / (window**2).sum())
+    want, got = (np.log(power + 1e-4) / 2 for power in powers)
+    loss = losses_registry["log_stft_loss"](floor_db=-40)
+    value = loss(wav=clip, wav_hat=hat).item()
+    assert value == pytest.approx(np.abs(got - want).mean(), rel=1e-4)
+    assert loss(wav=0.1 * clip, wav_hat=0.1 * hat).item() == pytest.approx(value, rel=0.01)
+
+
+def test_log_stft_loss_hears_noise_between_words(clip):
+    """Noise of -40 dB: in a pause it counts more than within speech; for the ratio of signal to noise, the same."""
+    speech = torch.cat([clip, torch.zeros_like(clip)], -1)
+    hiss = 0.01 * clip.square().mean().sqrt() * torch.randn_like(clip)
+    in_pause = torch.cat([clip, hiss], -1)
+    in_speech = torch.cat([clip + hiss, torch.zeros_like(clip)], -1)
+    log, snr = losses_registry["log_stft_loss"](), losses_registry["snr_loss"]()
+    assert log(wav=speech, wav_hat=in_pause) > 2 * log(wav=speech, wav_hat=in_speech)
+    assert snr(wav=speech, wav_hat=in_pause).item() == pytest.approx(snr(wav=speech, wav_hat=in_speech).item(), abs=0.2)
+
+
+def test_log_stft_loss_on_silence_and_with_wrong_arguments(clip):
+    loss = losses_registry["log_stft_loss"]()
+    for want in (clip, torch.zeros_like(clip)):
+        hat = torch.zeros_like(clip, requires_grad=True)
+        loss(wav=want, wav_hat=hat).backward()
+        assert hat.grad.isfinite().all()
+    assert loss(wav=clip, wav_hat=clip) == 0
+    for wrong, named in (
+        ({"n_fft": 510}, "n_fft=510"),
+        ({"floor_db": 0.0}, "floor_db=0.0"),
+        ({"floor_db": -200}, "-200"),
+    ):
+        with pytest.raises(UserError, match=named):
+            losses_registry["log_stft_loss"](**wrong)
+
+
 def test_l1_mel_loss(clip):
     hat = noisy(clip, 0.01)
     mel = LogMel(fmax=None)

@@ -141,8 +141,8 @@ class STFTLoss(nn.Module):
 class LogSTFTLoss(nn.Module):
     """mean(|log |S_hat| - log |S||) of spectra, in nepers (Parallel WaveGAN, arXiv 1910.11480, section 2.2).
 
-    A bin between words counts as much as one of speech: what `stft_loss` leaves of the noise there is what listeners,
-    and DNSMOS, notice next.
+    A bin between words counts as much as one of speech: noise that remains there is heard, and is little to a loss of
+    waveforms or compressed spectra.
 
     Args:
         n_fft: window length, samples; the hop is a quarter of it.
@@ -173,5 +173,6 @@ class LogSTFTLoss(nn.Module):
             return F.l1_loss(got, want) / 2
 
     def _log_power(self, wav: Tensor) -> Tensor:
-        real, imaginary = torch.view_as_real(stft(wav, self.n_fft, self.n_fft // 4, center=True, normalized=True)).unbind(-1)
+        spectrum = stft(wav, self.n_fft, self.n_fft // 4, center=True, normalized=True)
+        real, imaginary = torch.view_as_real(spectrum).unbind(-1)
         return torch.log(real.square() + imaginary.square() + self.floor)
