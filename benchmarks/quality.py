@@ -6,10 +6,13 @@
     python benchmarks/quality.py --quick                              # does it run? needs no data; numbers mean nothing
 
 Sets: mixtures of speech (Picovoice) and noise (ESC-10, Moodist) that no training used, at -5 to 20 dB, listed in
-`quality.mixtures.csv` beside the table; VoiceBank-DEMAND's test set where it is prepared; real recordings without a
-reference, given by --real. DIR holds recordings, or a folder `input` of them beside folders with others' outputs of the
-same names, or several such folders. The samples that the authors of FINALLY published are such a DIR; to fetch them:
+`quality.mixtures.csv` beside the table; VoiceBank-DEMAND's test set and, without references, 36 recordings that users
+of an assistant made on their own devices (Precise community data), where they are prepared; other real recordings
+without a reference, given by --real. DIR holds recordings, or a folder `input` of them beside folders with others'
+outputs of the same names, or several such folders. The samples that the authors of FINALLY published are such a DIR.
+To fetch both:
 
+    snakemake --cores 1 --configfile config/small.yaml resources/prepared/precise-community/16000/test.csv
     snakemake --cores 1 --configfile config/small.yaml \\
         resources/unpacked/finally-demo/.unpacked/12d95a1d775d40b42c7c93af36a5f4669436c9b4.tar.gz.txt
 
@@ -72,6 +75,7 @@ SPEECH, NOISES = "picovoice-intents", ("esc-10", "moodist")
 MIXTURES = "held-out speech (Picovoice’s intents) and noise (half ESC-10’s fold 5, half Moodist’s places and transport)"
 QUICK_MIXTURES = "the embedded speech and synthetic noise"
 REDISTRIBUTABLE = "esc-10"  # the page's noises
+COMMUNITY, COMMUNITY_PER_FOLDER, COMMUNITY_LEAST_S = "precise-community", 4, 2.0
 SNR_DB = (-5.0, 20.0)
 PEAK = 0.99
 SEED = 20
@@ -142,7 +146,7 @@ def run(options: argparse.Namespace, resources: Path, metrics: Sequence[str]) ->
     systems = load_systems(options.models, options.checkpoint)
     mixtures = plan_mixtures(resources, options.count)
     what = QUICK_MIXTURES if options.quick else MIXTURES
-    sets = [mixture_set(mixtures, resources, what), *voicebank_set(resources)]
+    sets = [mixture_set(mixtures, resources, what), *voicebank_set(resources), *community_set(resources)]
     if not options.quick or options.real:
         sets += real_sets(options.real or find_published_samples(resources))
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -362,6 +366,22 @@ def voicebank_set(resources: Path) -> list[TestSet]:
 
     note = f"The test set, {len(manifest)} utterances at {RATE // 1000} kHz."
     return [TestSet("VoiceBank-DEMAND", note, len(manifest), clips, [], True)]
+
+
+def community_set(resources: Path, seed: int = SEED) -> list[TestSet]:
+    """Recordings of users' own devices, the same number of every folder of Precise's community data, if prepared."""
+    path = resources / "prepared" / COMMUNITY / str(RATE) / "test.csv"
+    if not path.is_file():
+        return []
+    manifest = Manifest(path)
+    folders: dict[Path, dict[str, Path]] = {}
+    for index in map(int, np.random.default_rng(seed).permutation(len(manifest))):
+        file = manifest.path(index)
+        chosen = folders.setdefault(file.parent, {})
+        if manifest.samples[index] >= COMMUNITY_LEAST_S * RATE and len(chosen) < COMMUNITY_PER_FOLDER:
+            chosen[manifest.name(index)] = file
+    files = {name: file for _, chosen in sorted(folders.items()) for name, file in chosen.items()}
+    return [_recordings("Real recordings: users' own devices", files, {})]
 
 
 def find_published_samples(resources: Path) -> Path | None:

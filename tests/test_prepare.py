@@ -109,6 +109,10 @@ PUBLISHED = {
     "moodist": [
         f"moodist-1/public/sounds/{name}.mp3" for name in ("rain/rain", "urban/road", "places/cafe", "noise/pink")
     ],
+    "precise-community": [
+        f"Precise-Community-Data-1/{name}.wav"
+        for name in ("computer/en/computer-en-1", "not-wake-words/es/no-1", "x/1")
+    ],
     "finally-demo": [f"finally-demo-1/samples/real_data/{folder}/0.wav" for folder in ("input", "output")],
 }
 
@@ -133,13 +137,14 @@ def test_published_layouts(corpus, tmp_path):
         **{"vctk": 6, "voicebank": 8, "libritts-r": 9, "daps": 6, "dns5-noise": 7, "dns5-rooms": 6, "micirp": 3},
         **{"simulated-rooms": 3, "picovoice-intents": 4, "picovoice-wake-words": 2, "kerstin": 1, "nathalie": 1},
         **{"kathleen": 1, "flemishguy": 2, "festvox-ru": 1, "asterisk-sounds": 3},
-        **{"esc-10": 8, "noisekun": 1, "blanket": 1, "moodist": 3, "finally-demo": 1},
+        **{"esc-10": 8, "noisekun": 1, "blanket": 1, "moodist": 3, "precise-community": 2, "finally-demo": 1},
     }
     assert len(table) == expected[corpus]
     groups = defaultdict(set)
     for row in table:
         assert (tmp_path / "out" / row["path"]).is_file() and row["rate"] == "16000"
-        labelled = CORPORA[corpus].kind in ("speech", "pairs") and not corpus.startswith(("picovoice", "finally-demo"))
+        unlabelled = ("picovoice", "precise-community", "finally-demo")
+        labelled = CORPORA[corpus].kind in ("speech", "pairs") and not corpus.startswith(unlabelled)
         assert bool(row["speaker"]) == labelled
         group = {"dns5-rooms": Path(row["path"]).parent, "dns5-noise": row["path"].rpartition("_")[0]}.get(corpus)
         groups[row["speaker"] or group or row["path"]].add(row["split"])

@@ -99,6 +99,26 @@ def test_real_recordings_with_the_outputs_of_others(tmp_path, resources):
         quality.real_sets(tmp_path / "nowhere")
 
 
+def test_recordings_of_users_devices_are_as_many_of_each_folder(tmp_path, speech_16k):
+    assert quality.community_set(tmp_path) == [], "not prepared"
+    folder = tmp_path / "prepared" / "precise-community" / "16000"
+    long, short = np.resize(speech_16k, 40000), np.resize(speech_16k, 20000)
+    names = [(f"wav/{part}/en/{n}.wav", long) for part in ("a", "b") for n in range(6)] + [
+        ("wav/a/en/short.wav", short)
+    ]
+    for name, wav in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        quality.write_wav(folder / name, wav, 16000)
+    rows = [{"path": name, "samples": len(wav), "rate": 16000, "split": "test"} for name, wav in names]
+    quality.write_csv(folder / "test.csv", quality.MANIFEST_COLUMNS, rows)
+    (test_set,) = quality.community_set(tmp_path)
+    clips = list(test_set.clips())
+    assert test_set.count == len(clips) == 8 and not test_set.has_reference
+    assert all(len(clip.noisy) == 40000 and clip.clean is None for clip in clips)
+    assert sum(clip.name.startswith("a_") for clip in clips) == 4
+    assert [clip.name for clip in clips] == [clip.name for clip in quality.community_set(tmp_path)[0].clips()]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Scores
 

@@ -168,6 +168,9 @@ CORPORA: dict[str, Corpus] = {
         reserved=("test", lambda path: re.search(r"(?:^|/)(?:places|transport)/[^/]+$", path) is not None),
     ),
     # only to measure with
+    "precise-community": Corpus(
+        "speech", published=r"(?:^|/)(?P<name>[\w-]+/[a-z]{2}(?:-[a-z]{2})?/[^/]+\.wav)$", rest="test"
+    ),
     "finally-demo": Corpus("speech", published=r"(?:^|/)samples/(?P<name>\w+/input/[^/]+\.wav)$", rest="test"),
 }
 
