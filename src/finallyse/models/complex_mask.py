@@ -120,7 +120,7 @@ class ComplexMaskGenerator(Generator):
         dilations: list[int] = (1, 2, 4, 8, 16, 1, 2, 4, 8, 16),
         blocks_ahead: int = 3,
         means: list[int] = (4, 16, 64),
-        postfilter: float = 0.004,
+        postfilter: float = 0.002,
     ):
         super().__init__()
         if patch < 1 or not channels or BINS % (patch << (len(channels) - 1)):
