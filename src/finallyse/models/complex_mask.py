@@ -94,10 +94,6 @@ class ComplexMaskGenerator(Generator):
         blocks_ahead: the first so many blocks see as far ahead as back; the others see only back.
         means: numbers of frames, rising powers of two, of the means. By default a frame depends on 180 earlier and 7
             later ones (2.88 s and 0.112 s).
-        postfilter: b of a postfilter, used outside training: a factor of power p <= 1 is multiplied by
-            (1 + b) p / (p + b), so that what is mostly removed is removed still more, and what is kept stays; as in
-            PercepNet (arXiv 2008.04259). A network that is trained to be right on average leaves noise between
-            words. 0: none.
 
     Shapes: wav [B, 1, T] -> wav [B, 1, T], 16 kHz, any T >= 1. Raises UserError for another shape, and for arguments
     out of range.
@@ -120,7 +116,6 @@ class ComplexMaskGenerator(Generator):
         dilations: list[int] = (1, 2, 4, 8, 16, 1, 2, 4, 8, 16),
         blocks_ahead: int = 3,
         means: list[int] = (4, 16, 64),
-        postfilter: float = 0.002,
     ):
         super().__init__()
         if patch < 1 or not channels or BINS % (patch << (len(channels) - 1)):
@@ -140,9 +135,7 @@ class ComplexMaskGenerator(Generator):
             )
         if any(count < 2 or count & (count - 1) for count in means) or list(means) != sorted(set(means)):
             raise UserError(f"complex_mask_gen: means={list(means)} must be rising powers of two")
-        if not 0 <= postfilter < 1:
-            raise UserError(f"complex_mask_gen: postfilter={postfilter} is a power gain, at least 0 and less than 1")
-        self.patch, self.means, self.postfilter = patch, list(means), postfilter
+        self.patch, self.means = patch, list(means)
         # What all blocks see, and half a window; the other half, of the synthesis, is measured to be below -60 dB.
         ahead = sum(dilations[:blocks_ahead])
         self.reach_ahead = HOP * ahead + SIZE // 2
@@ -199,9 +192,4 @@ class ComplexMaskGenerator(Generator):
         x = self.last(x + self.skips[-1](outputs[0]))
         real, imaginary = x.permute(0, 2, 3, 1).reshape(batch, frames, BINS, 2).float().unbind(-1)
         factor = (1 + (real.square() + imaginary.square()) / self.gain**2).rsqrt()
-        real, imaginary = real * factor, imaginary * factor
-        if self.postfilter and not self.training:
-            power = (real.square() + imaginary.square()).clamp(max=1)
-            factor = (1 + self.postfilter) * power / (power + self.postfilter)
-            real, imaginary = real * factor, imaginary * factor
-        return torch.stack([real, imaginary], -1)
+        return torch.stack([real * factor, imaginary * factor], -1)

@@ -34,7 +34,7 @@ PRETRAINED = {
     "small": Pretrained(
         sha256={
             ".ckpt": "c81d725901266013bb55b23a5cf7b97d506df77799c5cff057da33933ec6bead",
-            ".onnx": "28115cec4f0b15d3e36f003aca6d15c0b8c76b129d3d96d598f284fecb1a0634",
+            ".onnx": "964392b2d5bd6e7e55eda934a812a28f5a027017f9d66a31cb98596825393815",
         },
         summary="removes noise and moderate reverberation; complex mask of 0.70 M parameters, 16 kHz",
     ),
