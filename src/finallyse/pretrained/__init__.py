@@ -33,8 +33,8 @@ class Pretrained:
 PRETRAINED = {
     "small": Pretrained(
         sha256={
-            ".ckpt": "c81d725901266013bb55b23a5cf7b97d506df77799c5cff057da33933ec6bead",
-            ".onnx": "964392b2d5bd6e7e55eda934a812a28f5a027017f9d66a31cb98596825393815",
+            ".ckpt": "d49530b11f3141dab0008554b101e98f5cb55d9b3de701e0a71d077318ef2b81",
+            ".onnx": "49e784aab384d525cd12ef941a57e8f821ceec453f66e0a4787bad1864b3b2c7",
         },
         summary="removes noise and moderate reverberation; complex mask of 0.70 M parameters, 16 kHz",
     ),
