@@ -693,7 +693,7 @@ def heading(options: argparse.Namespace, systems: Sequence[System]) -> list[str]
         f"{datetime.datetime.now(datetime.UTC):%d %B %Y}.",
         "",
         f"To repeat: `pip install --no-deps -r requirements-bench.txt`, "
-        f"`snakemake --cores 2 --configfile config/small.yaml data`, `{command}`.",
+        f"`snakemake --cores 2 --configfile config/small.yaml data`, `{command}`; what else to fetch: `--help`.",
         "",
         "Means over the recordings ± their 95 % intervals (Student's t). DNSMOS: P.835. Higher is better throughout.",
         "",
