@@ -20,8 +20,6 @@ from finallyse.models.base import Generator
 from finallyse.models.inputs import check_shape
 
 SLOPE = 0.1  # of the leaky ReLUs
-SIZE, HOP = 1024, 256  # of the spectrum, samples
-BINS = SIZE // 2  # all but that of 0 Hz, which is removed
 
 
 class DilatedBlock(nn.Module):
@@ -90,10 +88,11 @@ class ComplexMaskGenerator(Generator):
         channels: channels of the encoder's layers; each layer but the first halves the number of bands.
         width: channels of the net over time, per frame.
         hidden: channels within its blocks.
-        dilations: distance of the three frames that each block combines, in frames of 16 ms.
+        dilations: distance of the three frames that each block combines, in frames.
         blocks_ahead: the first so many blocks see as far ahead as back; the others see only back.
         means: numbers of frames, rising powers of two, of the means. By default a frame depends on 180 earlier and 7
             later ones (2.88 s and 0.112 s).
+        n_fft: window of the spectrum, samples, a multiple of 128; the hop is a quarter of it, by default 16 ms.
 
     Shapes: wav [B, 1, T] -> wav [B, 1, T], 16 kHz, any T >= 1. Raises UserError for another shape, and for arguments
     out of range.
@@ -101,7 +100,6 @@ class ComplexMaskGenerator(Generator):
 
     paper = "arXiv 1809.07454"
     input_kind = "wav"
-    alignment = 4 * HOP
     power = 0.3
     floor = 1e-7  # of the power of a bin: bounds the gradient of silence
     gain = 2.0  # the mask's magnitude is less
@@ -116,12 +114,17 @@ class ComplexMaskGenerator(Generator):
         dilations: list[int] = (1, 2, 4, 8, 16, 1, 2, 4, 8, 16),
         blocks_ahead: int = 3,
         means: list[int] = (4, 16, 64),
+        n_fft: int = 1024,
     ):
         super().__init__()
-        if patch < 1 or not channels or BINS % (patch << (len(channels) - 1)):
+        if n_fft < 128 or n_fft % 128:
+            raise UserError(f"complex_mask_gen: n_fft={n_fft} must be a multiple of 128 samples, at least 128")
+        self.n_fft, self.hop = n_fft, n_fft // 4
+        self.bins = n_fft // 2  # all but that of 0 Hz, which is removed
+        if patch < 1 or not channels or self.bins % (patch << (len(channels) - 1)):
             raise UserError(
                 f"complex_mask_gen: patch={patch} with {len(channels)} layers: patch times 2 for every layer but the "
-                f"first must divide {BINS} bins"
+                f"first must divide {self.bins} bins"
             )
         if not dilations or min(dilations) < 1:
             raise UserError(f"complex_mask_gen: dilations={list(dilations)} must be numbers of frames, at least one")
@@ -138,11 +141,11 @@ class ComplexMaskGenerator(Generator):
         self.patch, self.means = patch, list(means)
         # What all blocks see, and half a window; the other half, of the synthesis, is measured to be below -60 dB.
         ahead = sum(dilations[:blocks_ahead])
-        self.reach_ahead = HOP * ahead + SIZE // 2
+        self.reach_ahead = self.hop * ahead + n_fft // 2
         back = ahead + 2 * sum(dilations[blocks_ahead:]) + max(means, default=1) - 1
-        self.reach_back = HOP * back + SIZE // 2
+        self.reach_back = self.hop * back + n_fft // 2
         layers = list(itertools.pairwise(channels))
-        bands = BINS // (patch << len(layers))  # of the innermost layer
+        bands = self.bins // (patch << len(layers))  # of the innermost layer
         self.encoder = nn.ModuleList(
             [
                 FrequencyConv((3 + len(means)) * patch, channels[0]),
@@ -159,6 +162,10 @@ class ComplexMaskGenerator(Generator):
         self.last = FrequencyConv(channels[0], 2 * patch)
         self._start_as_identity()
 
+    @property
+    def alignment(self) -> int:
+        return self.n_fft
+
     def _start_as_identity(self) -> None:
         nn.init.zeros_(self.last.weight)
         real = (1 - self.gain**-2) ** -0.5  # which `mask` makes 1
@@ -167,19 +174,19 @@ class ComplexMaskGenerator(Generator):
 
     def forward(self, wav: Tensor) -> Tensor:
         check_shape("complex_mask_gen", wav, 1, "wav [B, 1, T] at 16 kHz")
-        spectrum = stft(wav[:, 0], SIZE, HOP, center=True).transpose(1, 2)[..., 1:]
+        spectrum = stft(wav[:, 0], self.n_fft, self.hop, center=True).transpose(1, 2)[..., 1:]
         masked = spectrum * torch.view_as_complex(self.mask(torch.view_as_real(spectrum)))
-        return istft(F.pad(masked, (1, 0)).transpose(1, 2), SIZE, HOP, wav.shape[-1]).unsqueeze(1)
+        return istft(F.pad(masked, (1, 0)).transpose(1, 2), self.n_fft, self.hop, wav.shape[-1]).unsqueeze(1)
 
     def mask(self, spectrum: Tensor) -> Tensor:
-        """The mask for the bins of a spectrum: float [B, frames, 512, real and imaginary part] -> the same shape."""
+        """The mask for the bins of a spectrum: float [B, frames, bins, real and imaginary part] -> the same shape."""
         batch, frames = spectrum.shape[:2]
         real, imaginary = spectrum.unbind(-1)
         power = real.square() + imaginary.square() + self.floor
         magnitude = power.pow(self.power / 2)
         factor = magnitude * power.rsqrt()
         seen = [real * factor, imaginary * factor, magnitude, *means_of_last(magnitude, self.means)]
-        x = torch.stack(seen, -1).reshape(batch * frames, 1, BINS // self.patch, -1).permute(0, 3, 1, 2)
+        x = torch.stack(seen, -1).reshape(batch * frames, 1, self.bins // self.patch, -1).permute(0, 3, 1, 2)
         outputs = []
         for conv in self.encoder:
             x = F.leaky_relu(conv(x), SLOPE)
@@ -190,6 +197,6 @@ class ComplexMaskGenerator(Generator):
         for conv, skip, output in zip(self.decoder, self.skips[:-1], reversed(outputs[1:]), strict=True):
             x = F.leaky_relu(spread(conv(x + skip(output))), SLOPE)
         x = self.last(x + self.skips[-1](outputs[0]))
-        real, imaginary = x.permute(0, 2, 3, 1).reshape(batch, frames, BINS, 2).float().unbind(-1)
+        real, imaginary = x.permute(0, 2, 3, 1).reshape(batch, frames, self.bins, 2).float().unbind(-1)
         factor = (1 + (real.square() + imaginary.square()) / self.gain**2).rsqrt()
         return torch.stack([real * factor, imaginary * factor], -1)
