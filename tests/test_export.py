@@ -46,6 +46,7 @@ NETWORKS = {
     **{name: (name, SMALL[name]) for name in SMALL if name.endswith("_gen")},
     "finally_48k": ("finally_gen", SMALL["finally_gen"] | UPSAMPLING),
     "bare": ("a2a_hifi++_gen", SMALL["a2a_hifi++_gen"] | {"use_spectralmasknet": False, "waveunet_input": "waveform"}),
+    "short_windows": ("complex_mask_gen", SMALL["complex_mask_gen"] | {"n_fft": 384}),
     "compressed": ("a2a_hifi++_gen", SMALL["a2a_hifi++_gen"] | {"spectralmasknet_compression": 0.3}),
 }
 

@@ -229,18 +229,21 @@ def test_the_complex_mask_cannot_more_than_double_a_bin():
     assert 1.9 < mask.square().sum(-1).sqrt().max() <= 2 + 1e-6
 
 
-def test_the_complex_mask_looks_ahead_as_far_as_its_blocks_say():
+@pytest.mark.parametrize("n_fft", [1024, 512])
+def test_the_complex_mask_looks_ahead_as_far_as_its_blocks_say(n_fft):
     """Two of its four blocks see 1 and 2 frames to either side, the others 2 and 4 frames back, and what they see are
-    means of up to 4 frames. The windows are seen as a whole, and those with a sample in them begin or end up to 1023
-    samples from it."""
-    model = build("complex_mask_gen").eval()
+    means of up to 4 frames. The windows are seen as a whole, and those with a sample in them begin or end up to a
+    window, less one sample, from it."""
+    model = build("complex_mask_gen", n_fft=n_fft).eval()
     wav = torch.randn(1, 1, 20480, requires_grad=True)
-    middle, ahead = 10240, (1 + 2) * 256 + 1024
+    middle, hop = 10240, n_fft // 4
+    ahead, back = (1 + 2) * hop + n_fft, (3 + 2 + 4 + 3) * hop
     (gradient,) = torch.autograd.grad(model(wav)[0, 0, middle].square(), wav)
     touched = gradient[0, 0].nonzero()[:, 0]
-    assert middle + ahead - 512 < touched.max() < middle + ahead
-    assert middle - (3 + 2 + 4 + 3) * 256 - 1024 < touched.min() < middle - (3 + 2 + 4 + 3) * 256
-    assert (model.reach_back, model.reach_ahead) == (12 * 256 + 512, 3 * 256 + 512)
+    assert middle + ahead - n_fft // 2 < touched.max() < middle + ahead
+    assert middle - back - n_fft < touched.min() < middle - back
+    assert (model.reach_back, model.reach_ahead) == (back + n_fft // 2, 3 * hop + n_fft // 2)
+    assert model.alignment % hop == 0
 
 
 @pytest.mark.parametrize("frames", [1, 3, 40])
@@ -259,7 +262,9 @@ def test_means_of_the_last_frames_that_there_are(frames):
                                             ({"hidden": -1}, "hidden=-1"), ({"blocks_ahead": 5}, "blocks_ahead=5"),
                                             ({"blocks_ahead": -1}, "blocks_ahead=-1"),
                                             ({"means": [3]}, "means=[3]"), ({"means": [4, 2]}, "rising"),
-                                            ({"means": [1]}, "powers of two")])  # fmt: skip
+                                            ({"means": [1]}, "powers of two"), ({"n_fft": 1000}, "n_fft=1000"),
+                                            ({"n_fft": 0}, "n_fft=0"),
+                                            ({"n_fft": 128, "patch": 32}, "must divide 64")])  # fmt: skip
 def test_wrong_arguments_of_the_complex_mask(changes, named):
     with pytest.raises(UserError, match=rf"^complex_mask_gen: .*{re.escape(named)}"):
         build("complex_mask_gen", **changes)
