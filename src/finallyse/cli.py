@@ -154,7 +154,7 @@ def _add_live(parser: ArgumentParser) -> dict[str, str]:
     group.add_argument(
         "--live-channels", type=positive, default=1, metavar="N", help="in and out (default: %(default)s)"
     )
-    text = "what is heard of the future: 0.04 (default): latency 0.14 s; 0.144: 0.24 s, and the output is as of a file"
+    text = "what is heard of the future: 0.04 (default): latency 0.14 s; 0.136: 0.24 s, and the output is as of a file"
     group.add_argument("--lookahead", type=float, default=0.04, metavar="S", help=text)
     text = "the network runs once in a multiple of this (default: %(default)s); longer: less work, more latency"
     group.add_argument("--live-block", type=float, default=0.02, metavar="S", help=text)

@@ -52,7 +52,7 @@ class Stream:
         peak: the largest magnitude that the whole signal will have, for networks that were trained at a fixed peak; the
             output is that of `model.enhance` if it is right.
         repeats: how often a sample is computed on the average, at most: more give a lower latency, and need a faster
-            machine. None: `model.repeats`, 33 for the network that comes with the package, 7 for others.
+            machine. None: `model.repeats`, 27 for the network that comes with the package, 7 for others.
 
     Attributes:
         latency: s; the output for a moment is returned at the latest when so much after it has been pushed. The time

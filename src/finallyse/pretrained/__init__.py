@@ -33,8 +33,8 @@ class Pretrained:
 PRETRAINED = {
     "small": Pretrained(
         sha256={
-            ".ckpt": "d49530b11f3141dab0008554b101e98f5cb55d9b3de701e0a71d077318ef2b81",
-            ".onnx": "49e784aab384d525cd12ef941a57e8f821ceec453f66e0a4787bad1864b3b2c7",
+            ".ckpt": "95694fb43d025329c74bddee60a512cf7398c42159f86cc04025bb3aaa1c9d99",
+            ".onnx": "a6b50e6748f6264ca81c05daa53810625e12c0aad477fffcc4cc93d26c240ae8",
         },
         summary="removes noise and moderate reverberation; complex mask of 0.70 M parameters, 16 kHz",
     ),
