@@ -145,7 +145,7 @@ def lag_table(arguments: argparse.Namespace, wav: np.ndarray) -> list[str]:
         "| finallyse enhance --live | latency, ms | lag, ms: median | 95 % | 99 % | most |",
         "|---|---|---|---|---|---|",
     ]
-    for words in ([], ["--lookahead", "0.02"], ["--lookahead", "0.08"], ["--lookahead", "0.144"]):
+    for words in ([], ["--lookahead", "0.02"], ["--lookahead", "0.08"], ["--lookahead", "0.136"]):
         lag, latency = measure_lag(arguments, np.resize(wav, round(arguments.seconds * RATE)), words)
         found = " | ".join(f"{value:.0f}" for value in np.percentile(1e3 * lag, [50, 95, 99, 100]))
         lines.append(f"| {' '.join(words) or 'as it is'} | {latency} | {found} |")

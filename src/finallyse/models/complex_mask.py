@@ -103,7 +103,7 @@ class ComplexMaskGenerator(Generator):
     power = 0.3
     floor = 1e-7  # of the power of a bin: bounds the gradient of silence
     gain = 2.0  # the mask's magnitude is less
-    repeats = 27  # of a stream, which is about half of one core
+    repeats = 27  # of a stream: a fifth of one core
 
     def __init__(
         self,

@@ -33,8 +33,8 @@ class Pretrained:
 PRETRAINED = {
     "small": Pretrained(
         sha256={
-            ".ckpt": "95694fb43d025329c74bddee60a512cf7398c42159f86cc04025bb3aaa1c9d99",
-            ".onnx": "a6b50e6748f6264ca81c05daa53810625e12c0aad477fffcc4cc93d26c240ae8",
+            ".ckpt": "3b1dc4bf560552183cf4c10d9f53c1609c07c259b1d49237498f446b9371098a",
+            ".onnx": "d545b9b94deddd41c5574b9de3e337d25cd1899af5bd4ee8780aff36c7fa55c0",
         },
         summary="removes noise and moderate reverberation; complex mask of 0.70 M parameters, 16 kHz",
     ),
